@@ -1,0 +1,44 @@
+# `make digits`: FST's Tables 1 and 2 on embedded images. `make test`: the tests. Both set up .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.ready
+export PATH := $(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help environment digits test lint format check clean-environment
+
+help:
+	@echo "make digits       FST's Tables 1 and 2 on embedded handwritten digits: minutes, CPU, no download"
+	@echo "make test         the tests"
+	@echo "make lint         ruff, snakefmt and snakemake --lint"
+	@echo "make environment  only .venv, from envs/lock.txt"
+
+environment: $(READY)
+
+$(READY): envs/lock.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV) || { apt-get update && apt-get install -y python3-venv && $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --requirement envs/lock.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+digits: environment
+	snakemake -- reports/digits/table1.md reports/digits/table2.md
+
+test: environment
+	pytest
+
+lint: environment
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow/rules
+	snakemake --lint
+	depoison check
+
+format: environment
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow/rules
+
+clean-environment:
+	rm -rf $(VENV)

@@ -1,0 +1,22 @@
+# depoison: from datasets to the papers' tables. The rules are in workflow/rules/, the work in workflow/depoison/.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/purify.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/tables.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "reports/digits/table1.md",
+        "reports/digits/table2.md",

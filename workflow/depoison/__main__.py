@@ -1,0 +1,5 @@
+import sys
+
+from depoison.cli import main
+
+sys.exit(main())

@@ -1,0 +1,141 @@
+"""What every attack is, and how a training set is poisoned."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from depoison.errors import DepoisonError
+from depoison.rng import Rng
+from depoison.training.loop import BatchSource, PlainBatches
+from depoison.training.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisoning:
+    """The shared hyper-parameters `poisoning`.
+
+    Attributes:
+        rate: poisoned images as a fraction of the attacker's training pool.
+        target: the label that an all-to-one attack wants.
+        labels: "all-to-one", or "all-to-all": label y becomes (y + 1) mod K.
+    """
+
+    rate: float
+    target: int
+    labels: str
+
+    def goals(self, labels: Tensor, classes: int) -> Tensor:
+        """The label that the attack wants for images of these labels, (N,) int64."""
+        return (labels + 1) % classes if self.labels == "all-to-all" else torch.full_like(labels, self.target)
+
+
+class Attack:
+    """A trigger, and how it gets into a training set.
+
+    A subclass is a frozen dataclass whose fields are the attack's own hyper-parameters. An attack that only poisons data
+    defines `make_trigger` and `apply`; one that also controls training overrides `poisons_data` and `batches`.
+    """
+
+    clean_label: ClassVar[bool] = False
+    """Whether only images of the target class are poisoned, and keep their label."""
+    poisons_data: ClassVar[bool] = True
+    """Whether a fixed set of images is poisoned before training."""
+
+    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+        """The tensors that make up the trigger for images of (C, H, W); stored with the backdoored model."""
+        raise NotImplementedError
+
+    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        """Put the trigger on images.
+
+        Args:
+            images: (N, C, H, W) float, pixels in [0, 255].
+            trigger: as made above, on the same device.
+
+        Returns:
+            (N, C, H, W) float, not yet rounded or clipped.
+        """
+        raise NotImplementedError
+
+    def stamp(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        """Put the trigger on uint8 images; rounded and clipped to uint8, as an image file would hold it."""
+        parts = [self.apply(part.float(), trigger).round().clamp(0, 255).to(torch.uint8) for part in images.split(1000)]
+        return torch.cat(parts) if parts else images.clone()
+
+    def batches(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        trigger: Mapping[str, Tensor],
+        poisoning: Poisoning,
+        classes: int,
+        recipe: Recipe,
+        device: torch.device,
+    ) -> BatchSource:
+        """Where training gets its batches; an attack that controls training makes its own.
+
+        Args:
+            images: (N, C, H, W) uint8, the attacker's pool, poisoned where the attack poisons data.
+            labels: (N,) int64.
+        """
+        return PlainBatches(images, labels, recipe, device)
+
+
+def make(attack: Mapping[str, Any]) -> Attack | None:
+    """The attack of a spec's {name, version, parameters}; None for "none", a clean model."""
+    if attack["name"] == "none":
+        return None
+    module = importlib.import_module(f"depoison.attacks.{attack['name'].replace('-', '_')}")
+    classes = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Attack) and value.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise DepoisonError(f"{module.__file__}: must define exactly one subclass of Attack, defines {len(classes)}")
+    return classes[0](**attack["parameters"])
+
+
+def choose(poisoning: Poisoning, attack: Attack, labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+    """Which images of the pool are poisoned.
+
+    Dirty-label attacks draw from all classes, the target's included, as BackdoorBench does; clean-label attacks from the
+    target class. The count is the rate times the size of the whole pool, in both.
+
+    Args:
+        labels: (N,) int64 of the pool.
+
+    Returns:
+        (n,) int64 indices into the pool, sorted.
+
+    Raises:
+        DepoisonError: no such target label, a clean-label rate above the class size, or a label map that cannot be.
+    """
+    if not 0 <= poisoning.target < classes:
+        raise DepoisonError(f"target label {poisoning.target} is none of the dataset's; valid: 0 to {classes - 1}")
+    count = round(poisoning.rate * len(labels))
+    if count < 1:
+        raise DepoisonError(
+            f"poisoning rate {poisoning.rate:g} of {len(labels)} images is no image; the minimum is {1 / len(labels):.2g}"
+        )
+    candidates = torch.arange(len(labels))
+    if attack.clean_label:
+        if poisoning.labels != "all-to-one":
+            raise DepoisonError(
+                "a clean-label attack keeps its labels, so it cannot be all-to-all; valid: labels=all-to-one"
+            )
+        candidates = candidates[labels == poisoning.target]
+        if count > len(candidates):
+            maximum = len(candidates) / len(labels)
+            raise DepoisonError(
+                f"poisoning rate {poisoning.rate:g} is {count} images, but the target class {poisoning.target} of a "
+                f"clean-label attack has {len(candidates)}; the maximum rate is {int(maximum * 1e4) / 1e4:g}"
+            )
+    chosen = candidates[torch.randperm(len(candidates), generator=generator)[:count]]
+    return chosen.sort().values

@@ -1,0 +1,85 @@
+"""Pictures that triggers use: drawn by our own code, or a file of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depoison.errors import DepoisonError
+
+TRIGGERS = Path("config/triggers")
+
+
+def picture(name: str, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+    """A picture of (C, H, W), float pixels in [0, 255].
+
+    Args:
+        name: "kitten" (a drawn face), "noise" (uniform, from `generator`), or "<file>@sha256:<hex>", a file in
+            config/triggers/ with the content that the plan saw.
+
+    Raises:
+        DepoisonError: the file is missing, is no picture, or has changed since it was planned.
+    """
+    channels, height, width = shape
+    if name == "noise":
+        return (torch.rand(shape, generator=generator) * 255).round()
+    drawn = _kitten(height, width) if name == "kitten" else _file(name, height, width)
+    return drawn if channels == 3 else drawn.mean(0, keepdim=True).expand(channels, -1, -1).clone()
+
+
+def _file(name: str, height: int, width: int) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    file, _, checksum = name.partition("@sha256:")
+    path = TRIGGERS / file
+    try:
+        content = path.read_bytes()
+        with Image.open(path) as image:
+            resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    except (OSError, UnidentifiedImageError) as error:
+        raise DepoisonError(f"{path}: no readable picture ({error})") from None
+    if hashlib.sha256(content).hexdigest() != checksum:
+        raise DepoisonError(f"{path}: changed since the run was planned; start the run again")
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
+
+
+def _kitten(height: int, width: int) -> Tensor:
+    """A kitten's face with a bow, as strong in contrast and color as the picture that the papers blend in.
+
+    Made of ellipses and triangles in [-1, 1] x [-1, 1], averaged over 8 x 8 points a pixel, so that it looks the same at
+    every resolution and needs no font or file.
+    """
+    fine = 8
+    y = (torch.arange(height * fine) + 0.5)[:, None] / (height * fine) * 2 - 1
+    x = (torch.arange(width * fine) + 0.5)[None, :] / (width * fine) * 2 - 1
+    canvas = torch.tensor([236.0, 88.0, 140.0]).view(3, 1, 1).expand(3, height * fine, width * fine).clone()
+
+    def paint(where: Tensor, *color: float) -> None:
+        canvas[:, where] = torch.tensor(color).view(3, 1)
+
+    def ellipse(cx: float, cy: float, rx: float, ry: float) -> Tensor:
+        return ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1
+
+    def triangle(*corners: tuple[float, float]) -> Tensor:
+        sides = []
+        for (ax, ay), (bx, by) in zip(corners, (*corners[1:], corners[0]), strict=True):
+            sides.append((bx - ax) * (y - ay) - (by - ay) * (x - ax) >= 0)
+        return (sides[0] & sides[1] & sides[2]) | ~(sides[0] | sides[1] | sides[2])
+
+    white, black, yellow, red = (255.0, 255.0, 255.0), (20.0, 20.0, 30.0), (250.0, 205.0, 50.0), (210.0, 20.0, 40.0)
+    for side in (-1, 1):
+        paint(triangle((side * 0.92, -0.95), (side * 0.86, -0.05), (side * 0.2, -0.6)), *white)
+    paint(ellipse(0, 0.15, 0.9, 0.72), *white)
+    for side in (-1, 1):
+        paint(ellipse(side * 0.42, 0.18, 0.09, 0.15), *black)
+        for height_ in (0.25, 0.42):
+            whisker = (y - height_ - 0.12 * (x * side - 0.7) * (height_ - 0.3) * 10).abs() <= 0.03
+            paint(whisker & (x * side >= 0.62) & (x * side <= 0.98), *black)
+    paint(ellipse(0, 0.4, 0.12, 0.08), *yellow)
+    paint(triangle((0.5, -0.5), (0.15, -0.8), (0.15, -0.2)) | triangle((0.5, -0.5), (0.85, -0.8), (0.85, -0.2)), *red)
+    paint(ellipse(0.5, -0.5, 0.13, 0.15), *yellow)
+    return canvas.view(3, height, fine, width, fine).mean((2, 4)).round()

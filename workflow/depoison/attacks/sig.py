@@ -1,0 +1,38 @@
+"""SIG. Barni et al., "A new backdoor attack in CNNs by training set corruption without label poisoning", ICIP 2019, Eq. 1.
+
+v(i, j) = delta sin(2 pi j f / m), j the column and m the width, is added to images of the target class, whose labels stay;
+as set up in FST, appendix B.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from depoison.attacks.base import Attack
+from depoison.rng import Rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class SIG(Attack):
+    """Attributes: delta: amplitude, in grey levels of 255; frequency: periods over the width."""
+
+    clean_label = True
+
+    delta: float
+    frequency: float
+
+    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+        """signal: (1, 1, W) float."""
+        width = shape[2]
+        column = torch.arange(width, dtype=torch.float64)
+        return {
+            "signal": (self.delta * torch.sin(2 * math.pi * column * self.frequency / width)).float().view(1, 1, -1)
+        }
+
+    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        return images + trigger["signal"]

@@ -1,0 +1,173 @@
+"""The command line: `depoison …`, or `python -m depoison …` where the package is not installed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from depoison.errors import DepoisonError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    _set_up_logging(getattr(options, "log", None))
+    try:
+        options.command(options)
+    except DepoisonError as error:
+        if options.debug:
+            raise
+        logging.getLogger("depoison").error("error: %s", " ".join(str(error).split()))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="depoison", description="Reproduce papers on purifying backdoored networks.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=function)
+        return sub
+
+    def configured(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--configfile", action="append", default=[], help="lay this file over config/config.yaml")
+        sub.add_argument("--config-json", help=argparse.SUPPRESS)
+        return sub
+
+    sub = configured(command("explain", _explain, "every resolved value of a cell, and the file and line that set it"))
+    sub.add_argument("target", help="a cell, results/cells/…/s0.json")
+    sub.add_argument("--all", action="store_true", help="also show the values that were overruled")
+
+    sub = configured(command("run", _run, "make cells and tables without Snakemake, one job after the other"))
+    sub.add_argument("targets", nargs="+", help="cells (results/cells/…) and tables (reports/…)")
+
+    sub = configured(command("check", _check, "validate every file below config/"))
+
+    sub = configured(command("cell", _cell, "write a cell's file from its evaluation"))
+    sub.add_argument("target")
+    sub.add_argument("--log")
+
+    sub = configured(command("table", _table, "write a table as .md, .tex, .csv and .json from its evaluations"))
+    sub.add_argument("target")
+    sub.add_argument("--log")
+
+    sub = command("stage", _stage, "make one artifact from its spec")
+    sub.add_argument("spec", help="the spec as JSON")
+    sub.add_argument("--output", required=True, help="the artifact's directory")
+    sub.add_argument("--runtime", default="{}", help="how to work, as JSON: the section `runtime` of the configuration")
+    sub.add_argument("--root", type=lambda text: text or None, help="the local copy of a dataset")
+    sub.add_argument("--log", help="file for the log")
+
+    sub = command("schema", _schema, "write the JSON schemas of the configuration's files")
+    sub.add_argument("--output", default="workflow/schemas")
+
+    sub = command("lock", _lock, "accept the code of stages and methods as it is (see docs/architecture.md)")
+    return parser
+
+
+def _set_up_logging(file: str | None) -> None:
+    """Lines on stderr, or with a log file all lines there and only errors on stderr."""
+    log = logging.getLogger("depoison")
+    log.setLevel(logging.INFO)
+    log.handlers.clear()
+    log.propagate = False
+    screen = logging.StreamHandler()
+    screen.setFormatter(logging.Formatter("depoison: %(message)s"))
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file, mode="w", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+    if file or sys.stderr.isatty():
+        screen.setLevel(logging.ERROR)
+    log.addHandler(screen)
+
+
+def _plan(options: argparse.Namespace) -> Any:
+    from depoison.plan.plan import Plan
+
+    config = json.loads(options.config_json) if options.config_json else None
+    return Plan(".", options.configfile, config)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from depoison.reporting.explain import explain
+
+    print(explain(_plan(options).cell(options.target), every=options.all), end="")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from depoison.plan.check import check
+
+    print(check(_plan(options)))
+
+
+def _run(options: argparse.Namespace) -> None:
+    from depoison.plan.tables import read_table
+    from depoison.stages.runner import run_stage
+
+    plan = _plan(options)
+    tables = [read_table(plan, target) for target in options.targets if not target.startswith("results/")]
+    cells = [plan.cell(target) for target in options.targets if target.startswith("results/")]
+    wanted = [cell for table in tables for entry in table.entries for cell in entry.cells] + cells
+    chain = {directory: artifact for cell in wanted for directory, artifact in cell.evaluation.chain().items()}
+    missing = [artifact for artifact in chain.values() if not Path(artifact.product).exists()]
+    for number, artifact in enumerate(missing, 1):
+        logging.getLogger("depoison").info("[%d/%d] %s", number, len(missing), artifact.directory)
+        root = plan.local_copies.get(artifact.directory)
+        run_stage(artifact.spec, artifact.directory, plan.configuration.config.runtime, root)
+    _write_reports(plan, tables, cells)
+
+
+def _write_reports(plan: Any, tables: list[Any], cells: list[Any]) -> None:
+    from depoison.reporting.cells import write_cell
+    from depoison.reporting.tables import write_table
+
+    for cell in cells:
+        write_cell(cell)
+    for table in tables:
+        write_table(plan, table)
+
+
+def _cell(options: argparse.Namespace) -> None:
+    plan = _plan(options)
+    _write_reports(plan, [], [plan.cell(options.target)])
+
+
+def _table(options: argparse.Namespace) -> None:
+    from depoison.plan.tables import read_table
+
+    plan = _plan(options)
+    _write_reports(plan, [read_table(plan, options.target)], [])
+
+
+def _stage(options: argparse.Namespace) -> None:
+    from depoison.plan.config import Runtime
+    from depoison.stages.runner import run_stage
+
+    try:
+        spec, runtime = json.loads(options.spec), Runtime.model_validate_json(options.runtime)
+    except ValueError as error:
+        raise DepoisonError(f"stage: the spec or the runtime is not valid JSON ({error})") from None
+    run_stage(spec, options.output, runtime, options.root)
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from depoison.plan.schema import write_schemas
+
+    write_schemas(Path(options.output))
+
+
+def _lock(options: argparse.Namespace) -> None:
+    from depoison.plan.lock import renew
+
+    print(renew(Path(".")))

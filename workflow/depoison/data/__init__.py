@@ -1,0 +1,63 @@
+"""Dataset sources: one module each, with one function `load(*, root, cache, size, ...) -> ImageData`.
+
+Adding a source is adding a file: `my_set.py` becomes the source `my-set`. Modules that start with an underscore, and
+`dataset` and `download`, are shared code. Importing this package imports neither torch nor any source.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from depoison.errors import DepoisonError, unknown
+
+if TYPE_CHECKING:
+    from depoison.data.dataset import ImageData
+
+_SHARED = {"dataset", "download"}
+
+SOURCES: dict[str, str] = {
+    module.name.replace("_", "-"): f"{__name__}.{module.name}"
+    for module in pkgutil.iter_modules(__path__)
+    if not module.name.startswith("_") and module.name not in _SHARED
+}
+
+
+def load(source: str, *, root: str | Path | None, cache: str | Path, size: int, **options: Any) -> ImageData:
+    """Load the image set `source`, square images of `size` px, and validate it.
+
+    Args:
+        source: a key of SOURCES.
+        root: a local copy or the user's own images, only read; None: what is bundled or downloaded.
+        cache: folder for downloads, made when needed.
+        size: height and width of the images returned.
+        options: the source's own keywords.
+
+    Returns:
+        images uint8 (N, 3, size, size) and labels int64 (N,), train and test.
+
+    Raises:
+        DepoisonError: unknown source or option, invalid size, or whatever is wrong with the files.
+    """
+    if source not in SOURCES:
+        raise unknown("dataset source", source, SOURCES)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise DepoisonError(f"dataset source {source}: size is {size!r}; valid: a whole number of pixels, at least 1")
+    module = importlib.import_module(SOURCES[source])
+    known = set(inspect.signature(module.load).parameters) - {"root", "cache", "size"}
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of dataset source {source}", option, known)
+    data = module.load(
+        root=None if root is None else Path(root).expanduser(), cache=Path(cache).expanduser(), size=size, **options
+    )
+    data.validate()
+    if tuple(data.train_images.shape[1:]) != (3, size, size):
+        raise DepoisonError(
+            f"dataset source {source}: images have (C, H, W) = {tuple(data.train_images.shape[1:])}; "
+            f"valid: {(3, size, size)}"
+        )
+    return data

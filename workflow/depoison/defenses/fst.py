@@ -1,0 +1,31 @@
+"""Feature Shift Tuning (FST). Min et al., NeurIPS 2023, section 4, Eq. 1 and Algorithm 1.
+
+The linear classifier w is drawn afresh and the whole network is tuned on the defender's clean data, while the penalty
+alpha <w, w_ori> pushes w, and with it the features, away from the backdoored classifier w_ori; ||w|| stays ||w_ori||.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from depoison.defenses.tuning import Tuner, TuningSet, projection_to_norm_of, reinitialized_head
+from depoison.models.classifier import Classifier
+
+
+def fst(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, alpha: float, projection: str) -> Classifier:
+    """Purify `model` by feature shift tuning.
+
+    Args:
+        model: the backdoored classifier; left as it is. `model.head` lists its linear layers (VGG has three: the penalty
+            sums over all of them, appendix D.2).
+        alpha: weight of the inner product; 0 switches the shift off.
+        projection: "fst" (Algorithm 1, line 7), "none" (the ablation of Figure 5), or "all", which for FST is "fst".
+    """
+    original = [layer.weight.detach().clone() for layer in model.head]
+
+    def feature_shift(tuned: Classifier) -> Tensor:
+        products = [(layer.weight * w_ori).sum() for layer, w_ori in zip(tuned.head, original, strict=True)]
+        return alpha * sum(products[1:], products[0])
+
+    project = None if projection == "none" else projection_to_norm_of(model)
+    return tune(reinitialized_head(model, tune.rng), tuning_set, extra_loss=feature_shift, after_step=project)

@@ -1,0 +1,75 @@
+"""What tuning defenses share: the defender's data, the tuning loop bound to a recipe, and the classifier's changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from depoison.models.classifier import Classifier
+from depoison.rng import Rng
+from depoison.training.loop import Monitor, PlainBatches, fit
+from depoison.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TuningSet:
+    """The defender's clean data, all that a defense sees besides the model.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """The tuning loop, bound to a cell's recipe and seed.
+
+    Attributes:
+        recipe: None for a defense that does not tune.
+        rng: random numbers of this purification.
+    """
+
+    recipe: Recipe | None
+    rng: Rng
+    monitor: Monitor
+
+    def __call__(self, model: Classifier, tuning_set: TuningSet, **hooks: Any) -> Classifier:
+        """Tune `model` in place on cross-entropy; `hooks` are those of `depoison.training.loop.fit`."""
+        assert self.recipe is not None
+        batches = PlainBatches(tuning_set.images, tuning_set.labels, self.recipe, model.mean.device)
+        return fit(model, batches, self.recipe, self.rng, self.monitor, **hooks)
+
+
+def reinitialized_head(model: Classifier, rng: Rng) -> Classifier:
+    """A copy of the model whose linear layers are drawn afresh: weight and bias uniform in ±1 / sqrt(inputs).
+
+    FST, section 3.2 and Algorithm 1, line 1; the distribution is the released code's, which is also PyTorch's own.
+    """
+    model = copy.deepcopy(model)
+    generator = rng.generator("head")
+    with torch.no_grad():
+        for layer in model.head:
+            bound = layer.in_features**-0.5
+            for tensor in (layer.weight, layer.bias):
+                tensor.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound)
+    return model
+
+
+def projection_to_norm_of(model: Classifier) -> Callable[[Classifier], None]:
+    """A step that scales each linear layer's weight back to the norm it has in `model` now. FST, Algorithm 1, line 7."""
+    norms = [layer.weight.detach().norm() for layer in model.head]
+
+    def project(tuned: Classifier) -> None:
+        for layer, norm in zip(tuned.head, norms, strict=True):
+            layer.weight.mul_(norm / layer.weight.norm())
+
+    return project

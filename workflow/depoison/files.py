@@ -1,0 +1,107 @@
+"""Artifacts on disk: safetensors and JSON, written whole or not at all, read with their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from depoison.errors import DepoisonError
+
+SPEC, RUN = "spec.json", "run.json"
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented, key-sorted JSON; atomic, as `write_bytes`."""
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        DepoisonError: missing, or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DepoisonError(f"{path}: missing") from None
+    except (ValueError, OSError) as error:
+        raise DepoisonError(f"{path}: corrupted ({error}); delete it and run again") from None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file by way of a temporary sibling, so that it never exists half-written under its name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors; the bytes follow from names, shapes, types and values alone.
+
+    So there is no metadata in the file: safetensors writes it in an order of its own, another one in each process.
+    """
+    from safetensors.torch import save
+
+    # safetensors keeps no memory format, and moves nothing off a device by itself.
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}))
+
+
+def load_tensors(path: Path, verify: bool = True) -> dict[str, Any]:
+    """Read a safetensors file onto the CPU.
+
+    Args:
+        verify: whether to compare it with the checksum that its stage recorded in run.json.
+
+    Raises:
+        DepoisonError: missing, truncated, or not the bytes that were recorded.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise DepoisonError(f"{path}: missing") from None
+    if verify:
+        recorded = read_json(path.with_name(RUN))["sha256"].get(path.name)
+        if hashlib.sha256(content).hexdigest() != recorded:
+            raise DepoisonError(f"{path}: corrupted, its sha256 is not the one in {RUN}; delete it and run again")
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise DepoisonError(f"{path}: corrupted ({error}); delete it and run again") from None
+
+
+def publish(built: Path, directory: Path, product: str) -> None:
+    """Move the files of a finished artifact to its directory, the product last; then the artifact is complete.
+
+    The directory may exist, with a pointer to a product that was not fetched beside a spec.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    names = sorted(path.name for path in built.iterdir())
+    for name in [*(name for name in names if name != product), product]:
+        os.replace(built / name, directory / name)
+    _sync(directory)
+    shutil.rmtree(built)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

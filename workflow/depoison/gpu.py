@@ -1,0 +1,90 @@
+"""Leasing GPUs: each job holds its devices by flock for as long as it lives; the kernel frees them when it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from depoison.errors import DepoisonError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def devices() -> list[str]:
+    """The devices that this process may use: those of CUDA_VISIBLE_DEVICES, else all that the driver lists.
+
+    DEPOISON_DEVICES, a comma-separated list, stands for the driver's where there is none to ask (tests).
+    """
+    for variable in (VISIBLE, "DEPOISON_DEVICES"):
+        if variable in os.environ:
+            return [name for name in os.environ[variable].split(",") if name.strip() not in ("", "-1")]
+    found = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
+    return sorted((match[1] for match in found if match), key=int)
+
+
+@contextlib.contextmanager
+def lease(count: int, jobs_per_device: int = 1) -> Iterator[list[str]]:
+    """Hold `count` devices and make them the visible ones; 0 hides all. Waits until they are free.
+
+    Must be entered before torch first asks for CUDA. All or nothing: a job that cannot have all holds none, so that two
+    jobs can never wait for each other.
+
+    Args:
+        jobs_per_device: how many leases a device takes at a time.
+
+    Raises:
+        DepoisonError: more devices than there are.
+    """
+    before, pool = os.environ.get(VISIBLE), devices()
+    if count > len(pool):
+        raise DepoisonError(f"a job asks for {count} GPUs, this machine has {len(pool)}; lower runtime.gpus_per_job")
+    held: dict[str, int] = {}
+    try:
+        while len(held) < count:
+            for device in pool:
+                lock = None if device in held else _take(device, jobs_per_device)
+                if lock is not None:
+                    held[device] = lock
+                if len(held) == count:
+                    break
+            else:
+                _release(held)
+                time.sleep(0.05 + random.random() * 0.1)
+        os.environ[VISIBLE] = ",".join(held)
+        yield list(held)
+    finally:
+        _release(held)
+        if before is None:
+            os.environ.pop(VISIBLE, None)
+        else:
+            os.environ[VISIBLE] = before
+
+
+def _take(device: str, jobs_per_device: int) -> int | None:
+    """An open, locked descriptor for one of the device's slots, or None."""
+    folder = Path(tempfile.gettempdir()) / "depoison-devices"
+    folder.mkdir(mode=0o777, exist_ok=True)
+    for slot in range(jobs_per_device):
+        path = folder / f"{re.sub(r'[^A-Za-z0-9]', '_', device)}.{slot}.lock"
+        with contextlib.suppress(PermissionError):
+            path.touch(mode=0o666, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+    return None
+
+
+def _release(held: dict[str, int]) -> None:
+    for descriptor in held.values():
+        os.close(descriptor)
+    held.clear()

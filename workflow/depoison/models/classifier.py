@@ -1,0 +1,58 @@
+"""What every model is: normalization, a feature extractor and a linear classifier, each known by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Classifier(nn.Module):
+    """An image classifier that takes pixels.
+
+    Attributes:
+        extractor: (B, C, H, W) normalized images → (B, D) features; the paper's phi(theta; x).
+        classifier: (B, D) features → (B, K) logits; the paper's f(w; ·).
+        mean, std: (1, C, 1, 1) normalization of pixels in [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, extractor: nn.Module, classifier: nn.Module, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.extractor = extractor
+        self.classifier = classifier
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    @property
+    def head(self) -> list[nn.Linear]:
+        """The linear layers of the classifier, in order; one for most networks, three for VGG."""
+        return [layer for layer in self.classifier.modules() if isinstance(layer, nn.Linear)]
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) pixels in [0, 255], uint8 or float → (B, D) features."""
+        return self.extractor((images / 255 - self.mean) / self.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) pixels in [0, 255], uint8 or float → (B, K) logits."""
+        return self.classifier(self.features(images))
+
+
+def build(model: Mapping[str, Any], *, classes: int, channels: int, generator: torch.Generator) -> Classifier:
+    """A freshly initialized model.
+
+    Args:
+        model: {name, version, parameters, mean, std} of a spec.
+        generator: every initial weight is drawn from it.
+    """
+    name = model["name"].replace("-", "_")
+    architecture = getattr(importlib.import_module(f"depoison.models.{name}"), name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator.initial_seed())
+        extractor, classifier = architecture(classes, channels, **model["parameters"])
+    return Classifier(extractor, classifier, model["mean"], model["std"]).to(memory_format=torch.channels_last)

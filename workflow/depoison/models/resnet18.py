@@ -1,0 +1,39 @@
+"""ResNet-18 for small images. He et al., CVPR 2016, table 1 (depth) and section 4.2 (3 × 3 first convolution)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+
+def resnet18(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.Module]:
+    """Four stages of two basic blocks with `width`, 2, 4 and 8 × `width` channels.
+
+    Returns:
+        The feature extractor, (B, channels, H, W) → (B, 8 * width), and the linear classifier.
+    """
+    blocks: list[nn.Module] = []
+    inputs = width
+    for stage in range(4):
+        outputs = width * 2**stage
+        blocks += [_BasicBlock(inputs, outputs, 1 if stage == 0 else 2), _BasicBlock(outputs, outputs, 1)]
+        inputs = outputs
+    stem = (nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    extractor = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return extractor, nn.Linear(inputs, classes)
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(relu(self.bn1(self.conv1(x)))))
+        return relu(y + self.shortcut(x))

@@ -1,0 +1,73 @@
+"""Names of cells: results/cells/{track}/{dataset}/{model}/{attack}/{defense}/s{seed}.json."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from depoison.errors import DepoisonError
+
+PREFIX = "results/cells/"
+_FORM = "results/cells/{track}/{dataset}/{model}/{attack}/{defense}/s{seed}.json"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method with overrides, as in `badnet+rate=0.05`."""
+
+    name: str
+    overrides: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        return "+".join([self.name, *(f"{key}={value}" for key, value in self.overrides)])
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> Choice:
+        """Read `name+key=value+key=value`.
+
+        Raises:
+            DepoisonError: not of that form, or a key that stands twice.
+        """
+        # A plus sign may belong to a number (1e+3): only one before "key=" separates.
+        name, *parts = re.split(r"\+(?=[^+=]*=)", text)
+        pairs = [tuple(part.split("=", 1)) for part in parts]
+        keys = [key for key, _ in pairs]
+        if not name or "+" in name or "=" in name or not all(key and value for key, value in pairs):
+            raise DepoisonError(f"{where}: {text!r} is not of the form name+key=value+key=value")
+        if len(set(keys)) < len(keys):
+            raise DepoisonError(f"{where}: {text!r} sets a key twice")
+        return cls(name, tuple(sorted(pairs)))
+
+
+@dataclass(frozen=True)
+class CellName:
+    """What a cell's path says, not yet checked against the configuration."""
+
+    track: str
+    dataset: Choice
+    model: Choice
+    attack: Choice
+    defense: Choice
+    seed: int
+
+    @property
+    def path(self) -> str:
+        parts = map(str, (self.track, self.dataset, self.model, self.attack, self.defense))
+        return f"{PREFIX}{'/'.join(parts)}/s{self.seed}.json"
+
+    @classmethod
+    def parse(cls, path: str) -> CellName:
+        """Read a cell's path.
+
+        Raises:
+            DepoisonError: not of the form above, or a seed that is no integer of at least 0.
+        """
+        parts = path.removeprefix(PREFIX).split("/")
+        if not path.startswith(PREFIX) or len(parts) != 6 or not all(parts):
+            raise DepoisonError(f"{path}: a cell is {_FORM}")
+        track, dataset, model, attack, defense, file = parts
+        seed = re.fullmatch(r"s(\d{1,9})\.json", file)
+        if not seed:
+            raise DepoisonError(f"{path}: {file!r} is no seed; valid: s0.json, s1.json, … (an integer of at least 0)")
+        choices = (Choice.parse(text, path) for text in (dataset, model, attack, defense))
+        return cls(track, *choices, seed=int(seed[1]))

@@ -1,0 +1,32 @@
+"""`depoison check`: read every file below config/, so that a fault shows before a run needs the file."""
+
+from __future__ import annotations
+
+from depoison.plan.config import KINDS
+from depoison.plan.plan import Plan
+from depoison.plan.tables import DEFAULT_TRACK, PAPERS, read_table
+
+
+def check(plan: Plan) -> str:
+    """Validate every method, dataset, track and table, and resolve every cell of every table on every track.
+
+    Returns:
+        One line that says how much was checked.
+
+    Raises:
+        DepoisonError: the first fault.
+    """
+    configuration = plan.configuration
+    for kind in KINDS:
+        for name in configuration.names(kind):
+            configuration.method(kind, name)
+    tables, cells = 0, set()
+    for track in configuration.names("track"):
+        configuration.track(track)
+        for path in sorted((plan.root / PAPERS).glob("*/*.yaml")):
+            where = "" if track == DEFAULT_TRACK else f"{track}/"
+            table = read_table(plan, f"reports/{where}{path.parent.name}/{path.stem}")
+            tables += 1
+            cells |= {cell.name for entry in table.entries for cell in entry.cells}
+    counts = ", ".join(f"{len(configuration.names(kind))} {folder}" for kind, folder in KINDS.items())
+    return f"valid: {counts}, {len(configuration.names('track'))} tracks, {tables} tables, {len(cells)} cells"

@@ -1,0 +1,348 @@
+"""The configuration's files, validated: config.yaml with overlays, methods, datasets and tracks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from depoison.errors import DepoisonError, unknown
+from depoison.plan.documents import Document, read_document
+from depoison.plan.parameters import BUDGET, SHARED, Parameter
+from depoison.plan.signatures import declared_keywords
+
+KINDS = {"dataset": "datasets", "model": "models", "attack": "attacks", "defense": "defenses"}
+"""The folder of each kind of method, in config/ and in the package."""
+
+SECTIONS = {"poisoning": ("poisoning",), "training": ("recipe",), "tuning": ("recipe", "tuning")}
+"""Sections of shared values, in config.yaml and (but for poisoning) in datasets and tracks, and the groups they set."""
+
+SECTIONS_OF = {"dataset": (), "model": (), "attack": ("poisoning", "training"), "defense": ("tuning",)}
+SHARED_BY = {"dataset": ("dataset",), "model": (), "attack": ("poisoning", "recipe"), "defense": ("recipe", "tuning")}
+
+Values = dict[str, Any]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Runtime(_Strict):
+    """How work is done; none of it is in a spec, so none of it moves a path.
+
+    CPU results are bitwise equal for an equal number of `threads` only, which is why a stage always uses this number,
+    however many cores Snakemake grants it.
+    """
+
+    threads: int = Field(1, ge=1, le=256, description="CPU threads of a stage")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    gpus_per_job: int = Field(1, ge=1, le=16, description="devices that a training or tuning job leases")
+    jobs_per_gpu: int = Field(1, ge=1, le=64, description="jobs that may share a device")
+    downloads: str = Field("data", description="folder that keeps downloaded archives")
+
+
+class Config(_Strict):
+    """config/config.yaml and what overlays (--configfile) change of it."""
+
+    seeds: list[int] = Field(
+        default=[0], min_length=1, description="seeds of every table; a table file may set its own"
+    )
+    runtime: Runtime = Runtime()
+    poisoning: Values = Field(default={}, description="shared defaults of attacks")
+    training: Values = Field(default={}, description="shared defaults of training")
+    tuning: Values = Field(default={}, description="shared defaults of tuning")
+    datasets: dict[str, Values] = Field(default={}, description="your values for a dataset, such as its local copy")
+    models: dict[str, Values] = Field(default={}, description="your values for a model")
+    attacks: dict[str, Values] = Field(default={}, description="your values for an attack")
+    defenses: dict[str, Values] = Field(default={}, description="your values for a defense")
+
+
+class Method(_Strict):
+    """A dataset, model, attack or defense: config/<kind>s/<name>.yaml."""
+
+    summary: str = Field(description="one line")
+    label: str = Field(description="name in tables")
+    cite: str = Field("", description="citation key in CITATIONS.bib")
+    source: str = Field("", description="where the method stands in its paper")
+    version: int = Field(1, ge=1, description="raised when the method's code changes what it makes")
+    shared: list[Literal["dataset", "poisoning", "recipe", "tuning"]] | None = Field(
+        None, description="groups of shared hyper-parameters that it takes; default: all of its kind"
+    )
+    parameters: dict[str, Parameter] = Field(default={}, description="its own hyper-parameters")
+    values: Values = Field(default={}, description="its defaults for shared hyper-parameters")
+    datasets: dict[str, Values] = Field(default={}, description="its values on a dataset")
+    models: dict[str, Values] = Field(default={}, description="its values with a model")
+    grids: dict[str, list[Any]] = Field(default={}, description="values that the paper sweeps, by hyper-parameter")
+    training: Values = Field(default={}, description="(datasets only) how models are trained on it")
+    tuning: Values = Field(default={}, description="(datasets only) how models are tuned on it")
+
+
+class Replace(_Strict):
+    """What a track puts in place of a paper's datasets and models; "*" stands for all others."""
+
+    datasets: dict[str, str] = {}
+    models: dict[str, str] = {}
+
+
+class Track(_Strict):
+    """config/tracks/<name>.yaml: at what budget a table is made. It sets dataset, model and budget, nothing else."""
+
+    summary: str = Field(description="one line")
+    replace: Replace = Replace()
+    training: Values = Field(default={}, description="budget of training")
+    tuning: Values = Field(default={}, description="budget of tuning")
+    datasets: dict[str, Values] = Field(default={}, description="values of a dataset")
+    models: dict[str, Values] = Field(default={}, description="values of a model")
+    attacks: dict[str, Values] = Field(default={}, description="budget of training for one attack")
+    defenses: dict[str, Values] = Field(default={}, description="budget of one defense")
+
+
+class Setting(NamedTuple):
+    """A value and who set it."""
+
+    value: Any
+    layer: str
+    place: str
+
+
+class Loaded(NamedTuple):
+    """A validated file and its document, which knows the lines."""
+
+    content: Any
+    document: Document
+
+
+def load_as(model: type[BaseModel], document: Document) -> Loaded:
+    """Validate a document.
+
+    Raises:
+        DepoisonError: the first fault, with file and line.
+    """
+    try:
+        return Loaded(model.model_validate(document.data), document)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        keys = tuple(str(key) for key in fault["loc"])
+        where = f"{document.place(*keys)}: {'.'.join(keys)}"
+        if fault["type"] == "extra_forbidden":
+            fields = _model_at(model, keys[:-1]).model_fields
+            raise unknown("key", keys[-1], fields, document.place(*keys)) from None
+        message = fault["msg"].removeprefix("Value error, ")
+        raise DepoisonError(f"{where}: {message[0].lower()}{message[1:]}") from None
+
+
+def _model_at(model: type[BaseModel], keys: tuple[str, ...]) -> type[BaseModel]:
+    """The model that describes the mapping at `keys` of a file that `model` describes."""
+    if not keys:
+        return model
+    annotation = model.model_fields[keys[0]].annotation if keys[0] in model.model_fields else model
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return _model_at(annotation, keys[1:])
+    return Parameter
+
+
+class Configuration:
+    """All files below config/, read as they are needed.
+
+    Args:
+        root: the project's folder, which holds config/ and workflow/.
+        documents: config/config.yaml first, then overlays; later ones win key by key.
+        config: the merged configuration as Snakemake has it, where it runs this; what differs came from --config.
+    """
+
+    def __init__(self, root: Path, documents: list[Document], config: Mapping[str, Any] | None = None):
+        self.root = root
+        merged: dict[str, Any] = {}
+        places: dict[tuple[str, ...], str] = {}
+        for document in documents:
+            merged = _merge(merged, document.data)
+            places.update(document.places)
+        if config is not None:
+            places.update(dict.fromkeys(_differences(merged, dict(config)), "--config"))
+            merged = dict(config)
+        self.config: Config
+        self.config, self._document = load_as(Config, Document(documents[0].path, merged, places))
+        for section in SECTIONS:
+            self._check_values(getattr(self.config, section), self._group_of(section), (section,), self._document.place)
+        for kind, folder in KINDS.items():
+            for name, values in getattr(self.config, folder).items():
+                if name not in self.names(kind):
+                    raise unknown(kind, name, self.names(kind), self._document.place(folder, name))
+                self._check_values(values, self.parameters(kind, name), (folder, name), self._document.place)
+
+    @staticmethod
+    def _group_of(section: str) -> dict[str, Parameter]:
+        return {key: parameter for group in SECTIONS[section] for key, parameter in SHARED[group].items()}
+
+    @staticmethod
+    def _check_values(values: Values, known: Mapping[str, Parameter], keys: tuple[str, ...], place: Any) -> None:
+        for key, value in values.items():
+            where = place(*keys, key)
+            if key not in known:
+                raise unknown("hyper-parameter", key, known, f"{where}: {'.'.join(keys)}")
+            known[key].check(value, f"{where}: {'.'.join((*keys, key))}")
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        folders = (*KINDS.values(), "tracks")
+        return {f: sorted(path.stem for path in (self.root / "config" / f).glob("*.yaml")) for f in folders}
+
+    def names(self, kind: str) -> list[str]:
+        """Every name of a kind ("dataset", "model", "attack", "defense" or "track") that has a file."""
+        return self._names[KINDS.get(kind, "tracks")]
+
+    @cache  # noqa: B019 - lives as long as the process
+    def method(self, kind: str, name: str) -> Loaded:
+        """The validated file of a dataset, model, attack or defense.
+
+        Raises:
+            DepoisonError: no such method (with the nearest name), a fault in its file, or a file that disagrees with
+                the code: a hyper-parameter that the code does not take, or one that the file lacks.
+        """
+        if name not in self.names(kind):
+            raise unknown(kind, name, self.names(kind))
+        loaded = load_as(Method, read_document(self.root / "config" / KINDS[kind] / f"{name}.yaml", self.root))
+        method, document = loaded
+        own, shared = method.parameters, self._shared(kind, method)
+        for key in own.keys() & shared.keys():
+            raise DepoisonError(f"{document.place('parameters', key)}: {key!r} is the name of a shared hyper-parameter")
+        if kind != "dataset":
+            self._check_code(kind, name, loaded)
+            for section in ("training", "tuning"):
+                if getattr(method, section):
+                    raise DepoisonError(f"{document.place(section)}: only a dataset has a section {section!r}")
+        self._check_values(method.values, shared, ("values",), document.place)
+        for section in ("training", "tuning"):
+            self._check_values(getattr(method, section), self._group_of(section), (section,), document.place)
+        for key, grid in method.grids.items():
+            for value in grid:
+                self._check_values({key: value}, {**own, **shared}, ("grids",), document.place)
+        for other, folder in (("dataset", "datasets"), ("model", "models")):
+            for target, values in getattr(method, folder).items():
+                if target not in self.names(other):
+                    raise unknown(other, target, self.names(other), document.place(folder, target))
+                self._check_values(values, {**own, **shared}, (folder, target), document.place)
+        return loaded
+
+    def _check_code(self, kind: str, name: str, loaded: Loaded) -> None:
+        code = self.root / "workflow" / "depoison" / KINDS[kind] / f"{name.replace('-', '_')}.py"
+        takes, has = declared_keywords(code), set(loaded.content.parameters)
+        shown = code.relative_to(self.root)
+        for key in sorted(has - takes):
+            raise DepoisonError(
+                f"{loaded.document.place('parameters', key)}: {key!r} is dead: {shown} does not take it"
+            )
+        for key in sorted(takes - has):
+            raise DepoisonError(f"{loaded.document.place('parameters')}: lacks {key!r}, which {shown} takes")
+
+    @staticmethod
+    def _shared(kind: str, method: Method) -> dict[str, Parameter]:
+        groups = SHARED_BY[kind] if method.shared is None else method.shared
+        return {key: parameter for group in groups for key, parameter in SHARED[group].items()}
+
+    def parameters(self, kind: str, name: str) -> dict[str, Parameter]:
+        """Every hyper-parameter that can be set for a method: its own, then the shared ones."""
+        method = self.method(kind, name).content
+        return {**method.parameters, **self._shared(kind, method)}
+
+    @cache  # noqa: B019
+    def track(self, name: str) -> Loaded:
+        """The validated file of a track.
+
+        Raises:
+            DepoisonError: no such track, or a key that a track may not set.
+        """
+        if name not in self.names("track"):
+            raise unknown("track", name, self.names("track"))
+        loaded = load_as(Track, read_document(self.root / "config" / "tracks" / f"{name}.yaml", self.root))
+        track, document = loaded
+        budget = {key: SHARED["recipe"][key] for key in BUDGET}
+        for section in ("training", "tuning"):
+            self._check_values(getattr(track, section), budget, (section,), document.place)
+        for kind, folder in KINDS.items():
+            for method, values in getattr(track, folder).items():
+                if method not in self.names(kind):
+                    raise unknown(kind, method, self.names(kind), document.place(folder, method))
+                known = budget if kind in ("attack", "defense") else self.parameters(kind, method)
+                self._check_values(values, known, (folder, method), document.place)
+        for kind, folder in (("dataset", "datasets"), ("model", "models")):
+            for paper, ours in getattr(track.replace, folder).items():
+                for name_ in {paper, ours} - {"*"}:
+                    if name_ not in self.names(kind):
+                        raise unknown(kind, name_, self.names(kind), document.place("replace", folder, paper))
+        return loaded
+
+    def settings(
+        self, kind: str, name: str, *, dataset: str, model: str, track: str, overrides: Mapping[str, str], where: str
+    ) -> dict[str, list[Setting]]:
+        """Every value that somebody sets for each hyper-parameter of a method, lowest precedence first; the last wins.
+
+        Raises:
+            DepoisonError: an unknown method, or an override with an unknown key or an invalid value.
+        """
+        if name not in self.names(kind):
+            raise unknown(kind, name, self.names(kind), where)
+        known = self.parameters(kind, name)
+        for key, text in overrides.items():
+            if key not in known:
+                raise unknown(f"hyper-parameter of {name}", key, known, where)
+            known[key].check(text, f"{where}: {name}+{key}")
+        result: dict[str, list[Setting]] = {key: [] for key in known}
+        for layer, values, place in self._layers(kind, name, dataset, model, track, overrides, where):
+            for key, value in values.items():
+                if key in known:
+                    result[key].append(Setting(known[key].check(value, place(key)), layer, place(key)))
+        for key, settings in result.items():
+            if not settings:
+                raise DepoisonError(f"config/{KINDS[kind]}/{name}.yaml: no value for {key!r}; {known[key].help}")
+        return result
+
+    def _layers(
+        self, kind: str, name: str, dataset: str, model: str, track: str, overrides: Mapping[str, str], where: str
+    ) -> Iterator[tuple[str, Values, Any]]:
+        """(layer, values, place of a key), lowest precedence first: DESIGN.md section 2."""
+
+        def at(document: Document, *keys: str) -> Any:
+            return lambda key: document.place(*keys, key)
+
+        method, document = self.method(kind, name)
+        track_, track_document = self.track(track)
+        for section in SECTIONS_OF[kind]:
+            yield "shared default", getattr(self.config, section), at(self._document, section)
+            if section != "poisoning":
+                loaded = self.method("dataset", dataset)
+                yield "dataset", getattr(loaded.content, section), at(loaded.document, section)
+        defaults = {
+            key: parameter.default
+            for key, parameter in method.parameters.items()
+            if parameter.default is not None or parameter.optional
+        }
+        yield "method", defaults, at(document, "parameters")
+        yield "method", method.values, at(document, "values")
+        yield "method on this dataset", method.datasets.get(dataset, {}), at(document, "datasets", dataset)
+        yield "method with this model", method.models.get(model, {}), at(document, "models", model)
+        folder = KINDS[kind]
+        yield "your configuration", getattr(self.config, folder).get(name, {}), at(self._document, folder, name)
+        for section in SECTIONS_OF[kind]:
+            if section != "poisoning":
+                yield f"track {track}", getattr(track_, section), at(track_document, section)
+        yield f"track {track}", getattr(track_, folder).get(name, {}), at(track_document, folder, name)
+        yield "the cell's name", dict(overrides), lambda key: where
+
+
+def _merge(below: Any, above: Any) -> Any:
+    """`above` laid over `below`: mappings key by key, everything else replaced."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return {key: _merge(below.get(key), above[key]) if key in above else below[key] for key in {**below, **above}}
+    return above
+
+
+def _differences(below: Any, above: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    if isinstance(below, dict) and isinstance(above, dict):
+        for key, value in above.items():
+            yield from _differences(below.get(key), value, (*keys, str(key)))
+    elif below != above:
+        yield keys

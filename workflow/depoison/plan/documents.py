@@ -1,0 +1,73 @@
+"""YAML files that remember where each value stands, so that an error or `depoison explain` can name file and line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from depoison.errors import DepoisonError
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed YAML mapping.
+
+    Attributes:
+        path: the file, relative to the project's root where it lies inside it; used in messages only.
+        data: the plain Python value, always a dict.
+        places: `file:line` of each key, by its path of keys from the top.
+    """
+
+    path: str
+    data: dict[str, Any]
+    places: dict[tuple[str, ...], str]
+
+    def place(self, *keys: str) -> str:
+        """`file:line` of a key, or of its nearest ancestor that the file holds."""
+        for length in range(len(keys), 0, -1):
+            if keys[:length] in self.places:
+                return self.places[keys[:length]]
+        return self.path
+
+
+def read_document(path: Path, root: Path) -> Document:
+    """Read a YAML mapping.
+
+    Raises:
+        DepoisonError: the file is missing, is no YAML mapping, or holds a key twice.
+    """
+    shown = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DepoisonError(f"{shown}: cannot be read: {error}") from None
+    places: dict[tuple[str, ...], str] = {}
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        data = {} if node is None else _build(node, (), places, shown)
+    except yaml.YAMLError as error:
+        raise DepoisonError(f"{shown}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise DepoisonError(f"{shown}: must be a mapping of keys to values")
+    return Document(shown, data, places)
+
+
+def _build(node: yaml.Node, keys: tuple[str, ...], places: dict[tuple[str, ...], str], shown: str) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(key_node.value)
+            place = f"{shown}:{key_node.start_mark.line + 1}"
+            if key in result:
+                raise DepoisonError(f"{place}: the key {key!r} stands twice in one mapping")
+            places[(*keys, key)] = place
+            result[key] = _build(value_node, (*keys, key), places, shown)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(item, (*keys, str(i)), places, shown) for i, item in enumerate(node.value)]
+    return yaml.constructor.SafeConstructor().construct_object(node)

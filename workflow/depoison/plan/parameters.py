@@ -1,0 +1,202 @@
+"""Typed hyper-parameters: what a YAML file declares, and how a value from a file or a cell's name is checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from depoison.errors import DepoisonError
+
+_INTERVAL = re.compile(r"^([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])$")
+
+
+class Parameter(BaseModel):
+    """One hyper-parameter of a method.
+
+    Attributes:
+        type: what a value is; `floats` is a list of numbers, `picture` one of the choices, which our code draws, or the
+            stem of a file in config/triggers/.
+        default: the value where nothing else sets one; a shared parameter has none and takes it from config.yaml.
+        range: the valid interval in the usual notation, such as "(0, 1]" or "[0, inf)"; for `floats`, of each number.
+        choices: the valid values, where there are few.
+        optional: whether "none" is valid.
+        source: where in which paper the default stands.
+        help: one line on what it does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["float", "int", "bool", "str", "floats", "picture"]
+    default: Any = None
+    range: str | None = None
+    choices: tuple[Any, ...] | None = None
+    optional: bool = False
+    source: str = ""
+    help: str
+
+    @field_validator("range")
+    @classmethod
+    def _interval_is_well_formed(cls, text: str | None) -> str | None:
+        if text is not None:
+            _bounds(text)
+        return text
+
+    @model_validator(mode="after")
+    def _default_is_valid(self) -> Parameter:
+        if self.default is not None:
+            try:
+                self.check(self.default, "default")
+            except DepoisonError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    def check(self, value: Any, where: str) -> Any:
+        """Return `value` in its one canonical form (1 and 1.0 and "1" are the same float).
+
+        Args:
+            value: from a YAML file, or the text of an override in a cell's name.
+            where: the file, key or cell that holds it, put before the message.
+
+        Raises:
+            DepoisonError: wrong type, out of range, or not among the choices.
+        """
+        if value is None or value == "none":
+            if self.optional:
+                return None
+            if value is None:
+                raise DepoisonError(f"{where}: needs a value; valid: {self.valid()}")
+        converted = _convert(self.type, value)
+        if converted is None or not self._holds(converted):
+            raise DepoisonError(f"{where}: {value!r} is not valid; valid: {self.valid()}")
+        return converted
+
+    def _holds(self, value: Any) -> bool:
+        if self.type == "picture":
+            return re.fullmatch(r"[A-Za-z0-9_.-]+", value) is not None
+        if self.choices is not None:
+            return value in self.choices
+        if self.range is None:
+            return True
+        low, high, closed_low, closed_high = _bounds(self.range)
+        return all(
+            (low <= number if closed_low else low < number) and (number <= high if closed_high else number < high)
+            for number in (value if isinstance(value, list) else [value])
+        )
+
+    def valid(self) -> str:
+        """What is valid, in words."""
+        kinds = {
+            "float": "a number",
+            "int": "an integer",
+            "bool": "true or false",
+            "str": "a text",
+            "floats": "numbers",
+        }
+        if self.type == "picture":
+            words = f"{' or '.join(self.choices or ())}, or the stem of a picture in config/triggers/"
+        elif self.choices is not None:
+            words = " or ".join(map(str, self.choices))
+        else:
+            words = kinds[self.type] + (f" in {self.range}" if self.range else "")
+        return words + (" or none" if self.optional else "")
+
+
+def _bounds(text: str) -> tuple[float, float, bool, bool]:
+    match = _INTERVAL.match(text)
+    if not match:
+        raise ValueError(f"{text!r} is no interval; write for example '[0, 1)'")
+    low, high = float(match[2]), float(match[3])
+    if not low <= high:
+        raise ValueError(f"{text!r} is empty")
+    return low, high, match[1] == "[", match[4] == "]"
+
+
+def _convert(kind: str, value: Any) -> Any:
+    """The canonical value, or None where `value` is not of that kind."""
+    if kind == "floats":
+        if isinstance(value, str):
+            value = value.split(",")
+        numbers = [_convert("float", item) for item in value] if isinstance(value, list | tuple) and value else [None]
+        return None if None in numbers else numbers
+    if kind == "bool":
+        return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
+    if kind in ("str", "picture"):
+        return value if isinstance(value, str) and value else None
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    if not math.isfinite(number):
+        return None
+    if kind == "int":
+        return int(number) if number == int(number) and "." not in str(value) else None
+    return number
+
+
+def text_of(value: Any) -> str:
+    """`value` as it is written in a cell's name."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(map(text_of, value))
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+_RATE = "fraction of the attacker's training pool"
+
+SHARED: dict[str, dict[str, Parameter]] = {
+    "dataset": {
+        "source": Parameter(type="str", help="where the images come from: a file of depoison/data"),
+        "size": Parameter(type="int", range="[8, 1024]", help="height and width of the images, in pixels"),
+        "root": Parameter(type="str", optional=True, help="a local copy to read instead of downloading"),
+        "checksum": Parameter(type="str", optional=True, help="sha256 the images must have; then `root` may differ"),
+        "mean": Parameter(type="floats", range="[0, 1]", help="per-channel mean that models subtract"),
+        "std": Parameter(type="floats", range="(0, 1]", help="per-channel standard deviation that models divide by"),
+        "reserve": Parameter(type="float", range="(0, 1)", help="fraction set aside as the defender's clean data"),
+        "stratified": Parameter(type="bool", help="whether the defender's data has every class in proportion"),
+    },
+    "poisoning": {
+        "rate": Parameter(type="float", range="(0, 1)", help=f"poisoning rate, as a {_RATE}"),
+        "target": Parameter(type="int", range="[0, inf)", help="target label of an all-to-one attack"),
+        "labels": Parameter(type="str", choices=("all-to-one", "all-to-all"), help="label map of the attack"),
+    },
+    "recipe": {
+        "lr": Parameter(type="float", range="(0, inf)", help="learning rate at its highest"),
+        "momentum": Parameter(type="float", range="[0, 1)", help="momentum of SGD"),
+        "weight_decay": Parameter(type="float", range="[0, inf)", help="weight decay of SGD"),
+        "epochs": Parameter(type="int", range="[1, inf)", help="passes over the data"),
+        "batch_size": Parameter(type="int", range="[2, inf)", help="images in a batch"),
+        "schedule": Parameter(
+            type="str",
+            choices=("cosine", "constant", "onecycle"),
+            help="cosine by epoch, constant, or one cycle by step",
+        ),
+        "precision": Parameter(type="str", choices=("fp32", "bf16"), help="fp32, or bf16 autocast"),
+        "crop": Parameter(type="int", range="[0, 64]", help="zero padding of the random crop, in pixels; 0: no crop"),
+        "crop_probability": Parameter(type="float", range="[0, 1]", help="how often an image is cropped"),
+        "flip": Parameter(type="float", range="[0, 1]", help="how often an image is mirrored"),
+        "rotation": Parameter(type="float", range="[0, 180]", help="largest random rotation, in degrees; 0: none"),
+        "rotation_probability": Parameter(type="float", range="[0, 1]", help="how often an image is rotated"),
+        "evaluate_every": Parameter(
+            type="int", range="[0, inf)", help="epochs between entries of C-Acc and ASR; 0: never"
+        ),
+    },
+    "tuning": {
+        "tuning_ratio": Parameter(
+            type="float",
+            range="(0, 1)",
+            optional=True,
+            help="fraction of the training set to tune on; none: all reserved",
+        ),
+    },
+}
+"""Hyper-parameters that methods share. A track's budget may set those of `BUDGET`."""
+
+BUDGET = ("lr", "epochs", "batch_size", "schedule", "precision", "evaluate_every")

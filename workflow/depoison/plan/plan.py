@@ -1,0 +1,172 @@
+"""The plan: from a cell's name to the chain of artifacts behind it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from depoison.errors import DepoisonError, unknown
+from depoison.plan.cells import CellName, Choice
+from depoison.plan.config import KINDS, Configuration, Setting
+from depoison.plan.documents import read_document
+from depoison.plan.parameters import SHARED
+from depoison.plan.specs import Artifact, make_artifact
+
+CONFIG_FILE = "config/config.yaml"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell, resolved.
+
+    Attributes:
+        settings: for each kind of method, every value that somebody sets for each hyper-parameter; the last wins.
+        evaluation: the artifact whose metrics.json is the cell's result; its chain is all that the cell needs.
+    """
+
+    name: CellName
+    settings: dict[str, dict[str, list[Setting]]]
+    evaluation: Artifact
+
+
+class Plan:
+    """Resolves cells; remembers every artifact that it met, so that a rule can look one up by its directory.
+
+    Args:
+        root: the project's folder.
+        configfiles: config/config.yaml first (the default), then overlays.
+        config: the merged configuration as Snakemake has it, where it runs this.
+    """
+
+    def __init__(
+        self, root: Path | str = ".", configfiles: Sequence[str | Path] = (), config: Mapping[str, Any] | None = None
+    ):
+        self.root = Path(root).resolve()
+        files = list(dict.fromkeys((self.root / name).resolve() for name in (CONFIG_FILE, *configfiles)))
+        self.configuration = Configuration(self.root, [read_document(file, self.root) for file in files], config)
+        self.artifacts: dict[str, Artifact] = {}
+        self.local_copies: dict[str, str | None] = {}
+        """By a dataset's directory, the local copy that the configuration names: no part of the spec."""
+        self._cells: dict[CellName, Cell] = {}
+
+    def cell(self, name: CellName | str) -> Cell:
+        """Resolve a cell.
+
+        Raises:
+            DepoisonError: an unknown track, method or key, or an invalid value.
+        """
+        name = CellName.parse(name) if isinstance(name, str) else name
+        if name not in self._cells:
+            cell = self._cells[name] = self._resolve(name)
+            self.artifacts.update(cell.evaluation.chain())
+        return self._cells[name]
+
+    def artifact(self, directory: str) -> Artifact:
+        """The artifact with this directory, met in a cell that was resolved before.
+
+        Raises:
+            DepoisonError: none such.
+        """
+        if directory not in self.artifacts:
+            raise DepoisonError(
+                f"{directory}: no cell that was asked for needs this artifact; ask for a cell or a table"
+            )
+        return self.artifacts[directory]
+
+    def _resolve(self, name: CellName) -> Cell:
+        if name.track not in self.configuration.names("track"):
+            raise unknown("track", name.track, self.configuration.names("track"), name.path)
+        settings = {kind: self._settings(kind, name) for kind in KINDS}
+        value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
+        dataset = make_artifact("dataset", {}, self._dataset_parameters(name.dataset.name, value["dataset"]))
+        self.local_copies[dataset.directory] = value["dataset"]["root"]
+        reserve = {key: value["dataset"][key] for key in ("reserve", "stratified")}
+        split = make_artifact("split", {"dataset": dataset}, reserve, name.seed)
+        data = {"dataset": dataset, "split": split}
+
+        attack = {"attack": self._method("attack", name.attack, value["attack"], settings["attack"])}
+        poisoning = {key: value["attack"][key] for key in SHARED["poisoning"] if key in value["attack"]}
+        poison = make_artifact("poison", data, {**attack, "poisoning": poisoning}, name.seed)
+
+        model = self._method("model", name.model, value["model"], settings["model"])
+        model |= {key: value["dataset"][key] for key in ("mean", "std")}
+        training = {"model": model, "recipe": _recipe(value["attack"])}
+        backdoored = make_artifact("train", {**data, "poison": poison}, training, name.seed)
+
+        undefended = make_artifact(
+            "evaluate", {"dataset": dataset, "backdoored": backdoored, "model": backdoored}, {"precision": "fp32"}
+        )
+        defense = self._method("defense", name.defense, value["defense"], settings["defense"])
+        if defense["name"] == "none":
+            return Cell(name, settings, undefended)
+        purified = make_artifact(
+            "purify",
+            {**data, "model": backdoored},
+            {"defense": defense, "recipe": _recipe(value["defense"])} | self._tuning(name, value),
+            name.seed,
+        )
+        evaluation = make_artifact(
+            "evaluate",
+            {"dataset": dataset, "backdoored": backdoored, "model": purified, "undefended": undefended},
+            {"precision": "fp32"},
+        )
+        return Cell(name, settings, evaluation)
+
+    def _settings(self, kind: str, name: CellName) -> dict[str, list[Setting]]:
+        choice: Choice = getattr(name, kind)
+        return self.configuration.settings(
+            kind,
+            choice.name,
+            dataset=name.dataset.name,
+            model=name.model.name,
+            track=name.track,
+            overrides=dict(choice.overrides),
+            where=name.path,
+        )
+
+    def _method(
+        self, kind: str, choice: Choice, values: Mapping[str, Any], settings: Mapping[str, list[Setting]]
+    ) -> dict[str, Any]:
+        """Name, version and own hyper-parameters of a method, as they stand in a spec."""
+        method = self.configuration.method(kind, choice.name).content
+        own = {key: values[key] for key in method.parameters}
+        for key, parameter in method.parameters.items():
+            if parameter.type == "picture" and own[key] not in (parameter.choices or ()):
+                own[key] = self._picture(own[key], settings[key][-1].place)
+        return {"name": choice.name, "version": method.version, "parameters": own}
+
+    def _picture(self, stem: str, where: str) -> str:
+        """A user's picture by its content: its name may stay while its bytes change."""
+        files = sorted((self.root / "config" / "triggers").glob(f"{stem}.*"))
+        if len(files) != 1:
+            found = "no file" if not files else "more than one file"
+            raise DepoisonError(f"{where}: {found} config/triggers/{stem}.*; put exactly one picture there")
+        return f"{files[0].name}@sha256:{hashlib.sha256(files[0].read_bytes()).hexdigest()}"
+
+    @staticmethod
+    def _dataset_parameters(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What a dataset's content follows from: its source, and for a folder of images which one or what is in it."""
+        shared = {key: values[key] for key in ("source", "size", "checksum")}
+        own = {key: value for key, value in values.items() if key not in SHARED["dataset"]}
+        parameters = {"name": name, **shared, "options": own}
+        if values["source"] == "imagefolder" and values["checksum"] is None:
+            parameters["root"] = values["root"]
+        return parameters
+
+    @staticmethod
+    def _tuning(name: CellName, value: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        if "tuning_ratio" not in value["defense"]:
+            return {}
+        reserve, ratio = value["dataset"]["reserve"], value["defense"]["tuning_ratio"]
+        if ratio is not None and ratio > reserve:
+            raise DepoisonError(
+                f"{name.path}: tuning_ratio {ratio:g} is above the defender's reserve; the maximum is {reserve:g}"
+            )
+        return {"tuning_ratio": reserve if ratio is None else ratio}
+
+
+def _recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in SHARED["recipe"] if key in values}

@@ -1,0 +1,34 @@
+"""Which hyper-parameters a method's code takes, read from its source so that planning imports no torch."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from depoison.errors import DepoisonError
+
+
+def declared_keywords(code: Path) -> set[str]:
+    """The keyword-only parameters of a method's function, or the fields of its class.
+
+    A method's file holds one public function with the file's name (a defense, a model) or one public class (an attack).
+
+    Raises:
+        DepoisonError: no such file, or neither in it.
+    """
+    try:
+        tree = ast.parse(code.read_text(encoding="utf-8"))
+    except OSError:
+        raise DepoisonError(f"{code}: missing; a method is one YAML file and one file of code") from None
+    except SyntaxError as error:
+        raise DepoisonError(f"{code}:{error.lineno}: {error.msg}") from None
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == code.stem:
+            return {argument.arg for argument in node.args.kwonlyargs}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            fields = (
+                item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+            )
+            return {field.target.id for field in fields if "ClassVar" not in ast.unparse(field.annotation)}
+    raise DepoisonError(f"{code}: holds neither a function {code.stem!r} nor a public class")

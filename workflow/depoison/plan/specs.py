@@ -1,0 +1,122 @@
+"""Specs, fingerprints and paths: an artifact is a pure function of its spec, and its path is that spec's fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What makes one kind of artifact.
+
+    Attributes:
+        version: raised when the stage's code changes what it makes; part of every spec.
+        product: the file whose presence means that the artifact is complete.
+        files: every file that the stage leaves beside spec.json and run.json, the product last.
+    """
+
+    version: int
+    files: tuple[str, ...]
+
+    @property
+    def product(self) -> str:
+        return self.files[-1]
+
+
+STAGES: dict[str, Stage] = {
+    "dataset": Stage(1, ("classes.json", "data.safetensors")),
+    "split": Stage(1, ("split.safetensors",)),
+    "poison": Stage(1, ("trigger.safetensors", "poison.safetensors")),
+    "train": Stage(1, ("trigger.safetensors", "history.csv", "model.safetensors")),
+    "purify": Stage(1, ("history.csv", "model.safetensors")),
+    "evaluate": Stage(1, ("metrics.json",)),
+}
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def fingerprint(value: Any) -> str:
+    """First 10 hex digits of the sha256 of the canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A spec and where its product lies.
+
+    Attributes:
+        spec: {stage, version, upstream, parameters, seed}; `upstream` holds the directories of the artifacts it is
+            made from, so that the fingerprint is recursive.
+        directory: results/<stage>/<readable name>-<fingerprint>, relative to the working directory.
+        upstream: the artifacts behind spec["upstream"], by role.
+    """
+
+    spec: dict[str, Any]
+    directory: str
+    upstream: dict[str, Artifact]
+
+    @property
+    def stage(self) -> str:
+        return self.spec["stage"]
+
+    @property
+    def product(self) -> str:
+        """Path of the file whose presence means that the artifact is complete."""
+        return f"{self.directory}/{STAGES[self.stage].product}"
+
+    def chain(self) -> dict[str, Artifact]:
+        """This artifact and all that it is made from, by directory, upstream first."""
+        found: dict[str, Artifact] = {}
+        for artifact in self.upstream.values():
+            found.update(artifact.chain())
+        found[self.directory] = self
+        return found
+
+
+def directory_of(spec: dict[str, Any]) -> str:
+    """The directory that belongs to a spec; a pure function of it."""
+    return f"results/{spec['stage']}/{_readable_name(spec)}-{fingerprint(spec)}"
+
+
+def make_artifact(
+    stage: str, upstream: dict[str, Artifact], parameters: dict[str, Any], seed: int | None = None
+) -> Artifact:
+    """The artifact of a stage with these parameters, made from these artifacts."""
+    spec = {
+        "stage": stage,
+        "version": STAGES[stage].version,
+        "upstream": {role: artifact.directory for role, artifact in sorted(upstream.items())},
+        "parameters": parameters,
+        "seed": seed,
+    }
+    return Artifact(spec, directory_of(spec), dict(sorted(upstream.items())))
+
+
+def _readable_name(spec: dict[str, Any]) -> str:
+    """For people only; the fingerprint is what tells artifacts apart. Derived from the spec, so that equal specs agree."""
+
+    def name_of(role: str) -> str:
+        return spec["upstream"][role].rsplit("/", 1)[1][: -len("-0123456789")]
+
+    parameters = spec["parameters"]
+    match spec["stage"]:
+        case "dataset":
+            return parameters["name"]
+        case "split":
+            return f"{name_of('dataset')}-s{spec['seed']}"
+        case "poison":
+            poisoning = parameters["poisoning"]
+            rate = f"-{poisoning['rate']:g}" if poisoning else ""
+            return f"{name_of('dataset')}-{parameters['attack']['name']}{rate}-s{spec['seed']}"
+        case "train":
+            return f"{name_of('poison')}-{parameters['model']['name']}"
+        case "purify":
+            return f"{name_of('model')}-{parameters['defense']['name']}"
+        case _:
+            return name_of("model")

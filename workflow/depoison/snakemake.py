@@ -1,0 +1,121 @@
+"""What the Snakefile asks of the plan. Planning stays pure: this is the only module that knows Snakemake."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from snakemake.io import flag
+
+from depoison.errors import DepoisonError
+from depoison.files import read_json
+from depoison.gpu import devices
+from depoison.plan.cells import PREFIX
+from depoison.plan.plan import Plan
+from depoison.plan.specs import canonical
+from depoison.plan.tables import Table, read_table
+from depoison.reporting.cells import made_from
+
+STAMPS = Path(".snakemake/depoison")
+"""Scratch files whose modification time tells Snakemake whether a file with a fixed name is out of date."""
+
+
+class Lookup:
+    """Answers the rules' questions.
+
+    Args:
+        workflow: Snakemake's.
+        config: merged, as Snakemake has it.
+
+    Bad input ends Snakemake with one line and exit code 1.
+    """
+
+    def __init__(self, workflow: Any, config: Mapping[str, Any]):
+        self._workflow, self._config = workflow, dict(config)
+        self._tables: dict[str, Table] = {}
+        with _refusing():
+            self.plan = Plan(".", workflow.configfiles, config)
+        self.runtime = self.plan.configuration.config.runtime
+        if "gpu" not in workflow.global_resources and devices():
+            # Without a limit Snakemake would start a GPU job on every core.
+            workflow.register_resource("gpu", len(devices()) * self.runtime.jobs_per_gpu)
+
+    def check_devices(self) -> None:
+        """Refuse a run whose `--resources gpu=N` is more than this machine has; a dry run may plan for another one."""
+        limit, found = self._workflow.global_resources.get("gpu"), len(devices())
+        wanted = getattr(limit, "value", limit)
+        local = self._workflow.executor_plugin is None or self._workflow.executor_plugin.name == "local"
+        if wanted and local and int(wanted) > found * self.runtime.jobs_per_gpu:
+            instead = "leave it out to compute on the CPU" if not found else f"valid: at most {found}"
+            with _refusing():
+                raise DepoisonError(f"--resources gpu={wanted}: this machine has {found} GPUs; {instead}")
+
+    def inputs(self, stage: str) -> Callable[[Any], list[Any]]:
+        """Input function: what an artifact is made from; nothing where it is there already, which makes it a leaf."""
+
+        def upstream(wildcards: Any) -> list[Any]:
+            with _refusing():
+                artifact = self.plan.artifact(f"results/{stage}/{wildcards.id}")
+            if Path(artifact.product).exists():
+                return []
+            return [flag(needed.product, "ancient") for needed in artifact.upstream.values()]
+
+        return upstream
+
+    def spec(self, stage: str) -> Callable[[Any], str]:
+        """Params function: the spec as JSON."""
+        return lambda wildcards: canonical(self.plan.artifact(f"results/{stage}/{wildcards.id}").spec)
+
+    def directory(self, stage: str) -> Callable[[Any], str]:
+        """Params function: the artifact's directory."""
+        return lambda wildcards: f"results/{stage}/{wildcards.id}"
+
+    def root(self, wildcards: Any) -> str:
+        """Params function: the option that names a dataset's local copy."""
+        root = self.plan.local_copies[f"results/dataset/{wildcards.id}"]
+        return f"--root={root}" if root else "--root="
+
+    @property
+    def runtime_json(self) -> str:
+        return canonical(self.runtime.model_dump())
+
+    @property
+    def config_json(self) -> str:
+        return canonical(self._config)
+
+    def cell_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function: a cell's evaluation, and a stamp that is new where the cell's file is out of date."""
+        with _refusing():
+            cell = self.plan.cell(f"{PREFIX}{wildcards.cell}")
+        return self._view(cell.name.path, [cell.evaluation.product], made_from(cell))
+
+    def table_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function: a table's evaluations, and a stamp that is new where the table is out of date."""
+        target = f"reports/{wildcards.where}{wildcards.table}"
+        with _refusing():
+            table = self._tables[target] = self._tables.get(target) or read_table(self.plan, target)
+        return self._view(f"{table.target}.json", table.evaluations(), table.made_from())
+
+    def _view(self, path: str, evaluations: list[str], wanted: str) -> list[Any]:
+        current = Path(path).exists() and read_json(Path(path)).get("made_from") == wanted
+        stamp = STAMPS / path.replace("/", "!")
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
+        moment = 1 if current else time.time()
+        os.utime(stamp, (moment, moment))
+        return [*(flag(product, "ancient") for product in evaluations), str(stamp)]
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """End Snakemake with the error's one line; as an exception it would come with Snakemake's frames around it."""
+    try:
+        yield
+    except DepoisonError as error:
+        print(f"depoison: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(1) from None

@@ -1,0 +1,27 @@
+"""Stage `dataset`: images from their source → data.safetensors (uint8 images, int64 labels) and classes.json."""
+
+from __future__ import annotations
+
+from depoison import data
+from depoison.errors import DepoisonError
+from depoison.files import save_tensors, write_json
+from depoison.stages.runner import Job
+
+
+def run(job: Job) -> None:
+    """Load, check and store a dataset.
+
+    Raises:
+        DepoisonError: what is wrong with the source, or a checksum that is not the configured one.
+    """
+    parameters = job.parameters
+    where = {"root": job.root, "cache": job.runtime.downloads, "size": parameters["size"]}
+    images = data.load(parameters["source"], **where, **parameters["options"])
+    if parameters["checksum"] not in (None, images.checksum):
+        raise DepoisonError(
+            f"dataset {parameters['name']}: the images' checksum is {images.checksum}, configured is {parameters['checksum']}"
+        )
+    tensors = {name: getattr(images, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
+    write_json(job.folder / "classes.json", images.classes)
+    save_tensors(job.folder / "data.safetensors", tensors)
+    job.facts |= {"checksum": images.checksum, "source": images.source}

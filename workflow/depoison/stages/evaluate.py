@@ -1,0 +1,33 @@
+"""Stage `evaluate`: a model on the test set → metrics.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from depoison.evaluation.metrics import defense_effectiveness_rating
+from depoison.files import RUN, SPEC, load_tensors, read_json, write_json
+from depoison.stages.inputs import read_attack, read_dataset, read_model
+from depoison.stages.measure import Test
+from depoison.stages.runner import Job, chain_of
+
+
+def run(job: Job) -> None:
+    """Write C-Acc, ASR, LCR and DER in percent, their denominators, and where the model came from."""
+    dataset = read_dataset(job.upstream("dataset"))
+    backdoored, directory = job.upstream("backdoored"), job.upstream("model")
+    attack, poisoning = read_attack(Path(read_json(backdoored / SPEC)["upstream"]["poison"]))
+    test = Test(dataset, attack, poisoning, load_tensors(backdoored / "trigger.safetensors"))
+    model = read_model(directory, dataset).to(job.device)
+
+    metrics = {"c_acc": None, "asr": None, "lcr": None, "der": None} | test.measure(model, job.parameters["precision"])
+    if "undefended" in job.spec["upstream"] and metrics["asr"] is not None:
+        before = read_json(job.upstream("undefended") / "metrics.json")["metrics"]
+        metrics["der"] = defense_effectiveness_rating(metrics["c_acc"], metrics["asr"], before["c_acc"], before["asr"])
+    chain = {name: spec for role in job.spec["upstream"] for name, spec in chain_of(job.upstream(role)).items()}
+    result = {
+        "metrics": metrics,
+        "denominators": {"c_acc": len(test.labels), "asr": len(test.kept) if attack else None},
+        "model": {"directory": str(directory), **read_json(directory / RUN)},
+        "specs": chain,
+    }
+    write_json(job.folder / "metrics.json", result)

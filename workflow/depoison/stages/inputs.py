@@ -1,0 +1,61 @@
+"""Reading the artifacts that stages are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from depoison.attacks.base import Attack, Poisoning, make
+from depoison.files import SPEC, load_tensors, read_json
+from depoison.models.classifier import Classifier, build
+from depoison.rng import Rng
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset artifact.
+
+    Attributes:
+        train_images, test_images: (N, C, H, W) uint8.
+        train_labels, test_labels: (N,) int64.
+        classes: their names.
+    """
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: list[str]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.train_images.shape
+        return channels, height, width
+
+
+def read_dataset(directory: Path) -> Dataset:
+    return Dataset(**load_tensors(directory / "data.safetensors"), classes=read_json(directory / "classes.json"))
+
+
+def read_attack(poison: Path) -> tuple[Attack | None, Poisoning | None]:
+    """The attack of a poison artifact and its shared hyper-parameters; None for a clean model."""
+    parameters = read_json(poison / SPEC)["parameters"]
+    poisoning = parameters["poisoning"]
+    return make(parameters["attack"]), Poisoning(**poisoning) if poisoning else None
+
+
+def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng) -> Classifier:
+    return build(model, classes=len(dataset.classes), channels=dataset.shape[0], generator=rng.generator("model"))
+
+
+def read_model(directory: Path, dataset: Dataset) -> Classifier:
+    """The model of a train or purify artifact, on the CPU, in evaluation mode."""
+    spec = read_json(directory / SPEC)
+    trained = spec if spec["stage"] == "train" else read_json(Path(spec["upstream"]["model"]) / SPEC)
+    model = new_model(trained["parameters"]["model"], dataset, Rng(0, "unused"))
+    model.load_state_dict(load_tensors(directory / "model.safetensors"))
+    return model.eval()

@@ -1,0 +1,177 @@
+"""Runs one stage: from a spec and the artifacts it names to a complete artifact, or to nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from depoison.errors import DepoisonError
+from depoison.files import RUN, SPEC, publish, read_json, sha256_of, write_json
+from depoison.gpu import devices, lease
+from depoison.plan.config import Runtime
+from depoison.plan.specs import STAGES, directory_of
+
+log = logging.getLogger("depoison")
+
+ON_DEVICE = ("train", "purify", "evaluate")
+"""Stages that use a GPU where there is one."""
+
+
+@dataclass
+class Job:
+    """What a stage gets.
+
+    Attributes:
+        spec: {stage, version, upstream, parameters, seed}.
+        folder: where it writes its files.
+        scratch: where it may keep resumable state.
+        runtime: how to work; must not change what is made.
+        device: a torch.device, for the stages that compute.
+        root: a dataset's local copy.
+    """
+
+    spec: dict[str, Any]
+    folder: Path
+    scratch: Path
+    runtime: Runtime
+    device: Any = None
+    root: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self.spec["parameters"]
+
+    @property
+    def seed(self) -> int:
+        return self.spec["seed"]
+
+    def upstream(self, role: str) -> Path:
+        """The directory of an artifact that this one is made from."""
+        return Path(self.spec["upstream"][role])
+
+
+def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str | None = None) -> None:
+    """Make an artifact, unless it is already complete.
+
+    Args:
+        directory: must be the one that belongs to the spec.
+        root: for a dataset, the local copy that the configuration names.
+
+    Raises:
+        DepoisonError: bad input, a missing or corrupted upstream artifact, or a full disk.
+    """
+    stage = spec["stage"]
+    if directory != directory_of(spec):
+        raise DepoisonError(f"{directory}: belongs to another spec; this one's is {directory_of(spec)}")
+    final, product = Path(directory), STAGES[stage].product
+    if (final / product).exists():
+        log.info("%s is there already", final / product)
+        return
+    for upstream in spec["upstream"].values():
+        if not (Path(upstream) / STAGES[upstream.split("/")[1]].product).exists():
+            raise DepoisonError(f"{upstream}: missing; make it first, or run the whole chain with snakemake")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    scratch = final.parent / f".{final.name}.scratch"
+    building = final.parent / f".{final.name}.{os.getpid()}.building"
+    building.mkdir()
+    started = time.time()
+    try:
+        with _device(stage, runtime) as device:
+            job = Job(spec, building, scratch, runtime, device, root)
+            importlib.import_module(f"depoison.stages.{stage}").run(job)
+        write_json(building / SPEC, spec)
+        record = _record(job, started) | {"sha256": {f: sha256_of(building / f) for f in STAGES[stage].files}}
+        write_json(building / RUN, record)
+        publish(building, final, product)
+    except OSError as error:
+        raise DepoisonError(
+            f"{error.filename or building}: {error.strerror or error}; nothing finished is lost"
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+    log.info("%s made in %.1f s", final / product, time.time() - started)
+
+
+@contextlib.contextmanager
+def _device(stage: str, runtime: Runtime) -> Any:
+    """Lease a GPU for a stage that computes, where there is one, and set torch up to be deterministic."""
+    if stage not in ON_DEVICE:
+        with lease(0):
+            yield None
+        return
+    wanted = 0 if runtime.device == "cpu" or (runtime.device == "auto" and not devices()) else runtime.gpus_per_job
+    with lease(wanted, runtime.jobs_per_gpu):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        import torch
+
+        torch.set_num_threads(runtime.threads)
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        if wanted and not torch.cuda.is_available():
+            raise DepoisonError("runtime.device: a GPU was leased but torch sees none; valid here: cpu")
+        yield torch.device("cuda" if wanted else "cpu")
+
+
+def _record(job: Job, started: float) -> dict[str, Any]:
+    """How the artifact came about: nothing that its identity depends on."""
+    packages = {}
+    for name in ("depoison", "torch", "torchvision", "numpy", "safetensors"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    record = {
+        "seconds": time.time() - started,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "packages": packages | {"python": platform.python_version()},
+        "commit": _commit(),
+        "threads": job.runtime.threads,
+        "device": platform.processor() or platform.machine(),
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    if job.device is not None and job.device.type == "cuda":
+        import torch
+
+        record["device"] = torch.cuda.get_device_name()
+        record["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return record | job.facts
+
+
+def _commit() -> str | None:
+    """The git commit of the working directory, with "-dirty" where tracked files differ from it."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def chain_of(directory: Path) -> dict[str, Any]:
+    """The specs of an artifact and of all that it is made from, by directory, as their spec.json say.
+
+    Raises:
+        DepoisonError: a spec.json is missing or does not belong to its directory.
+    """
+    spec = read_json(directory / SPEC)
+    if directory_of(spec) != str(directory):
+        raise DepoisonError(f"{directory / SPEC}: belongs to another artifact; delete {directory} and run again")
+    found: dict[str, Any] = {}
+    for upstream in spec["upstream"].values():
+        found.update(chain_of(Path(upstream)))
+    found[str(directory)] = spec
+    return found

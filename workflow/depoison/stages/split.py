@@ -1,0 +1,51 @@
+"""Stage `split`: the defender's clean data is set aside first; the rest is the attacker's training pool."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from depoison.errors import DepoisonError
+from depoison.files import load_tensors, save_tensors
+from depoison.rng import Rng
+from depoison.stages.runner import Job
+
+
+def run(job: Job) -> None:
+    """Write `defender` and `attacker`, disjoint int64 indices into the training set.
+
+    The defender's indices are in random order, so that the first n of them are a sample: smaller tuning sets are nested in
+    larger ones. The attacker's are sorted.
+    """
+    labels = load_tensors(job.upstream("dataset") / "data.safetensors")["train_labels"]
+    parameters = job.parameters
+    defender = reserve(labels, parameters["reserve"], parameters["stratified"], Rng(job.seed, "split"))
+    attacker = torch.ones(len(labels), dtype=torch.bool)
+    attacker[defender] = False
+    save_tensors(job.folder / "split.safetensors", {"defender": defender, "attacker": attacker.nonzero()[:, 0]})
+
+
+def reserve(labels: Tensor, fraction: float, stratified: bool, rng: Rng) -> Tensor:
+    """Indices of the defender's data, (n,) int64, n = round(fraction * N), in random order.
+
+    Stratified: each class in proportion, by largest remainder, and in any prefix as evenly as its length allows.
+
+    Raises:
+        DepoisonError: fewer than two images on a side.
+    """
+    total = len(labels)
+    count = round(fraction * total)
+    if not 2 <= count <= total - 2:
+        raise DepoisonError(
+            f"reserve {fraction:g} of {total} images leaves {count} and {total - count}; each side needs 2"
+        )
+    order = torch.randperm(total, generator=rng.generator("order"))
+    if not stratified:
+        return order[:count]
+    shuffled = labels[order]
+    rank = torch.zeros(total, dtype=torch.float64)
+    for label in shuffled.unique():
+        members = (shuffled == label).nonzero()[:, 0]
+        # The i-th of n members stands at (i + 1/2) / n of the way: sorting by it interleaves classes in proportion.
+        rank[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    return order[torch.argsort(rank, stable=True)][:count]

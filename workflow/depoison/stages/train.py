@@ -1,0 +1,40 @@
+"""Stage `train`: the attacker's pool → a backdoored (or, without an attack, clean) model and its trigger."""
+
+from __future__ import annotations
+
+from depoison.files import load_tensors, save_tensors
+from depoison.rng import Rng
+from depoison.stages.history import Progress, write_history
+from depoison.stages.inputs import new_model, read_attack, read_dataset
+from depoison.stages.measure import Test
+from depoison.stages.runner import Job
+from depoison.training.loop import Monitor, PlainBatches, fit
+from depoison.training.recipe import Recipe
+
+
+def run(job: Job) -> None:
+    """Train on the poisoned pool; C-Acc and ASR on the test set go into the history only."""
+    dataset, rng = read_dataset(job.upstream("dataset")), Rng(job.seed, "train")
+    pool = load_tensors(job.upstream("split") / "split.safetensors")["attacker"]
+    overlay = load_tensors(job.upstream("poison") / "poison.safetensors")
+    trigger = load_tensors(job.upstream("poison") / "trigger.safetensors")
+    attack, poisoning = read_attack(job.upstream("poison"))
+
+    images, labels = dataset.train_images.clone(), dataset.train_labels.clone()
+    images[overlay["indices"]], labels[overlay["indices"]] = overlay["images"], overlay["labels"]
+    images, labels = images[pool], labels[pool]
+
+    recipe = Recipe(**job.parameters["recipe"])
+    if attack is None:
+        batches = PlainBatches(images, labels, recipe, job.device)
+    else:
+        batches = attack.batches(images, labels, trigger, poisoning, len(dataset.classes), recipe, job.device)
+    model = new_model(job.parameters["model"], dataset, rng).to(job.device)
+    test = Test(dataset, attack, poisoning, trigger)
+    monitor = Monitor(
+        evaluate=lambda model: test.measure(model, recipe.precision), report=Progress("train"), scratch=job.scratch
+    )
+    fit(model, batches, recipe, rng, monitor)
+    save_tensors(job.folder / "trigger.safetensors", trigger)
+    write_history(job.folder / "history.csv", monitor.history)
+    save_tensors(job.folder / "model.safetensors", model.state_dict())

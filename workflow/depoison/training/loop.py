@@ -1,0 +1,233 @@
+"""The one training loop: clean training, backdoor training and every tuning defense, with hooks for what differs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from depoison.files import load_tensors, read_json, save_tensors, write_json
+from depoison.models.classifier import Classifier
+from depoison.rng import Rng
+from depoison.training.augment import Draws, Images, draw
+from depoison.training.recipe import Recipe
+
+Evaluate = Callable[[Classifier], dict[str, float]]
+"""What the loop may ask about a model for its history, such as {"c_acc": 93.1, "asr": 99.8}, in percent."""
+
+
+@dataclass
+class Monitor:
+    """What goes on around a run and never changes its numbers: progress, history, resumable state.
+
+    Attributes:
+        evaluate: measures the model every `recipe.evaluate_every` epochs; tuning defenses never see its data.
+        report: takes a history row after each epoch.
+        scratch: a folder for resumable state; None: nothing is saved.
+        save_seconds: least time between two saves.
+    """
+
+    evaluate: Evaluate | None = None
+    report: Callable[[dict[str, Any]], None] = lambda row: None
+    scratch: Path | None = None
+    save_seconds: float = 30.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class BatchSource(Protocol):
+    """Where batches come from: the plain one below, or an attack that makes its own (WaNet)."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W), pixels in [0, 255], and labels (B,) for these indices, augmented as drawn.
+
+        The generator belongs to this batch alone.
+        """
+        ...
+
+
+class PlainBatches:
+    """Images with fixed labels.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, recipe: Recipe, device: torch.device):
+        self.images = Images(images, recipe.crop, device)
+        self.labels = labels.to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.images.batch(index, draws), self.labels[index]
+
+
+def fit(
+    model: Classifier,
+    data: BatchSource,
+    recipe: Recipe,
+    rng: Rng,
+    monitor: Monitor,
+    *,
+    trainable: str = "all",
+    extra_loss: Callable[[Classifier], Tensor] | None = None,
+    after_step: Callable[[Classifier], None] | None = None,
+    perturbed: Callable[[list[nn.Parameter]], AbstractContextManager[None]] | None = None,
+    frozen_statistics: bool = False,
+) -> Classifier:
+    """Train `model` in place with SGD on cross-entropy.
+
+    Args:
+        data: on the same device as the model.
+        trainable: "all", "head" (the linear classifier) or "extractor"; the rest keeps its values.
+        extra_loss: a term added to the loss of each batch.
+        after_step: a change of weights after each optimizer step, such as a projection; runs without gradients.
+        perturbed: a context in which the weights are moved, entered after a first backward pass with the gradients in
+            place; the step is then taken with the gradients found inside (SAM).
+        frozen_statistics: whether BatchNorm keeps, and uses, its running statistics.
+
+    Returns:
+        The model, in evaluation mode.
+    """
+    device = model.mean.device
+    parts = {"all": model, "head": model.classifier, "extractor": model.extractor}
+    parameters = list(parts[trainable].parameters())
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.SGD(
+        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+    )
+    sizes = _batch_sizes(len(data), recipe.batch_size)
+    steps = recipe.epochs * len(sizes)
+    first = _resume(model, optimizer, monitor)
+    saved, started = time.monotonic(), time.monotonic()
+
+    def gradients(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        optimizer.zero_grad()
+        with autocast(device, recipe.precision):
+            logits = model(images).float()
+        loss = cross_entropy(logits, labels)
+        total = loss if extra_loss is None else loss + extra_loss(model)
+        total.backward()
+        return loss.detach(), logits.detach()
+
+    for epoch in range(first, recipe.epochs):
+        model.train()
+        if frozen_statistics:
+            model.extractor.eval()
+        begun = time.monotonic()
+        generator = rng.generator("epoch", epoch)
+        order = torch.randperm(len(data), generator=generator).to(device)
+        draws = draw(recipe, len(data), generator).to(device)
+        seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
+        loss_sum, correct, at = torch.zeros((), device=device), torch.zeros((), device=device), 0
+        for number, size in enumerate(sizes):
+            part = slice(at, at + size)
+            at += size
+            images, labels = data.batch(order[part], draws[part], torch.Generator().manual_seed(seeds[number]))
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate(epoch * len(sizes) + number, steps)
+            loss, logits = gradients(images, labels)
+            if perturbed is not None:
+                with perturbed(parameters), unchanged_statistics(model):
+                    gradients(images, labels)
+            optimizer.step()
+            if after_step is not None:
+                with torch.no_grad():
+                    after_step(model)
+            loss_sum += loss * size
+            correct += (logits.argmax(1) == labels).sum()
+        row = {
+            "epoch": epoch + 1,
+            "epochs": recipe.epochs,
+            "loss": loss_sum.item() / at,
+            "train_acc": 100 * correct.item() / at,
+            "images_per_second": at / (time.monotonic() - begun),
+        }
+        last = epoch + 1 == recipe.epochs
+        if monitor.evaluate and recipe.evaluate_every and (last or (epoch + 1) % recipe.evaluate_every == 0):
+            row |= monitor.evaluate(model)
+        row["seconds_left"] = (time.monotonic() - started) / (epoch + 1 - first) * (recipe.epochs - epoch - 1)
+        monitor.history.append(row)
+        monitor.report(row)
+        if monitor.scratch and not last and time.monotonic() - saved >= monitor.save_seconds:
+            _save(model, optimizer, monitor, epoch + 1)
+            saved = time.monotonic()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.eval()
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """bf16 autocast where a recipe asks for it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextlib.contextmanager
+def unchanged_statistics(model: nn.Module) -> Iterator[None]:
+    """A context in which BatchNorm normalizes by the batch but leaves its running statistics as they are."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    momenta = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, (momentum, tracked) in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+            layer.num_batches_tracked.copy_(tracked)
+
+
+def _batch_sizes(count: int, batch_size: int) -> list[int]:
+    """Sizes that cover every image once; a last batch of one joins the one before, which BatchNorm needs."""
+    sizes = [batch_size] * (count // batch_size) + ([count % batch_size] if count % batch_size else [])
+    if len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
+
+
+def _save(model: nn.Module, optimizer: torch.optim.SGD, monitor: Monitor, epoch: int) -> None:
+    """Save all that the next epoch depends on; its random numbers follow from the spec."""
+    assert monitor.scratch is not None
+    monitor.scratch.mkdir(parents=True, exist_ok=True)
+    momentum = {
+        f"momentum.{i}": optimizer.state[parameter]["momentum_buffer"]
+        for i, parameter in enumerate(optimizer.param_groups[0]["params"])
+        if optimizer.state[parameter].get("momentum_buffer") is not None
+    }
+    tensors = {**{f"model.{name}": tensor for name, tensor in model.state_dict().items()}, **momentum}
+    # Tensors and history must be of one epoch: the file names carry it, and the JSON, written last, says which counts.
+    save_tensors(monitor.scratch / f"state-{epoch}.safetensors", tensors)
+    write_json(monitor.scratch / "state.json", {"epoch": epoch, "history": monitor.history})
+    for stale in monitor.scratch.glob("state-*.safetensors"):
+        if stale.name != f"state-{epoch}.safetensors":
+            stale.unlink()
+
+
+def _resume(model: nn.Module, optimizer: torch.optim.SGD, monitor: Monitor) -> int:
+    """Load a saved state, if there is one; returns the epoch to go on with."""
+    if monitor.scratch is None or not (monitor.scratch / "state.json").exists():
+        return 0
+    state = read_json(monitor.scratch / "state.json")
+    tensors = load_tensors(monitor.scratch / f"state-{state['epoch']}.safetensors", verify=False)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        if f"momentum.{i}" in tensors:
+            # The same memory format as the parameter: fused kernels may sum in another order otherwise.
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[f"momentum.{i}"])
+    monitor.history[:] = state["history"]
+    return state["epoch"]

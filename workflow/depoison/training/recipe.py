@@ -1,0 +1,41 @@
+"""How a model is trained or tuned: the shared hyper-parameters, and the learning rate that follows from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The shared hyper-parameters `recipe` (depoison.plan.parameters says what each is)."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+    epochs: int
+    batch_size: int
+    schedule: str
+    precision: str
+    crop: int
+    crop_probability: float
+    flip: float
+    rotation: float
+    rotation_probability: float
+    evaluate_every: int
+
+    def learning_rate(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` (from 0) of an epoch-wise divided total of `steps`.
+
+        cosine: lr * (1 + cos(pi * epoch / epochs)) / 2, constant within an epoch, as FST's and BackdoorBench's code.
+        onecycle: linear from lr / 25 to lr in the first 30% of the steps, then cosine to 0 (Smith and Topin, 2019).
+        """
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "cosine":
+            epoch = step * self.epochs // steps
+            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        peak = 0.3 * steps
+        if step < peak:
+            return self.lr * (1 / 25 + (1 - 1 / 25) * step / peak)
+        return self.lr * (1 + math.cos(math.pi * (step - peak) / (steps - peak))) / 2

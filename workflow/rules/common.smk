@@ -1,0 +1,19 @@
+# What the rules share: the plan, and functions that look a job up in it.
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
+
+from depoison.snakemake import Lookup
+
+LOOKUP = Lookup(workflow, config)
+
+
+wildcard_constraints:
+    id=r"[^/]+-[0-9a-f]{10}",
+    where=r"([^/]+/)*",
+    table=r"[^/.]+",
+
+
+onstart:
+    LOOKUP.check_devices()

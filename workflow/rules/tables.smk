@@ -1,0 +1,40 @@
+# Files with fixed names: cells and tables. They carry the hash of what they were made from.
+
+
+localrules:
+    cell,
+    table,
+
+
+rule cell:
+    input:
+        LOOKUP.cell_inputs,
+    output:
+        "results/cells/{cell}",
+    params:
+        config=LOOKUP.config_json,
+    log:
+        "logs/cells/{cell}.log",
+    benchmark:
+        "logs/cells/{cell}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    shell:
+        "python -m depoison cell {output:q} --config-json {params.config:q} --log {log:q}"
+
+
+rule table:
+    input:
+        LOOKUP.table_inputs,
+    output:
+        multiext("reports/{where}{table}", ".md", ".tex", ".csv", ".json"),
+    params:
+        config=LOOKUP.config_json,
+    log:
+        "logs/reports/{where}{table}.log",
+    benchmark:
+        "logs/reports/{where}{table}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    shell:
+        "python -m depoison table {output[0]:q} --config-json {params.config:q} --log {log:q}"
