@@ -19,8 +19,15 @@ def resnet18(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.
         blocks += [_BasicBlock(inputs, outputs, 1 if stage == 0 else 2), _BasicBlock(outputs, outputs, 1)]
         inputs = outputs
     stem = (nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-    extractor = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    extractor = nn.Sequential(*stem, *blocks, _GlobalAverage())
     return extractor, nn.Linear(inputs, classes)
+
+
+class _GlobalAverage(nn.Module):
+    """Mean over the positions; AdaptiveAvgPool2d has no deterministic backward pass on CUDA."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
 
 
 class _BasicBlock(nn.Module):

@@ -18,18 +18,19 @@ class Draws:
     Attributes:
         offset: (N, 2) int64 row and column at which the window is cut out of the padded image.
         mirrored: (N,) bool.
-        angle: (N,) float, radians.
+        angle: (N,) float, radians; None where the recipe rotates nothing.
     """
 
     offset: Tensor
     mirrored: Tensor
-    angle: Tensor
+    angle: Tensor | None
 
     def __getitem__(self, index: slice) -> Draws:
-        return Draws(self.offset[index], self.mirrored[index], self.angle[index])
+        return Draws(self.offset[index], self.mirrored[index], None if self.angle is None else self.angle[index])
 
     def to(self, device: torch.device) -> Draws:
-        return Draws(self.offset.to(device), self.mirrored.to(device), self.angle.to(device))
+        angle = None if self.angle is None else self.angle.to(device)
+        return Draws(self.offset.to(device), self.mirrored.to(device), angle)
 
 
 def draw(recipe: Recipe, count: int, generator: torch.Generator) -> Draws:
@@ -41,6 +42,8 @@ def draw(recipe: Recipe, count: int, generator: torch.Generator) -> Draws:
     offset = torch.randint(0, 2 * recipe.crop + 1, (count, 2), generator=generator)
     offset = torch.where(happens(recipe.crop_probability)[:, None], offset, recipe.crop)
     mirrored = happens(recipe.flip)
+    if not recipe.rotation:
+        return Draws(offset, mirrored, None)
     degrees = (torch.rand(count, generator=generator) * 2 - 1) * recipe.rotation
     angle = torch.where(happens(recipe.rotation_probability), torch.deg2rad(degrees), 0.0)
     return Draws(offset, mirrored, angle)
@@ -78,7 +81,7 @@ class Images:
         columns = torch.where(draws.mirrored[:, None], columns.flip(1), columns)
         # One gather crops, mirrors and collects the batch; advanced indices put the channels last by themselves.
         batch = self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        return rotate(batch, draws.angle) if bool(draws.angle.any()) else batch
+        return batch if draws.angle is None else rotate(batch, draws.angle)
 
 
 def rotate(images: Tensor, angle: Tensor) -> Tensor:
