@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import time
@@ -17,12 +18,15 @@ from depoison.files import read_json
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
 from depoison.plan.plan import Plan
-from depoison.plan.specs import canonical
+from depoison.plan.specs import Artifact, canonical
 from depoison.plan.tables import Table, read_table
 from depoison.reporting.cells import made_from
 
-STAMPS = Path(".snakemake/depoison")
+STAMPS = Path(".snakemake/depoison/stamps")
 """Scratch files whose modification time tells Snakemake whether a file with a fixed name is out of date."""
+
+HANDED_ON = Path(".snakemake/depoison/artifacts.jsonl")
+"""Specs for jobs on other machines: such a job reads the Snakefile anew and knows its output, not the cell behind it."""
 
 
 class Lookup:
@@ -45,12 +49,23 @@ class Lookup:
             # Without a limit Snakemake would start a GPU job on every core.
             workflow.register_resource("gpu", len(devices()) * self.runtime.jobs_per_gpu)
 
-    def check_devices(self) -> None:
-        """Refuse a run whose `--resources gpu=N` is more than this machine has; a dry run may plan for another one."""
+    def start(self) -> None:
+        """Before the first job: hand specs on to other machines, or see that this one has the devices asked for.
+
+        A dry run does not come here: it may plan for another machine.
+        """
+        if self._workflow.executor_plugin.name != "local":
+            HANDED_ON.parent.mkdir(parents=True, exist_ok=True)
+            with HANDED_ON.open("a", encoding="utf-8") as file:
+                file.writelines(
+                    canonical([a.directory, a.spec, self.plan.local_copies.get(a.directory)]) + "\n"
+                    for a in self.plan.artifacts.values()
+                    if not Path(a.product).exists()
+                )
+            return
         limit, found = self._workflow.global_resources.get("gpu"), len(devices())
         wanted = getattr(limit, "value", limit)
-        local = self._workflow.executor_plugin is None or self._workflow.executor_plugin.name == "local"
-        if wanted and local and int(wanted) > found * self.runtime.jobs_per_gpu:
+        if wanted and int(wanted) > found * self.runtime.jobs_per_gpu:
             instead = "leave it out to compute on the CPU" if not found else f"valid: at most {found}"
             with _refusing():
                 raise DepoisonError(f"--resources gpu={wanted}: this machine has {found} GPUs; {instead}")
@@ -59,8 +74,7 @@ class Lookup:
         """Input function: what an artifact is made from; nothing where it is there already, which makes it a leaf."""
 
         def upstream(wildcards: Any) -> list[Any]:
-            with _refusing():
-                artifact = self.plan.artifact(f"results/{stage}/{wildcards.id}")
+            artifact = self._artifact(stage, wildcards)
             if Path(artifact.product).exists():
                 return []
             return [flag(needed.product, "ancient") for needed in artifact.upstream.values()]
@@ -69,7 +83,7 @@ class Lookup:
 
     def spec(self, stage: str) -> Callable[[Any], str]:
         """Params function: the spec as JSON."""
-        return lambda wildcards: canonical(self.plan.artifact(f"results/{stage}/{wildcards.id}").spec)
+        return lambda wildcards: canonical(self._artifact(stage, wildcards).spec)
 
     def directory(self, stage: str) -> Callable[[Any], str]:
         """Params function: the artifact's directory."""
@@ -79,6 +93,15 @@ class Lookup:
         """Params function: the option that names a dataset's local copy."""
         root = self.plan.local_copies[f"results/dataset/{wildcards.id}"]
         return f"--root={root}" if root else "--root="
+
+    def _artifact(self, stage: str, wildcards: Any) -> Artifact:
+        directory = f"results/{stage}/{wildcards.id}"
+        if directory not in self.plan.artifacts and HANDED_ON.exists():
+            with HANDED_ON.open(encoding="utf-8") as lines:
+                for line in lines:
+                    self.plan.adopt(*json.loads(line))
+        with _refusing():
+            return self.plan.artifact(directory)
 
     @property
     def runtime_json(self) -> str:

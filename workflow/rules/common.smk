@@ -16,4 +16,4 @@ wildcard_constraints:
 
 
 onstart:
-    LOOKUP.check_devices()
+    LOOKUP.start()

@@ -29,6 +29,7 @@ rule table:
     output:
         multiext("reports/{where}{table}", ".md", ".tex", ".csv", ".json"),
     params:
+        target="reports/{where}{table}",
         config=LOOKUP.config_json,
     log:
         "logs/reports/{where}{table}.log",
@@ -37,4 +38,4 @@ rule table:
     conda:
         "../../envs/torch.yaml"
     shell:
-        "python -m depoison table {output[0]:q} --config-json {params.config:q} --log {log:q}"
+        "python -m depoison table {params.target:q} --config-json {params.config:q} --log {log:q}"

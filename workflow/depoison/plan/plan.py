@@ -76,6 +76,12 @@ class Plan:
             )
         return self.artifacts[directory]
 
+    def adopt(self, directory: str, spec: dict[str, Any], local_copy: str | None) -> None:
+        """Remember an artifact that another plan resolved, after those that it is made from."""
+        upstream = {role: self.artifacts[name] for role, name in spec["upstream"].items() if name in self.artifacts}
+        self.artifacts[directory] = Artifact(spec, directory, upstream)
+        self.local_copies[directory] = local_copy
+
     def _resolve(self, name: CellName) -> Cell:
         if name.track not in self.configuration.names("track"):
             raise unknown("track", name.track, self.configuration.names("track"), name.path)
