@@ -11,14 +11,14 @@ rule cell:
         LOOKUP.cell_inputs,
     output:
         "results/cells/{cell}",
-    params:
-        config=LOOKUP.config_json,
     log:
         "logs/cells/{cell}.log",
     benchmark:
         "logs/cells/{cell}.tsv"
     conda:
         "../../envs/torch.yaml"
+    params:
+        config=LOOKUP.config_json,
     shell:
         "python -m depoison cell {output:q} --config-json {params.config:q} --log {log:q}"
 
@@ -28,14 +28,14 @@ rule table:
         LOOKUP.table_inputs,
     output:
         multiext("reports/{where}{table}", ".md", ".tex", ".csv", ".json"),
-    params:
-        target="reports/{where}{table}",
-        config=LOOKUP.config_json,
     log:
         "logs/reports/{where}{table}.log",
     benchmark:
         "logs/reports/{where}{table}.tsv"
     conda:
         "../../envs/torch.yaml"
+    params:
+        target="reports/{where}{table}",
+        config=LOOKUP.config_json,
     shell:
         "python -m depoison table {params.target:q} --config-json {params.config:q} --log {log:q}"
