@@ -1,0 +1,46 @@
+"""The pages docs/adding-a-defense.md and docs/adding-an-attack.md, followed step by step."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = """
+summary: a budget for tests
+datasets: {digits: {size: 8}}
+models: {resnet18: {width: 2}}
+training: {epochs: 1, batch_size: 128, evaluate_every: 0}
+tuning: {epochs: 1, batch_size: 64}
+"""
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("page", ["adding-a-defense", "adding-an-attack"])
+def test_page_leads_to_a_cell(page, tmp_path):
+    for name in ("Snakefile", "workflow", "config", "profiles", "envs"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for file, content in re.findall(r"```\w+\n# file: (\S+)\n(.*?)```", text, re.DOTALL):
+        assert not (tmp_path / file).exists()
+        (tmp_path / file).write_text(content, encoding="utf-8")
+    (tmp_path / "config" / "tracks" / "tiny.yaml").write_text(SMALL, encoding="utf-8")
+
+    commands = re.search(r"## 3\..*?```\n(.*?)```", text, re.DOTALL)[1].strip().splitlines()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "workflow")}
+    for command in commands:
+        command = command.replace("/digits/digits/", "/tiny/digits/")
+        words = re.sub(r"^depoison", f"{sys.executable} -m depoison", command).split()
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    cell = json.loads((tmp_path / words[-1]).read_text(encoding="utf-8"))
+    assert 0 <= cell["metrics"]["c_acc"] <= 100
+    assert 0 <= cell["metrics"]["asr"] <= 100
