@@ -44,7 +44,9 @@ def lease(count: int, jobs_per_device: int = 1) -> Iterator[list[str]]:
     """
     before, pool = os.environ.get(VISIBLE), devices()
     if count > len(pool):
-        raise DepoisonError(f"a job asks for {count} GPUs, this machine has {len(pool)}; lower runtime.gpus_per_job")
+        raise DepoisonError(
+            f"a job asks for {count} GPUs, this machine has {len(pool) or 'none'}; set runtime.device to auto or cpu"
+        )
     held: dict[str, int] = {}
     try:
         while len(held) < count:

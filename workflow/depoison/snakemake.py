@@ -125,7 +125,10 @@ class Lookup:
         return self._view(f"{table.target}.json", table.evaluations(), table.made_from())
 
     def _view(self, path: str, evaluations: list[str], wanted: str) -> list[Any]:
-        current = Path(path).exists() and read_json(Path(path)).get("made_from") == wanted
+        try:
+            current = read_json(Path(path))["made_from"] == wanted
+        except (DepoisonError, KeyError, TypeError):
+            current = False
         stamp = STAMPS / path.replace("/", "!")
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.touch()

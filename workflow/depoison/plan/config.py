@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.documents import Document, read_document
@@ -39,7 +39,6 @@ class Runtime(_Strict):
 
     threads: int = Field(1, ge=1, le=256, description="CPU threads of a stage")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
-    gpus_per_job: int = Field(1, ge=1, le=16, description="devices that a training or tuning job leases")
     jobs_per_gpu: int = Field(1, ge=1, le=64, description="jobs that may share a device")
     downloads: str = Field("data", description="folder that keeps downloaded archives")
 
@@ -47,7 +46,7 @@ class Runtime(_Strict):
 class Config(_Strict):
     """config/config.yaml and what overlays (--configfile) change of it."""
 
-    seeds: list[int] = Field(
+    seeds: list[NonNegativeInt] = Field(
         default=[0], min_length=1, description="seeds of every table; a table file may set its own"
     )
     runtime: Runtime = Runtime()

@@ -16,6 +16,7 @@ from depoison.plan.parameters import SHARED
 from depoison.plan.specs import Artifact, make_artifact
 
 CONFIG_FILE = "config/config.yaml"
+SOURCES = "workflow/depoison/data"
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,11 @@ class Plan:
             raise DepoisonError(f"{where}: {found} config/triggers/{stem}.*; put exactly one picture there")
         return f"{files[0].name}@sha256:{hashlib.sha256(files[0].read_bytes()).hexdigest()}"
 
-    @staticmethod
-    def _dataset_parameters(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _dataset_parameters(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """What a dataset's content follows from: its source, and for a folder of images which one or what is in it."""
+        sources = [path.stem.replace("_", "-") for path in (self.root / SOURCES).glob("[!_]*.py")]
+        if values["source"] not in sources:
+            raise unknown("source", values["source"], sources, f"dataset {name}")
         shared = {key: values[key] for key in ("source", "size", "checksum")}
         own = {key: value for key, value in values.items() if key not in SHARED["dataset"]}
         parameters = {"name": name, **shared, "options": own}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,14 @@ class Figure:
     Attributes:
         ours: mean over the seeds; None: not computed.
         interval: half width of the 95% confidence interval of the mean (Student's t); None for fewer than two seeds.
-        seeds: how many.
+        values: one for each seed.
         published: as the paper prints it; None: not printed.
         best: whether it is the best of its row among the defenses.
     """
 
     ours: float | None = None
     interval: float | None = None
-    seeds: int = 0
+    values: tuple[float, ...] = ()
     published: float | None = None
     best: bool = False
 
@@ -104,7 +105,7 @@ def _figures(table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]
         values = [metrics(cell.evaluation.product)[metric] for cell in entry.cells]
         values = [value for value in values if value is not None]
         mean, interval = mean_and_interval(values) if values else (None, None)
-        result[metric] = Figure(mean, interval, len(values), published)
+        result[metric] = Figure(mean, interval, tuple(values), published)
     return result
 
 
@@ -118,15 +119,14 @@ def _summary(function: Callable[[Sequence[float]], float], columns: list[dict[st
     result = {}
     for metric in METRICS:
         have = [column[metric] for column in columns if column[metric].ours is not None]
-        ours = function([figure.ours for figure in have if figure.ours is not None]) if have else None
+        # One summary for each seed, over the rows; its mean and interval over the seeds.
+        seeds = zip(*(figure.values for figure in have), strict=True)
+        values = tuple(value for value in map(function, seeds) if not math.isnan(value))
+        ours, interval = mean_and_interval(values) if values else (None, None)
         known = [figure.published for figure in have if figure.published is not None]
-        published = function(known) if have and len(known) == len(have) else None
-        result[metric] = Figure(_number(ours), None, len(have), _number(published))
+        published = function(known) if values and len(known) == len(have) else None
+        result[metric] = Figure(ours, interval, values, published)
     return result
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
 
 
 def _with_best(table: Table, columns: list[dict[str, Figure]]) -> list[dict[str, Figure]]:
@@ -138,12 +138,12 @@ def _with_best(table: Table, columns: list[dict[str, Figure]]) -> list[dict[str,
         for i in defended if len(found) > 1 else []:
             figure = columns[i][metric]
             if figure.ours is not None and round(figure.ours, 2) == best_of(found):
-                result[i][metric] = Figure(figure.ours, figure.interval, figure.seeds, figure.published, best=True)
+                result[i][metric] = replace(figure, best=True)
     return result
 
 
 def gaps_of(table: Table) -> list[str]:
-    """Why cells are missing, each reason once."""
+    """The methods whose cells are missing, each once."""
     return list(dict.fromkeys(entry.gap for entry in table.entries if entry.gap))
 
 
@@ -165,7 +165,8 @@ def write_table(plan: Plan, table: Table) -> None:
     Path(table.target).parent.mkdir(parents=True, exist_ok=True)
     context = {
         "table": table, "lines": lines, "gaps": gaps_of(table), "notes": notes, "made_from": made_from,
-        "metrics": METRICS, "several_seeds": len(table.seeds) > 1, "number": len(table.columns),
+        "metrics": METRICS, "several_seeds": len(table.seeds) > 1, "heading": heading(table),
+        "setting": f"{label(plan, 'dataset', table.dataset)}, {label(plan, 'model', table.model)}", "number": len(table.columns),
     }  # fmt: skip
     for suffix in (".md", ".tex"):
         text = environment.get_template(f"table{suffix}.jinja").render(context)
@@ -191,6 +192,12 @@ def write_table(plan: Plan, table: Table) -> None:
             ],
         },
     )  # fmt: skip
+
+
+def heading(table: Table) -> str:
+    """FST, Table 2."""
+    words = re.fullmatch(r"(table|figure)(\d+)(.*)", table.name)
+    return f"{table.paper.upper()}, " + (f"{words[1].title()} {words[2]}{words[3]}" if words else table.name)
 
 
 def percent(rate: float | None) -> str:
@@ -234,7 +241,7 @@ def _csv(table: Table, lines: list[Line]) -> str:
         for column, figures in zip(table.columns, line.figures, strict=True):
             for metric, figure in figures.items():
                 where = [table.paper, table.name, table.track, table.dataset, table.model, line.label, line.rate]
-                numbers = [figure.ours, figure.interval, figure.seeds, figure.published, figure.difference]
+                numbers = [figure.ours, figure.interval, len(figure.values), figure.published, figure.difference]
                 writer.writerow([*where, column.label, metric, *numbers])
     return text.getvalue()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,21 @@ COLUMNS = ("epoch", "loss", "train_acc", "c_acc", "asr", "lcr", "images_per_seco
 log = logging.getLogger("depoison")
 
 
-def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """One row an epoch; C-Acc, ASR and LCR (percent) where they were measured."""
+def write_history(path: Path, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row an epoch; C-Acc, ASR and LCR (percent) where they were measured.
+
+    Returns:
+        {"diverged": whether the loss ended as no number}, for the record.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_bytes(path, text.getvalue().encode())
+    diverged = bool(history) and not math.isfinite(history[-1]["loss"])
+    if diverged:
+        log.warning("the loss is %s: the run diverged, its numbers say nothing about the method", history[-1]["loss"])
+    return {"diverged": diverged}
 
 
 class Progress:

@@ -39,6 +39,6 @@ def run(job: Job) -> None:
     purify = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
     tune = Tuner(recipe, Rng(job.seed, "purify"), monitor)
     purified = purify(model, tuning_set, tune, **defense["parameters"])
-    write_history(job.folder / "history.csv", monitor.history)
+    job.facts |= write_history(job.folder / "history.csv", monitor.history)
     save_tensors(job.folder / "model.safetensors", purified.state_dict())
     job.facts |= {"tuning_images": len(defender)}

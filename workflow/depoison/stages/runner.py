@@ -10,6 +10,7 @@ import platform
 import resource
 import shutil
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -84,8 +85,7 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
             raise DepoisonError(f"{upstream}: missing; make it first, or run the whole chain with snakemake")
     final.parent.mkdir(parents=True, exist_ok=True)
     scratch = final.parent / f".{final.name}.scratch"
-    building = final.parent / f".{final.name}.{os.getpid()}.building"
-    building.mkdir()
+    building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".building", dir=final.parent))
     started = time.time()
     try:
         with _device(stage, runtime) as device:
@@ -112,7 +112,7 @@ def _device(stage: str, runtime: Runtime) -> Any:
         with lease(0):
             yield None
         return
-    wanted = 0 if runtime.device == "cpu" or (runtime.device == "auto" and not devices()) else runtime.gpus_per_job
+    wanted = int(runtime.device == "cuda" or (runtime.device == "auto" and bool(devices())))
     with lease(wanted, runtime.jobs_per_gpu):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         import torch

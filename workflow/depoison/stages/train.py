@@ -36,5 +36,5 @@ def run(job: Job) -> None:
     )
     fit(model, batches, recipe, rng, monitor)
     save_tensors(job.folder / "trigger.safetensors", trigger)
-    write_history(job.folder / "history.csv", monitor.history)
+    job.facts |= write_history(job.folder / "history.csv", monitor.history)
     save_tensors(job.folder / "model.safetensors", model.state_dict())

@@ -1,0 +1,142 @@
+"""Fixtures: copies of the project, in which tests may edit files, and commands that run there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from depoison.plan.plan import Plan
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("Snakefile", "workflow", "config", "profiles", "envs", "pyproject.toml")
+TINY = {
+    "summary": "for tests",
+    "replace": {"datasets": {"*": "digits"}, "models": {"*": "resnet18"}},
+    "datasets": {"digits": {"size": 8}},
+    "models": {"resnet18": {"width": 2}},
+    "training": {"epochs": 1, "batch_size": 128, "evaluate_every": 0},
+    "tuning": {"epochs": 1, "batch_size": 64},
+}
+SMALL = {
+    "title": "Small",
+    "caption": "Two attacks and two defenses",
+    "dataset": "cifar10",
+    "model": "resnet18",
+    "columns": [{"defense": "none", "label": "No defense"}, {"defense": "lp", "label": "LP"}],
+    "rows": [
+        {"attack": "badnet", "label": "BadNet", "rates": [0.1]},
+        {"attack": "blended", "label": "Blended", "rates": [0.1]},
+    ],
+    "summary": ["average"],
+}
+
+
+def cell(
+    track="digits", dataset="digits", model="resnet18", attack="badnet", defense="fst", seed: int | str = 0
+) -> str:
+    return f"results/cells/{track}/{dataset}/{model}/{attack}/{defense}/s{seed}.json"
+
+
+class Project:
+    """A copy of the project."""
+
+    def __init__(self, path: Path, source: Path = ROOT, parts: tuple[str, ...] = PARTS):
+        self.path = path
+        for part in parts:
+            if (source / part).is_dir():
+                shutil.copytree(source / part, path / part, ignore=shutil.ignore_patterns("__pycache__"))
+            elif (source / part).exists():
+                path.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source / part, path / part)
+
+    def copy(self, path: Path, *more: str) -> Project:
+        """Another copy, with what was made in this one below `more`, such as results."""
+        return Project(path, self.path, PARTS + more)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def edit(self, file: str, change: Callable[[dict[str, Any]], object]) -> None:
+        """Change a YAML file."""
+        path = self.path / file
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        change(data)
+        path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+
+    def set(self, file: str, *keys: str, to: Any) -> None:
+        """Set one value of a YAML file."""
+
+        def change(data: dict[str, Any]) -> None:
+            for key in keys[:-1]:
+                data = data.setdefault(key, {})
+            data[keys[-1]] = to
+
+        self.edit(file, change)
+
+    def plan(self, *configfiles: str) -> Plan:
+        return Plan(self.path, configfiles)
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+        binaries = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+        ours = {"PATH": binaries, "PYTHONPATH": str(self.path / "workflow"), "OMP_NUM_THREADS": "1"}
+        return kept | ours | {"DEPOISON_DEVICES": ""} | variables
+
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = self.environment(**variables)
+        return subprocess.run(
+            command, cwd=self.path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    def depoison(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "depoison", *arguments, **variables)
+
+    def snakemake(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "snakemake", *arguments, **variables)
+
+    def checksums(self, pattern: str = "results/**/*.safetensors") -> dict[str, str]:
+        files = sorted(path for path in self.path.glob(pattern) if path.is_file())
+        return {str(f.relative_to(self.path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def with_tiny(project: Project) -> Project:
+    """The track `tiny` and the table `small`: each stage takes as long as importing torch does."""
+    project.edit("config/tracks/tiny.yaml", lambda data: data.update(TINY))
+    project.edit("config/papers/fst/small.yaml", lambda data: data.update(SMALL))
+    return project
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """The project as it is."""
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture
+def tiny(project: Project) -> Project:
+    """The project with the track `tiny` and the table `small`."""
+    return with_tiny(project)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The table `small` on the track `tiny`, made without Snakemake; only to be copied."""
+    made = with_tiny(Project(tmp_path_factory.mktemp("finished") / "project"))
+    done = made.depoison("run", "reports/tiny/small.md")
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.fixture
+def made(finished: Project, tmp_path: Path) -> Project:
+    """A copy of `finished`."""
+    return finished.copy(tmp_path / "made", "results", "reports")
