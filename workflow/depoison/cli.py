@@ -67,6 +67,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--root", type=lambda text: text or None, help="the local copy of a dataset")
     sub.add_argument("--log", help="file for the log")
 
+    share = command("share", None, "share artifacts with a team through DVC (docs/sharing.md)").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    for action, help in (
+        ("push", "add what targets use to DVC and push it"),
+        ("pull", "fetch what targets need and somebody shared"),
+        ("status", "what is here, what is in the remote, what would be computed"),
+    ):
+        sub = configured(share.add_parser(action, help=help, description=help))
+        sub.set_defaults(command=_share, action=action)
+        sub.add_argument("targets", nargs="+", help="cells (results/cells/…) and tables (reports/…)")
+
+    sub = configured(command("gc", _gc, "list, or remove, artifacts that no table of the configuration reaches"))
+    sub.add_argument("targets", nargs="*", help="further cells and tables to keep")
+    sub.add_argument("--remove", action="store_true", help="remove those that DVC's remote has")
+    sub.add_argument("--unshared-too", action="store_true", help="with --remove: also those that exist nowhere else")
+
     sub = command("schema", _schema, "write the JSON schemas of the configuration's files")
     sub.add_argument("--output", default="workflow/schemas")
 
@@ -136,6 +153,18 @@ def _write_reports(plan: Any, tables: list[Any], cells: list[Any]) -> None:
         write_cell(cell)
     for table in tables:
         write_table(plan, table)
+
+
+def _share(options: argparse.Namespace) -> None:
+    from depoison import share
+
+    print(getattr(share, options.action)(_plan(options), options.targets))
+
+
+def _gc(options: argparse.Namespace) -> None:
+    from depoison.share import collect
+
+    print(collect(_plan(options), options.targets, options.remove, options.unshared_too))
 
 
 def _cell(options: argparse.Namespace) -> None:

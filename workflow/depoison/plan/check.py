@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from depoison.plan.config import KINDS
 from depoison.plan.plan import Plan
-from depoison.plan.tables import DEFAULT_TRACK, PAPERS, read_table
+from depoison.plan.tables import all_tables, read_table
 
 
 def check(plan: Plan) -> str:
@@ -20,13 +20,9 @@ def check(plan: Plan) -> str:
     for kind in KINDS:
         for name in configuration.names(kind):
             configuration.method(kind, name)
-    tables, cells = 0, set()
     for track in configuration.names("track"):
         configuration.track(track)
-        for path in sorted((plan.root / PAPERS).glob("*/*.yaml")):
-            where = "" if track == DEFAULT_TRACK else f"{track}/"
-            table = read_table(plan, f"reports/{where}{path.parent.name}/{path.stem}")
-            tables += 1
-            cells |= {cell.name for entry in table.entries for cell in entry.cells}
+    tables = [read_table(plan, target) for target in all_tables(plan)]
+    cells = {cell.name for table in tables for entry in table.entries for cell in entry.cells}
     counts = ", ".join(f"{len(configuration.names(kind))} {folder}" for kind, folder in KINDS.items())
-    return f"valid: {counts}, {len(configuration.names('track'))} tracks, {tables} tables, {len(cells)} cells"
+    return f"valid: {counts}, {len(configuration.names('track'))} tracks, {len(tables)} tables, {len(cells)} cells"

@@ -183,6 +183,15 @@ def read_table(plan: Plan, target: str) -> Table:
     )
 
 
+def all_tables(plan: Plan) -> list[str]:
+    """The target, without suffix, of every table of every paper on every track."""
+    return [
+        f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{path.parent.name}/{path.stem}"
+        for track in plan.configuration.names("track")
+        for path in sorted((plan.root / PAPERS).glob("*/*.yaml"))
+    ]
+
+
 @cache
 def _papers(root: Path) -> list[str]:
     return sorted(path.name for path in (root / PAPERS).iterdir() if path.is_dir())

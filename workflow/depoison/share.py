@@ -1,0 +1,253 @@
+"""Sharing artifacts through DVC: `depoison share push`, `pull` and `status`.
+
+Every heavy file has one pointer beside it (`model.safetensors.dvc`), small enough for git. Pointers never overlap, so that two
+branches that add cells merge without a conflict. All files of a call go to DVC at once: one `dvc add`, one `dvc push` or one
+`dvc pull`, because each call costs half a second and DVC locks its repository.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from depoison.errors import DepoisonError
+from depoison.files import RUN, read_json, sha256_of
+from depoison.plan.cells import PREFIX
+from depoison.plan.plan import Plan
+from depoison.plan.specs import STAGES, Artifact
+from depoison.plan.tables import all_tables, read_table
+
+log = logging.getLogger("depoison")
+
+
+@dataclass
+class Need:
+    """What targets need that is not here.
+
+    Attributes:
+        pull: files that have a pointer, so that they can be fetched.
+        compute: artifacts that nobody shared, so that they have to be made; upstream first.
+        here: artifacts that are complete and that the targets use.
+    """
+
+    pull: list[Path] = field(default_factory=list)
+    compute: list[Artifact] = field(default_factory=list)
+    here: list[Artifact] = field(default_factory=list)
+
+
+def evaluations(plan: Plan, targets: Iterable[str]) -> list[Artifact]:
+    """The evaluations behind cells and tables, each once."""
+    found: dict[str, Artifact] = {}
+    for target in targets:
+        if target.startswith(PREFIX):
+            cells = [plan.cell(target)]
+        else:
+            cells = [cell for entry in read_table(plan, target).entries for cell in entry.cells]
+        found.update((cell.evaluation.directory, cell.evaluation) for cell in cells)
+    return list(found.values())
+
+
+def heavy_files(artifact: Artifact) -> list[Path]:
+    """The files of an artifact that live in DVC; the others are small and live in git."""
+    return [Path(artifact.directory, name) for name in STAGES[artifact.stage].files if name.endswith(".safetensors")]
+
+
+def pointer(file: Path) -> Path:
+    return file.with_name(file.name + ".dvc")
+
+
+def need(plan: Plan, targets: Iterable[str]) -> Need:
+    """Walk from what is missing down to what can be fetched; behind a complete artifact nothing is looked at."""
+    found, seen = Need(), set()
+
+    def walk(artifact: Artifact) -> None:
+        if artifact.directory in seen:
+            return
+        seen.add(artifact.directory)
+        files = heavy_files(artifact)
+        if Path(artifact.product).exists():
+            found.here.append(artifact)
+        elif files and all(file.exists() or pointer(file).exists() for file in files):
+            found.pull += [file for file in files if not file.exists()]
+        else:
+            for upstream in artifact.upstream.values():
+                walk(upstream)
+            found.compute.append(artifact)
+
+    for evaluation in evaluations(plan, targets):
+        walk(evaluation)
+    return found
+
+
+def push(plan: Plan, targets: Sequence[str]) -> str:
+    """Add the heavy files that targets use to DVC and push them.
+
+    A file that has a pointer keeps it: the first published copy wins, also where a GPU would make other bytes today.
+
+    Returns:
+        What was pushed, and what to commit.
+
+    Raises:
+        DepoisonError: no DVC repository or remote, or DVC failed.
+    """
+    _require_remote()
+    chain = {a.directory: a for e in evaluations(plan, targets) for a in e.chain().values()}
+    files = [file for artifact in chain.values() for file in heavy_files(artifact) if file.exists()]
+    if not files:
+        raise DepoisonError(f"{' '.join(targets)}: nothing to push; make it first with snakemake")
+    new = [file for file in files if not pointer(file).exists()]
+    if new:
+        _dvc("add", "--quiet", *map(str, new))
+    _dvc("push", "--quiet", *(str(pointer(file)) for file in files))
+    lines = [f"pushed {len(files)} files ({_size(files)}), {len(new)} of them new"]
+    if new:
+        lines += ["commit the pointers, evaluations and reports:", "  git add results reports && git commit"]
+    return "\n".join(lines)
+
+
+def pull(plan: Plan, targets: Sequence[str]) -> str:
+    """Fetch what targets need and somebody shared, nothing else.
+
+    Returns:
+        What was fetched, and what remains to be computed.
+
+    Raises:
+        DepoisonError: no remote; or an object that the remote lacks or holds corrupted, after everything else was fetched.
+    """
+    wanted = need(plan, targets)
+    if wanted.pull:
+        _require_remote()
+        failure = _dvc("pull", "--quiet", *(str(pointer(file)) for file in wanted.pull), check=False)
+        lost = [file for file in wanted.pull if not file.exists()]
+        corrupted = [file for file in wanted.pull if file.exists() and not _intact(file)]
+        for file in corrupted:
+            file.unlink()
+        if lost or corrupted:
+            names = ", ".join(map(str, [*lost, *corrupted]))
+            raise DepoisonError(
+                f"{names}: the remote lacks {len(lost)} and holds {len(corrupted)} corrupted; a run computes them anew "
+                f"(the other {len(wanted.pull) - len(lost) - len(corrupted)} files were fetched)"
+            )
+        if failure:
+            raise DepoisonError(f"dvc pull: {failure}")
+    lines = [f"pulled {len(wanted.pull)} files ({_size(wanted.pull)})"]
+    lines += [f"  {_size([file]):>9}  {file}" for file in wanted.pull]
+    lines.append(f"to compute: {len(wanted.compute)} artifacts")
+    return "\n".join(lines)
+
+
+def status(plan: Plan, targets: Sequence[str]) -> str:
+    """What is here, what the remote has, and what would be computed, with an estimate from recorded times."""
+    wanted = need(plan, targets)
+    lines = [f"here: {len(wanted.here)} artifacts", f"to pull: {len(wanted.pull)} files"]
+    absent = _not_in_remote(wanted.pull) if wanted.pull else set()
+    lines += [f"  {'missing in the remote' if file in absent else 'in the remote':<22}{file}" for file in wanted.pull]
+    lines.append(f"to compute: {len(wanted.compute)} artifacts, {_estimate(wanted.compute)}")
+    lines += [f"  {artifact.directory}" for artifact in wanted.compute]
+    return "\n".join(lines)
+
+
+def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -> str:
+    """List artifacts that no table on any track, and none of `keep`, reaches; remove them on request.
+
+    Args:
+        remove: whether to remove those whose heavy files are all in the remote.
+        unshared_too: with `remove`, whether to remove those that exist only here as well.
+
+    Returns:
+        One line for each artifact, and the sum.
+    """
+    reached: set[str] = set()
+    for evaluation in evaluations(plan, [*all_tables(plan), *keep]):
+        reached.update(evaluation.chain())
+    stray = [path for stage in STAGES for path in sorted(Path("results", stage).glob("*")) if path.is_dir()]
+    stray = [path for path in stray if str(path) not in reached and not path.name.startswith(".")]
+    heavy = {path: sorted(path.glob("*.safetensors")) for path in stray}
+    shared = [file for files in heavy.values() for file in files if pointer(file).exists()]
+    absent = _not_in_remote(shared) if shared else set()
+    lines, removed = [], 0
+    for path in stray:
+        safe = all(file in shared and file not in absent for file in heavy[path])
+        gone = remove and (safe or unshared_too)
+        verb = "removed" if gone else "stray" if safe else "stray, nowhere else"
+        lines.append(f"{verb:<20}{_size(heavy[path]):>10}  {path}")
+        if gone:
+            shutil.rmtree(path)
+            removed += 1
+    kept = len(stray) - removed
+    lines.append(f"{len(stray)} stray artifacts, {removed} removed" + (f", {kept} kept" if removed and kept else ""))
+    if stray and not remove:
+        lines.append("remove them with --remove; those that are nowhere else only with --unshared-too as well")
+    return "\n".join(lines)
+
+
+def _estimate(artifacts: Sequence[Artifact]) -> str:
+    """Seconds that these would take one after the other: the mean of recorded ones of the same stage and method."""
+    known: dict[tuple[str, str], list[float]] = {}
+    for record in Path("results").glob(f"*/*/{RUN}"):
+        stage = record.parts[1]
+        known.setdefault((stage, _method(record.parent.name)), []).append(read_json(record)["seconds"])
+        known.setdefault((stage, ""), []).append(read_json(record)["seconds"])
+    total, unknown = 0.0, 0
+    for artifact in artifacts:
+        times = known.get((artifact.stage, _method(Path(artifact.directory).name))) or known.get((artifact.stage, ""))
+        total, unknown = (total + sum(times) / len(times), unknown) if times else (total, unknown + 1)
+    text = f"about {total / 60:.0f} min one after the other" if total >= 90 else f"about {total:.0f} s one after the other"
+    return text + (f", without {unknown} of a kind never made here" if unknown else "")
+
+
+def _method(name: str) -> str:
+    """An artifact's readable name without dataset, rate and seed would need its spec; its last word says the method."""
+    return name.rsplit("-", 2)[-2]
+
+
+def _intact(file: Path) -> bool:
+    return sha256_of(file) == read_json(file.with_name(RUN))["sha256"].get(file.name)
+
+
+def _size(files: Iterable[Path]) -> str:
+    total = float(sum(file.stat().st_size for file in files))
+    for unit in ("B", "KiB", "MiB"):
+        if total < 1024:
+            return f"{total:.0f} {unit}" if unit == "B" else f"{total:.1f} {unit}"
+        total /= 1024
+    return f"{total:.1f} GiB"
+
+
+def _require_remote() -> None:
+    if not Path(".dvc").is_dir():
+        raise DepoisonError(".dvc: missing; share from a clone of the repository, or run `dvc init`")
+    if not _dvc_output("config", "core.remote"):
+        raise DepoisonError("no DVC remote; add one with `dvc remote add --default team s3://bucket/path` (or ssh://, or a folder)")
+
+
+def _not_in_remote(files: Sequence[Path]) -> set[Path]:
+    told = yaml.safe_load(_dvc_output("status", "--cloud", "--json", *(str(pointer(file)) for file in files)) or "{}")
+    return {file for file in files if told.get(str(file)) in ("missing", "new")}
+
+
+def _command(*arguments: str) -> list[str]:
+    return [shutil.which("dvc") or str(Path(sys.executable).with_name("dvc")), *arguments]
+
+
+def _dvc(*arguments: str, check: bool = True) -> str:
+    """Run DVC; returns its last line of complaint, "" for none."""
+    try:
+        done = subprocess.run(_command(*arguments), capture_output=True, text=True)
+    except FileNotFoundError:
+        raise DepoisonError("dvc: not installed; install the environment with `make environment`") from None
+    complaint = " ".join(done.stderr.split()) if done.returncode else ""
+    if complaint and check:
+        raise DepoisonError(f"dvc {arguments[0]}: {complaint}")
+    return complaint
+
+
+def _dvc_output(*arguments: str) -> str:
+    return subprocess.run(_command(*arguments), capture_output=True, text=True).stdout.strip()
