@@ -1,12 +1,13 @@
 """Sharing artifacts through DVC: `depoison share push`, `pull` and `status`.
 
-Every heavy file has one pointer beside it (`model.safetensors.dvc`), small enough for git. Pointers never overlap, so that two
-branches that add cells merge without a conflict. All files of a call go to DVC at once: one `dvc add`, one `dvc push` or one
+Every heavy file has one pointer beside it (`model.safetensors.dvc`), small enough for git. Pointers never overlap, so
+that two branches that add cells merge without a conflict. All files of a call go to DVC at once: one `dvc add`, one `dvc push` or one
 `dvc pull`, because each call costs half a second and DVC locks its repository.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import subprocess
@@ -155,7 +156,7 @@ def status(plan: Plan, targets: Sequence[str]) -> str:
 
 
 def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -> str:
-    """List artifacts that no table on any track, and none of `keep`, reaches; remove them on request.
+    """List artifacts that no table on any track, no cell made and none of `keep` reaches; remove them on request.
 
     Args:
         remove: whether to remove those whose heavy files are all in the remote.
@@ -165,7 +166,7 @@ def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -
         One line for each artifact, and the sum.
     """
     reached: set[str] = set()
-    for evaluation in evaluations(plan, [*all_tables(plan), *keep]):
+    for evaluation in evaluations(plan, [*all_tables(plan), *_cells_made(plan), *keep]):
         reached.update(evaluation.chain())
     stray = [path for stage in STAGES for path in sorted(Path("results", stage).glob("*")) if path.is_dir()]
     stray = [path for path in stray if str(path) not in reached and not path.name.startswith(".")]
@@ -186,6 +187,15 @@ def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -
     if stray and not remove:
         lines.append("remove them with --remove; those that are nowhere else only with --unshared-too as well")
     return "\n".join(lines)
+
+
+def _cells_made(plan: Plan) -> list[str]:
+    """Single cells that somebody asked for before; those whose names mean nothing any more are left out."""
+    made = []
+    for path in sorted(Path(PREFIX).rglob("*.json")):
+        with contextlib.suppress(DepoisonError):
+            made.append(plan.cell(str(path)).name.path)
+    return made
 
 
 def _estimate(artifacts: Sequence[Artifact]) -> str:
@@ -225,7 +235,8 @@ def _require_remote() -> None:
     if not Path(".dvc").is_dir():
         raise DepoisonError(".dvc: missing; share from a clone of the repository, or run `dvc init`")
     if not _dvc_output("config", "core.remote"):
-        raise DepoisonError("no DVC remote; add one with `dvc remote add --default team s3://bucket/path` (or ssh://, or a folder)")
+        example = "dvc remote add --default team s3://bucket/path"
+        raise DepoisonError(f"no DVC remote is configured; add one with `{example}` (or ssh://host/path, or a folder)")
 
 
 def _not_in_remote(files: Sequence[Path]) -> set[Path]:
