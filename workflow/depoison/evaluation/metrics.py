@@ -10,7 +10,7 @@ from depoison.training.loop import autocast
 
 
 @torch.no_grad()
-def predict(model: Classifier, images: Tensor, precision: str = "fp32", batch_size: int = 1000) -> Tensor:
+def predict(model: Classifier, images: Tensor, precision: str = "fp32", batch_size: int = 250) -> Tensor:
     """Predicted labels, (N,) int64 on the CPU, of (N, C, H, W) uint8 images; the model's mode is restored."""
     device, training = model.mean.device, model.training
     model.eval()

@@ -103,8 +103,9 @@ class Plan:
         training = {"model": model, "recipe": _recipe(value["attack"])}
         backdoored = make_artifact("train", {**data, "poison": poison}, training, name.seed)
 
+        measure = {"precision": value["attack"]["precision"]}
         undefended = make_artifact(
-            "evaluate", {"dataset": dataset, "backdoored": backdoored, "model": backdoored}, {"precision": "fp32"}
+            "evaluate", {"dataset": dataset, "backdoored": backdoored, "model": backdoored}, measure
         )
         defense = self._method("defense", name.defense, value["defense"], settings["defense"])
         if defense["name"] == "none":
@@ -118,7 +119,7 @@ class Plan:
         evaluation = make_artifact(
             "evaluate",
             {"dataset": dataset, "backdoored": backdoored, "model": purified, "undefended": undefended},
-            {"precision": "fp32"},
+            measure,
         )
         return Cell(name, settings, evaluation)
 
