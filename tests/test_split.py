@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from small import classes_of, write_artifact
 
 from depoison.errors import DepoisonError
 from depoison.plan.config import Runtime
@@ -16,6 +15,7 @@ from depoison.rng import Rng
 from depoison.stages import split
 from depoison.stages.runner import Job
 from depoison.stages.split import reserve
+from small import classes_of, write_artifact
 
 RNG = Rng(0, "split")
 

@@ -166,7 +166,8 @@ def write_table(plan: Plan, table: Table) -> None:
     context = {
         "table": table, "lines": lines, "gaps": gaps_of(table), "notes": notes, "made_from": made_from,
         "metrics": METRICS, "several_seeds": len(table.seeds) > 1, "heading": heading(table),
-        "setting": f"{label(plan, 'dataset', table.dataset)}, {label(plan, 'model', table.model)}", "number": len(table.columns),
+        "setting": f"{label(plan, 'dataset', table.dataset)}, {label(plan, 'model', table.model)}",
+        "number": len(table.columns),
     }  # fmt: skip
     for suffix in (".md", ".tex"):
         text = environment.get_template(f"table{suffix}.jinja").render(context)

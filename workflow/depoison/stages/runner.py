@@ -118,7 +118,8 @@ def _device(stage: str, runtime: Runtime) -> Any:
         import torch
 
         torch.set_num_threads(runtime.threads)
-        torch.use_deterministic_algorithms(True)
+        # The same flag as use_deterministic_algorithms(True), which would import torch's compiler: a second and a half.
+        torch.set_deterministic_debug_mode("error")
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         if wanted and not torch.cuda.is_available():
