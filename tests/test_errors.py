@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Project, cell
 from PIL import Image
 
+from conftest import Project, cell
 from depoison.plan.specs import canonical
 
 Done = subprocess.CompletedProcess[str]

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, Project, cell, with_tiny
 
+from conftest import ROOT, Project, cell, with_tiny
 from depoison.plan.tables import read_table
 from depoison.reporting.tables import write_table
 

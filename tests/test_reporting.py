@@ -14,10 +14,10 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import Project
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from conftest import Project
 from depoison.files import read_json, write_json
 from depoison.plan.tables import Table, read_table
 from depoison.reporting.cells import write_cell

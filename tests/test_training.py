@@ -365,22 +365,30 @@ def test_one_kind_of_augmentation_does_not_change_the_draws_of_another(change):
     assert torch.equal(first.offset, second.offset) == ("rotation" in "".join(change))
 
 
-def test_augmentation_does_not_change_what_a_batch_source_draws():
-    class Seeds(Recorded):
-        def batch(self, index, draws, generator):
-            seeds.append(torch.rand(3, generator=generator).tolist())
-            return super().batch(index, draws, generator)
+class Drawing(Recorded):
+    """Plain batches that keep numbers drawn from each batch's own generator."""
 
-    found = []
-    for change in ({}, {"crop": 4}, {"flip": 0.5}, {"rotation": 10.0}, {"rotation": 10.0, "rotation_probability": 1.0}):
-        seeds: list[list[float]] = []
-        plan = recipe(**({"epochs": 2, "batch_size": 8} | change))
-        batches = Seeds(pixels(20), classes_of(20), plan)
-        fit(network(), batches, plan, RNG, Monitor())
-        found.append((batches.indices, seeds))
-    assert len({str(seed) for seed in found[0][1]}) == 6
-    assert all(indices == found[0][0] for indices, _ in found)
-    assert all(seeds == found[0][1] for _, seeds in found)
+    def batch(self, index, draws, generator):
+        self.__dict__.setdefault("drawn", []).append(tuple(numbers(generator)))
+        return super().batch(index, draws, generator)
+
+
+def drawn_with(**changes) -> tuple[list[list[int]], list[tuple[float, ...]]]:
+    """The images of six batches, and what each batch source drew."""
+    plan = recipe(**({"epochs": 2, "batch_size": 8} | changes))
+    batches = Drawing(pixels(20), classes_of(20), plan)
+    fit(network(), batches, plan, RNG, Monitor())
+    return batches.indices, batches.drawn
+
+
+def test_each_batch_has_a_generator_of_its_own():
+    drawn = drawn_with()[1]
+    assert len(set(drawn)) == 6 and drawn == drawn_with()[1]
+
+
+@pytest.mark.parametrize("change", [{"crop": 4}, {"flip": 0.5}, {"rotation": 10.0, "rotation_probability": 1.0}])
+def test_augmentation_does_not_change_what_a_batch_source_draws(change):
+    assert drawn_with(**change) == drawn_with()
 
 
 # Determinism, evaluation, interruption

@@ -28,7 +28,7 @@ def run(job: Job) -> None:
 def reserve(labels: Tensor, fraction: float, stratified: bool, rng: Rng) -> Tensor:
     """Indices of the defender's data, (n,) int64, n = round(fraction * N), in random order.
 
-    Stratified: each class in proportion, by largest remainder, and in any prefix as evenly as its length allows.
+    Stratified: each class in proportion, in every prefix.
 
     Raises:
         DepoisonError: fewer than two images on a side.
@@ -43,9 +43,12 @@ def reserve(labels: Tensor, fraction: float, stratified: bool, rng: Rng) -> Tens
     if not stratified:
         return order[:count]
     shuffled = labels[order]
+    # The i-th of a class's n members stands at (i + offset) / n of the way: sorting by it takes from every class in proportion.
+    # Offsets are spread evenly over the classes, so that many small classes come neither first nor last together.
+    classes = shuffled.unique()
+    spread = (torch.randperm(len(classes), generator=rng.generator("offsets")).double() + 0.5) / len(classes)
     rank = torch.zeros(total, dtype=torch.float64)
-    for label in shuffled.unique():
+    for label, offset in zip(classes, spread, strict=True):
         members = (shuffled == label).nonzero()[:, 0]
-        # The i-th of n members stands at (i + 1/2) / n of the way: sorting by it interleaves classes in proportion.
-        rank[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+        rank[members] = (torch.arange(len(members), dtype=torch.float64) + offset) / len(members)
     return order[torch.argsort(rank, stable=True)][:count]
