@@ -523,9 +523,9 @@ def test_generator_differs_by_seed_scope_and_purpose():
         numbers(Rng(seed, scope).generator(*purpose))
         for seed in (0, 1, 10)
         for scope in ("train", "purify", "split")
-        for purpose in (("epoch", 0), ("epoch", 1), ("epoch", 10), ("head",), ())
+        for purpose in (("epoch", 0), ("epoch", 1), ("epoch", 11), ("epoch", 1, 1), ("head",), ())
     ]
-    assert len({tuple(values) for values in found}) == 45
+    assert len({tuple(values) for values in found}) == 54
 
 
 # Models
