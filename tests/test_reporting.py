@@ -17,12 +17,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from conftest import Project
+from conftest import ROOT, Project
 from depoison.files import read_json, write_json
+from depoison.plan.plan import Plan
 from depoison.plan.tables import Table, read_table
 from depoison.reporting.cells import write_cell
 from depoison.reporting.tables import (
     METRICS,
+    SUMMARIES,
     Line,
     escape_latex,
     escape_markdown,
@@ -137,11 +139,21 @@ def test_summaries_are_of_the_rows_that_we_have(reported):
     average, deviation = by_label(lines, "Average"), by_label(lines, "Standard deviation")
     assert [average[i, "c_acc"].ours for i in range(4)] == [94.5, pytest.approx(91.502), 91.0, None]
     assert [average[i, "asr"].ours for i in range(4)] == [95.0, 1.5, 3.0, None]
-    assert deviation[0, "c_acc"].ours == pytest.approx(0.5**0.5)  # of a sample: 95 and 94
+    assert deviation[0, "c_acc"].ours == pytest.approx(0.5**0.5)  # of 95 and 94, not of their average besides
+    assert deviation[0, "c_acc"].published == pytest.approx(2**0.5)  # of 94 and 96
     assert [average[i, "c_acc"].published for i in range(4)] == [95.0, 91.5, pytest.approx(91.31), None]
     assert average[1, "asr"].published is None  # Blended with LP is not printed
     assert by_label(lines, "Average, as printed")[0, "asr"].published == 88.88
     assert all("rows that we have" in line.note for line in lines if line.label in ("Average", "Standard deviation"))
+
+
+@pytest.mark.parametrize(("name", "c_acc", "asr"), [("average", 93.07, 0.52), ("standard-deviation", 0.70, 0.78)])
+def test_summaries_are_the_papers(name, c_acc, asr):
+    """As Table 2 prints them for FST: the standard deviation is that of a sample."""
+    printed = read_table(Plan(ROOT), "reports/table2").published
+    rows = [numbers for (_, rate, defense), numbers in printed.items() if rate and defense == "fst"]
+    function = SUMMARIES[name][1]
+    assert [round(function([float(row[m]) for row in rows]), 2) for m in METRICS] == [c_acc, asr]
 
 
 def test_the_average_of_published_numbers_over_our_rows_of_table_2(reported):
@@ -328,7 +340,7 @@ def test_markdown_prints_any_text_as_it_is(text):
 @given(TEXT)
 @example(HOSTILE)
 def test_latex_prints_any_text_as_it_is(text):
-    commands = r"\\text[a-z]+\{\}|\\[&%$#_{}]|\$-\$|\$\\pm\$|\{\[\}|\{\*\}"
+    commands = r"\\text[a-z]+\{\}|\\[&%$#_{}]|\$[-<>|]\$|\$\\pm\$|\{[\[*]?\}"
     rest = re.sub(commands, "", escape_latex(text))
     assert not set(rest) & set("\\&%$#_{}~^<>|\n\r"), rest
 

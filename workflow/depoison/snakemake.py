@@ -129,7 +129,8 @@ class Lookup:
             current = read_json(Path(path))["made_from"] == wanted
         except (DepoisonError, KeyError, TypeError):
             current = False
-        stamp = STAMPS / path.replace("/", "!")
+        # Each in a folder of its own: Snakemake lists a folder once, and would not see what joins it later.
+        stamp = STAMPS / path.replace("/", "!") / "stamp"
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.touch()
         moment = 1 if current else time.time()
