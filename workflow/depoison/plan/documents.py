@@ -50,7 +50,7 @@ def read_document(path: Path, root: Path) -> Document:
     try:
         node = yaml.compose(text, Loader=_Loader)
         data = {} if node is None else _build(node, (), places, shown)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise DepoisonError(f"{shown}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise DepoisonError(f"{shown}: must be a mapping of keys to values")

@@ -178,6 +178,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 def unchanged_statistics(model: nn.Module) -> Iterator[None]:
     """A context in which BatchNorm normalizes by the batch but leaves its running statistics as they are."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in layers if layer.track_running_stats]
     momenta = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
