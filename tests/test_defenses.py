@@ -20,6 +20,7 @@ from depoison.defenses.ft_init import ft_init
 from depoison.defenses.ft_sam import ft_sam
 from depoison.defenses.lp import lp
 from depoison.defenses.tuning import Tuner, TuningSet, reinitialized_head
+from depoison.files import read_json
 from depoison.models.classifier import Classifier, build
 from depoison.plan.config import Runtime
 from depoison.rng import Rng
@@ -469,6 +470,8 @@ def test_purify_gives_the_defense_the_first_images_of_the_defender_and_no_others
         return model
 
     monkeypatch.setattr("depoison.defenses.fst.fst", spy)
+    # These stand-ins do not lie where their specs belong.
+    monkeypatch.setattr("depoison.stages.inputs.read_spec", lambda directory: read_json(directory / "spec.json"))
     spec = {
         "stage": "purify",
         "upstream": {"dataset": str(dataset), "split": str(divided), "model": str(backdoored)},

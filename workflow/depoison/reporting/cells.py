@@ -11,8 +11,9 @@ from depoison.plan.plan import Cell
 def render_cell(cell: Cell) -> str:
     """The text of results/cells/…/s<seed>.json; `made_from` is the checksum of the evaluation."""
     product = Path(cell.evaluation.product)
+    evaluation = read_json(product)
     view = {"cell": cell.name.path, "made_from": sha256_of(product), "evaluation": cell.evaluation.directory}
-    return json_text(view | read_json(product))
+    return json_text(view | evaluation)
 
 
 def cell_is_current(cell: Cell) -> bool:
