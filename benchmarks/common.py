@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -43,10 +46,13 @@ def machine(threads: int) -> dict[str, Any]:
     flags = found.get("flags", found.get("Features", "")).split()
     packages = {}
     for name in ("torch", "torchvision", "snakemake"):
-        try:
+        with contextlib.suppress(PackageNotFoundError):
             packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "absent"
+    build = importlib.util.find_spec("torch")
+    if build and build.origin:
+        # Says which build it is, such as +cpu; the package's metadata may not.
+        text = Path(build.origin).with_name("version.py").read_text()
+        packages["torch"] = re.search(r"__version__ = '(.+)'", text)[1]
     return {
         "cpu": found.get("model name") or platform.processor() or platform.machine(),
         "cores": cores(),

@@ -44,6 +44,8 @@ def main() -> None:
         for repeat in range(options.repeats + 1):
             for artifact in (train, purify):
                 found = _run([sys.executable, str(PROBE)], artifact, runtime.model_dump_json(), Path(folder))
+                if not found:
+                    sys.exit(f"{artifact.directory}: no optimizer step was seen; see startup_probe.py")
                 if repeat:  # the first fills the file cache and compiles modules
                     seconds[artifact.stage].append(json.loads(found))
 

@@ -23,11 +23,11 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-START, COMMAND, TORCH, DYNAMO, STAGE, READ, BUILD, OTHER, STEP = PARTS = (
+START, COMMAND, TORCH, COMPILER, STAGE, READ, BUILD, OTHER, STEP = PARTS = (
     "interpreter",
     "import: command line, configuration",
     "import: torch",
-    "import: torch._dynamo",
+    "import: torch's compiler",
     "import: stage, attack, defense",
     "read inputs",
     "build the model",
@@ -70,7 +70,13 @@ class Clock:
 
 CLOCK = Clock(float(os.environ["DEPOISON_LAUNCHED"]), BEGUN)
 
-IMPORTS = {"torch": TORCH, "torch._dynamo": DYNAMO, "depoison.stages.train": STAGE, "depoison.stages.purify": STAGE}
+IMPORTS = {
+    "torch": TORCH,
+    "torch._dynamo": COMPILER,
+    "torch._inductor": COMPILER,
+    "depoison.stages.train": STAGE,
+    "depoison.stages.purify": STAGE,
+}
 """Modules whose import is a part of its own, with all that they import."""
 
 FUNCTIONS = {
@@ -100,14 +106,15 @@ class Finder(importlib.abc.MetaPathFinder):
             for function, part in FUNCTIONS.get(name, {}).items():
                 setattr(module, function, CLOCK.inside(part, getattr(module, function)))
             if name == "torch":
-                module.optim.SGD.step = stopping(module.optim.SGD.step)
+                for owner, step in ((module.optim.SGD, "step"), (module, "_fused_sgd_")):
+                    setattr(owner, step, stopping(getattr(owner, step)))
 
         spec.loader.exec_module = exec_module
         return spec
 
 
 def stopping(step: Callable[..., Any]) -> Callable[..., Any]:
-    """An optimizer's step that ends the run."""
+    """A step that ends the run: an optimizer's, or the fused kernel itself, whichever is over first."""
 
     @functools.wraps(step)
     def last(*arguments: Any, **keywords: Any) -> None:

@@ -1,7 +1,7 @@
 """Images per second of the training loop, against a plain loop that trains the same network the usual way.
 
-The plain loop is what the papers' code bases do: a DataLoader that crops, mirrors and normalizes one PIL image at a time,
-fp32, NCHW, SGD without fusion. Both take turns in one process on the same images, labels, batch size and threads.
+The plain loop is what the papers' code bases do: a DataLoader that crops, mirrors and normalizes one PIL image at a
+time, fp32, NCHW, SGD without fusion. Both take turns in one process on the same images, labels, batch size and threads.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def _options() -> argparse.Namespace:
     arguments.add_argument("--steps", type=int, default=10, help="steps of a measurement")
     arguments.add_argument("--warmup", type=int, default=2, help="steps before each measurement that do not count")
     arguments.add_argument("--model", default="resnet18", help="a model of config/models/")
-    arguments.add_argument("--width", type=int, help="its width; default: the model's own")
+    arguments.add_argument("--width", type=int, help="its width; None: as the model's file says")
     arguments.add_argument("--threads", type=int, default=cores(), help="of torch; DataLoader workers come on top")
     arguments.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="one plain loop for each number")
     return arguments.parse_args()
 
 
 def pictures(count: int) -> tuple[Tensor, Tensor]:
-    """Images (count, 3, SIZE, SIZE) uint8 of soft blobs with a little noise, as photographs are, and labels (count,)."""
+    """Images (count, 3, SIZE, SIZE) uint8 of soft blobs with a little noise, like photographs, and labels (count,)."""
     blobs = interpolate(torch.rand(count, 3, 6, 6), SIZE, mode="bicubic", align_corners=False)
     images = (blobs * 255 + torch.randn(count, 3, SIZE, SIZE) * 8).round().clamp(0, 255).to(torch.uint8)
     return images, torch.randint(CLASSES, (count,))

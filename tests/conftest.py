@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from depoison.plan.plan import Plan
+
+settings.register_profile("project", deadline=None, derandomize=True)
+settings.load_profile("project")
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "workflow", "config", "profiles", "envs", "pyproject.toml")

@@ -175,7 +175,7 @@ def write_artifact(directory: Path, tensors: dict[str, State], documents: dict[s
     """Safetensors and JSON files as a finished stage leaves them, with their checksums in run.json."""
     directory.mkdir(parents=True)
     for name, content in tensors.items():
-        (directory / name).write_bytes(save(content))
+        (directory / name).write_bytes(save({key: tensor.clone() for key, tensor in content.items()}))
     for name, document in documents.items():
         (directory / name).write_text(json.dumps(document))
     checksums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}

@@ -102,7 +102,7 @@ def test_importing_the_package_imports_no_torch_and_cifar10_no_torchvision():
         "import sys, depoison.data; assert not {'torch', 'numpy', 'requests', 'sklearn'} & set(sys.modules);"
         "import depoison.data.cifar10; assert not {'torchvision', 'sklearn'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path(data.__file__).parents[2])})
 
 
 def test_a_new_source_is_one_new_file(tmp_path):

@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from small import classes_of, write_artifact
 
 from depoison.errors import DepoisonError
 from depoison.plan.config import Runtime
@@ -16,6 +15,7 @@ from depoison.rng import Rng
 from depoison.stages import split
 from depoison.stages.runner import Job
 from depoison.stages.split import reserve
+from small import classes_of, write_artifact
 
 RNG = Rng(0, "split")
 
@@ -40,7 +40,7 @@ def test_two_percent_of_cifar10s_50000_is_1000():
 
 @pytest.mark.parametrize("stratified", [False, True])
 def test_smaller_reserves_are_prefixes_of_larger_ones(stratified):
-    labels = classes_of(10_000, 10)
+    labels = labels_of([1000] * 10) if stratified else classes_of(10_000, 10)
     large = reserve(labels, 0.02, stratified, RNG).tolist()
     assert (len(large), large[:50], large[:10]) == (
         200,
@@ -84,22 +84,32 @@ def test_stratified_prefixes_of_balanced_classes_are_balanced_within_one(classes
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(1, 60), min_size=2, max_size=12), st.data())
-def test_stratified_reserve_has_each_class_in_proportion_within_one(sizes, data):
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=12).filter(lambda sizes: sum(sizes) >= 8), st.data())
+def test_stratified_reserve_has_each_class_in_proportion_within_one_and_each_prefix_within_two(sizes, data):
     total = sum(sizes)
-    if total < 8:
-        return
     count = data.draw(st.integers(2, total - 2))
-    labels = labels_of(sizes)
-    found = np.bincount(labels[reserve(labels, count / total, True, RNG)], minlength=len(sizes))
-    assert np.all(np.abs(found - count * np.array(sizes) / total) < 1)
+    found = labels_of(sizes)[reserve(labels_of(sizes), count / total, True, RNG)].numpy()
+    for length in range(1, count + 1):
+        off = np.abs(np.bincount(found[:length], minlength=len(sizes)) - length * np.array(sizes) / total)
+        assert np.all(off < (1 if length == count else 2))
 
 
 def test_stratified_reserve_does_not_starve_small_classes():
-    # Half of 2000 images is one class, 100 classes of 10 are the other half: 49 images are about 24 or 25 of each half.
+    # Half of 2000 images is one class, 100 classes of 10 are the other half: 49 images are 24 or 25 of each half.
     labels = labels_of([1000] + [10] * 100)
     found = labels[reserve(labels, 49 / 2000, True, RNG)]
-    assert int((found == 0).sum()) in (24, 25)
+    assert len(found) == 49 and int((found == 0).sum()) in (24, 25)
+    assert 8 <= int((found[:20] == 0).sum()) <= 12
+
+
+def test_which_classes_of_equal_proportion_get_one_image_more_differs_by_seed():
+    labels = labels_of([100] * 10)
+    more = set()
+    for seed in range(5):
+        counts = np.bincount(labels[reserve(labels, 0.015, True, Rng(seed, "split"))], minlength=10)
+        assert sorted(counts) == [1] * 5 + [2] * 5
+        more.add(tuple(counts))
+    assert len(more) > 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from depoison.errors import DepoisonError
+from depoison.errors import DepoisonError, unknown
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -181,12 +181,19 @@ def _table(options: argparse.Namespace) -> None:
 
 def _stage(options: argparse.Namespace) -> None:
     from depoison.plan.config import Runtime
+    from depoison.plan.specs import STAGES
     from depoison.stages.runner import run_stage
 
     try:
         spec, runtime = json.loads(options.spec), Runtime.model_validate_json(options.runtime)
     except ValueError as error:
         raise DepoisonError(f"stage: the spec or the runtime is not valid JSON ({error})") from None
+    if not isinstance(spec, dict) or "stage" not in spec:
+        raise DepoisonError("stage: the spec has no stage")
+    if spec["stage"] not in STAGES:
+        raise unknown("stage", str(spec["stage"]), STAGES)
+    if set(spec) != {"stage", "version", "upstream", "parameters", "seed"}:
+        raise DepoisonError("stage: a spec has the keys stage, version, upstream, parameters and seed")
     run_stage(spec, options.output, runtime, options.root)
 
 

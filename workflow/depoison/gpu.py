@@ -72,7 +72,9 @@ def lease(count: int, jobs_per_device: int = 1) -> Iterator[list[str]]:
 def _take(device: str, jobs_per_device: int) -> int | None:
     """An open, locked descriptor for one of the device's slots, or None."""
     folder = Path(tempfile.gettempdir()) / "depoison-devices"
-    folder.mkdir(mode=0o777, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    with contextlib.suppress(PermissionError):
+        folder.chmod(0o1777)  # whoever shares the machine shares its devices
     for slot in range(jobs_per_device):
         path = folder / f"{re.sub(r'[^A-Za-z0-9]', '_', device)}.{slot}.lock"
         with contextlib.suppress(PermissionError):

@@ -14,13 +14,13 @@ from typing import Any
 from snakemake.io import flag
 
 from depoison.errors import DepoisonError
-from depoison.files import read_json
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical
 from depoison.plan.tables import Table, read_table
-from depoison.reporting.cells import made_from
+from depoison.reporting.cells import cell_is_current
+from depoison.reporting.tables import table_is_current
 
 STAMPS = Path(".snakemake/depoison/stamps")
 """Scratch files whose modification time tells Snakemake whether a file with a fixed name is out of date."""
@@ -115,24 +115,22 @@ class Lookup:
         """Input function: a cell's evaluation, and a stamp that is new where the cell's file is out of date."""
         with _refusing():
             cell = self.plan.cell(f"{PREFIX}{wildcards.cell}")
-        return self._view(cell.name.path, [cell.evaluation.product], made_from(cell))
+        return self._view(cell.name.path, [cell.evaluation.product], cell_is_current(cell))
 
     def table_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: a table's evaluations, and a stamp that is new where the table is out of date."""
         target = f"reports/{wildcards.where}{wildcards.table}"
         with _refusing():
             table = self._tables[target] = self._tables.get(target) or read_table(self.plan, target)
-        return self._view(f"{table.target}.json", table.evaluations(), table.made_from())
+        return self._view(table.target, table.evaluations(), table_is_current(self.plan, table))
 
-    def _view(self, path: str, evaluations: list[str], wanted: str) -> list[Any]:
-        try:
-            current = read_json(Path(path))["made_from"] == wanted
-        except (DepoisonError, KeyError, TypeError):
-            current = False
-        stamp = STAMPS / path.replace("/", "!")
+    def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:
+        # Each in a folder of its own: Snakemake lists a folder once, and would not see what joins it later.
+        stamp = STAMPS / path.replace("/", "!") / "stamp"
         stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.touch()
         moment = 1 if current else time.time()
+        # Snakemake compares the content of small files, too: it must be new whenever the time is.
+        stamp.write_text(f"{moment}\n", encoding="utf-8")
         os.utime(stamp, (moment, moment))
         return [*(flag(product, "ancient") for product in evaluations), str(stamp)]
 

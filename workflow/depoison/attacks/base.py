@@ -132,10 +132,10 @@ def choose(poisoning: Poisoning, attack: Attack, labels: Tensor, classes: int, g
             )
         candidates = candidates[labels == poisoning.target]
         if count > len(candidates):
-            maximum = len(candidates) / len(labels)
+            maximum = len(candidates) * 10_000 // len(labels) / 10_000
             raise DepoisonError(
                 f"poisoning rate {poisoning.rate:g} is {count} images, but the target class {poisoning.target} of a "
-                f"clean-label attack has {len(candidates)}; the maximum rate is {int(maximum * 1e4) / 1e4:g}"
+                f"clean-label attack has {len(candidates)}; the maximum rate is {maximum:g}"
             )
     chosen = candidates[torch.randperm(len(candidates), generator=generator)[:count]]
     return chosen.sort().values

@@ -11,12 +11,13 @@ from depoison.training.loop import autocast
 
 @torch.no_grad()
 def predict(model: Classifier, images: Tensor, precision: str = "fp32", batch_size: int = 250) -> Tensor:
-    """Predicted labels, (N,) int64 on the CPU, of (N, C, H, W) uint8 images; the model's mode is restored."""
-    device, training = model.mean.device, model.training
+    """Predicted labels, (N,) int64 on the CPU, of (N, C, H, W) uint8 images; each part's mode is restored."""
+    device, modes = model.mean.device, [(part, part.training) for part in model.modules()]
     model.eval()
     with autocast(device, precision):
         found = [model(batch.to(device)).argmax(1).cpu() for batch in images.split(batch_size)]
-    model.train(training)
+    for part, training in modes:
+        part.training = training
     return torch.cat(found)
 
 

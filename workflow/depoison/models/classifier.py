@@ -48,11 +48,11 @@ def build(model: Mapping[str, Any], *, classes: int, channels: int, generator: t
 
     Args:
         model: {name, version, parameters, mean, std} of a spec.
-        generator: every initial weight is drawn from it.
+        generator: its seed decides every initial weight.
     """
     name = model["name"].replace("-", "_")
     architecture = getattr(importlib.import_module(f"depoison.models.{name}"), name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator.initial_seed())
+        torch.default_generator.manual_seed(generator.initial_seed())
         extractor, classifier = architecture(classes, channels, **model["parameters"])
     return Classifier(extractor, classifier, model["mean"], model["std"]).to(memory_format=torch.channels_last)

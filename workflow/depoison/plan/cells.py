@@ -36,7 +36,7 @@ class Choice:
             raise DepoisonError(f"{where}: {text!r} is not of the form name+key=value+key=value")
         if len(set(keys)) < len(keys):
             raise DepoisonError(f"{where}: {text!r} sets a key twice")
-        return cls(name, tuple(sorted(pairs)))
+        return cls(name, tuple(pairs))
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CellName:
         if not path.startswith(PREFIX) or len(parts) != 6 or not all(parts):
             raise DepoisonError(f"{path}: a cell is {_FORM}")
         track, dataset, model, attack, defense, file = parts
-        seed = re.fullmatch(r"s(\d{1,9})\.json", file)
+        seed = re.fullmatch(r"s(0|[1-9][0-9]{0,8})\.json", file)
         if not seed:
             raise DepoisonError(f"{path}: {file!r} is no seed; valid: s0.json, s1.json, … (an integer of at least 0)")
         choices = (Choice.parse(text, path) for text in (dataset, model, attack, defense))

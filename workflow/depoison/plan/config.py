@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.documents import Document, read_document
@@ -49,6 +49,14 @@ class Config(_Strict):
     seeds: list[NonNegativeInt] = Field(
         default=[0], min_length=1, description="seeds of every table; a table file may set its own"
     )
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed stands twice")
+        return seeds
+
     runtime: Runtime = Runtime()
     poisoning: Values = Field(default={}, description="shared defaults of attacks")
     training: Values = Field(default={}, description="shared defaults of training")
@@ -137,10 +145,15 @@ def _model_at(model: type[BaseModel], keys: tuple[str, ...]) -> type[BaseModel]:
     """The model that describes the mapping at `keys` of a file that `model` describes."""
     if not keys:
         return model
-    annotation = model.model_fields[keys[0]].annotation if keys[0] in model.model_fields else model
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return _model_at(annotation, keys[1:])
-    return Parameter
+    if keys[0] not in model.model_fields:  # an index or a name: the values below are all of one model
+        return _model_at(model, keys[1:])
+    waiting = [model.model_fields[keys[0]].annotation]
+    while waiting:
+        annotation = waiting.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return _model_at(annotation, keys[1:])
+        waiting += get_args(annotation)
+    return model
 
 
 class Configuration:

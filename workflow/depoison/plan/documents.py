@@ -70,4 +70,7 @@ def _build(node: yaml.Node, keys: tuple[str, ...], places: dict[tuple[str, ...],
         return result
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*keys, str(i)), places, shown) for i, item in enumerate(node.value)]
-    return yaml.constructor.SafeConstructor().construct_object(node)
+    try:
+        return yaml.constructor.SafeConstructor().construct_object(node)
+    except ValueError as error:  # such as a date that is none
+        raise DepoisonError(f"{shown}:{node.start_mark.line + 1}: {node.value!r}: {error}") from None

@@ -27,13 +27,19 @@ def current(root: Path) -> dict[str, dict[str, str | int]]:
         files = reached_from(root / PACKAGE / "stages" / f"{stage}.py", root)
         found[f"stage {stage}"] = {"version": facts.version, "code": _hash(files, root)}
     configuration = Plan(root).configuration
+    staged = {file for stage in STAGES for file in reached_from(root / PACKAGE / "stages" / f"{stage}.py", root)}
+
+    def own_code(file: Path) -> str:
+        return _hash([module for module in reached_from(file, root) if module not in staged], root)
+
     for kind, folder in KINDS.items():
         for name in configuration.names(kind) if kind != "dataset" else []:
             file = root / PACKAGE / folder / f"{name.replace('-', '_')}.py"
-            entry = {"version": configuration.method(kind, name).content.version, "code": _hash([file], root)}
+            entry = {"version": configuration.method(kind, name).content.version, "code": own_code(file)}
             found[f"{kind} {name}"] = entry
     for file in sorted((root / PACKAGE / "data").glob("[!_]*.py")):
-        found[f"data {file.stem}"] = {"version": STAGES["dataset"].version, "code": _hash([file], root)}
+        if file not in staged and "\ndef load(" in file.read_text(encoding="utf-8"):
+            found[f"data {file.stem}"] = {"version": STAGES["dataset"].version, "code": own_code(file)}
     return found
 
 
@@ -70,6 +76,7 @@ def reached_from(file: Path, root: Path) -> list[Path]:
                 path = (root / "workflow").joinpath(*node.module.split("."))
                 waiting += [path.with_suffix(".py"), path / "__init__.py"]
                 waiting += [path / f"{alias.name}.py" for alias in node.names]
+                waiting += [path / alias.name / "__init__.py" for alias in node.names]
     # Planning and bookkeeping say where artifacts go, not what is in them.
     return sorted(path for path in found if path.parent.name != "plan" and path.name not in ("runner.py", "errors.py"))
 

@@ -135,7 +135,7 @@ def _convert(kind: str, value: Any) -> Any:
         return None
     if kind == "int":
         return int(number) if number == int(number) and "." not in str(value) else None
-    return number
+    return number + 0.0  # no minus zero
 
 
 def text_of(value: Any) -> str:

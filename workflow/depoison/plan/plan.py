@@ -77,6 +77,11 @@ class Plan:
             )
         return self.artifacts[directory]
 
+    def label(self, kind: str, name: str) -> str:
+        """How tables call a method; its name where it has no implementation."""
+        known = name in self.configuration.names(kind)
+        return self.configuration.method(kind, name).content.label if known else name
+
     def adopt(self, directory: str, spec: dict[str, Any], local_copy: str | None) -> None:
         """Remember an artifact that another plan resolved, after those that it is made from."""
         upstream = {role: self.artifacts[name] for role, name in spec["upstream"].items() if name in self.artifacts}
@@ -160,8 +165,10 @@ class Plan:
         if values["source"] not in sources:
             raise unknown("source", values["source"], sources, f"dataset {name}")
         shared = {key: values[key] for key in ("source", "size", "checksum")}
-        own = {key: value for key, value in values.items() if key not in SHARED["dataset"]}
-        parameters = {"name": name, **shared, "options": own}
+        # A dataset's own hyper-parameters are options of its own source; another source does not know them.
+        method = self.configuration.method("dataset", name).content
+        own = {key: values[key] for key in method.parameters if values["source"] == method.values["source"]}
+        parameters = {"name": name, "version": method.version, **shared, "options": own}
         if values["source"] == "imagefolder" and values["checksum"] is None:
             parameters["root"] = values["root"]
         return parameters

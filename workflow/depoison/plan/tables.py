@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,8 +23,6 @@ from depoison.plan.specs import fingerprint
 
 PAPERS = "config/papers"
 DEFAULT_PAPER, DEFAULT_TRACK = "fst", "paper"
-LAYOUT = 1
-"""Raised when the rendering of tables changes, so that every table is rendered again."""
 
 
 class _Strict(BaseModel):
@@ -56,7 +54,7 @@ class TableFile(_Strict):
     seeds: list[int] | None = Field(None, min_length=1, description="default: those of the configuration")
     columns: list[ColumnFile] = Field(min_length=1)
     rows: list[RowFile] = Field(min_length=1)
-    summary: list[str] = Field(default=[], description="any of average, standard-deviation")
+    summary: list[Literal["average", "standard-deviation"]] = Field(default=[], description="rows below the others")
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     entries: tuple[Entry, ...]
-    published: dict[tuple[str, str, str], dict[str, str]]
+    published: dict[tuple[str, str, str], dict[str, float]]
     definition: str
 
     def evaluations(self) -> list[str]:
@@ -117,9 +115,9 @@ class Table:
         return list(dict.fromkeys(products))
 
     def made_from(self) -> str:
-        """A hash of all that the rendered table follows from: its definition and the evaluations as they now are."""
+        """A hash of the table's definition and of its evaluations as they now are."""
         contents = {path: sha256_of(Path(path)) if Path(path).exists() else None for path in self.evaluations()}
-        return fingerprint([LAYOUT, self.definition, self.target, contents])
+        return fingerprint([self.definition, self.target, contents])
 
 
 def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
@@ -239,7 +237,7 @@ def _gap(plan: Plan, row: Row, column: Column) -> str:
     return ""
 
 
-def _published(path: Path, file: TableFile) -> dict[tuple[str, str, str], dict[str, str]]:
+def _published(path: Path, file: TableFile) -> dict[tuple[str, str, str], dict[str, float]]:
     """Printed numbers by (attack, rate, defense); rate is "" for summary rows.
 
     Raises:
@@ -250,8 +248,7 @@ def _published(path: Path, file: TableFile) -> dict[tuple[str, str, str], dict[s
             rows = list(csv.DictReader(lines))
         found = {
             (row["attack"], f"{float(row['rate']):g}" if row["rate"] else "", row["defense"]): {
-                "c_acc": row["c_acc"],
-                "asr": row["asr"],
+                metric: float(row[metric]) for metric in ("c_acc", "asr") if row[metric]
             }
             for row in rows
             if row["dataset"] == file.dataset and row["model"] == file.model and not row["variant"]

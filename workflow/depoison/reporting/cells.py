@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from depoison.files import read_json, sha256_of, write_json
+from depoison.files import json_text, read_json, sha256_of, write_bytes
 from depoison.plan.plan import Cell
-from depoison.plan.specs import fingerprint
 
 
-def made_from(cell: Cell) -> str:
-    """A hash of what the cell's file follows from: the evaluation as it now is."""
+def render_cell(cell: Cell) -> str:
+    """The text of results/cells/…/s<seed>.json; `made_from` is the checksum of the evaluation."""
     product = Path(cell.evaluation.product)
-    return fingerprint([str(product), sha256_of(product) if product.exists() else None])
+    evaluation = read_json(product)
+    view = {"cell": cell.name.path, "made_from": sha256_of(product), "evaluation": cell.evaluation.directory}
+    return json_text(view | evaluation)
+
+
+def cell_is_current(cell: Cell) -> bool:
+    """Whether the evaluation is there and the cell's file says what would be written now."""
+    path = Path(cell.name.path)
+    there = path.exists() and Path(cell.evaluation.product).exists()
+    return there and path.read_bytes() == render_cell(cell).encode()
 
 
 def write_cell(cell: Cell) -> None:
-    """Write results/cells/…/s<seed>.json."""
-    evaluation = read_json(Path(cell.evaluation.product))
     path = Path(cell.name.path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path, {"cell": str(path), "made_from": made_from(cell), "evaluation": cell.evaluation.directory, **evaluation}
-    )
+    write_bytes(path, render_cell(cell).encode())

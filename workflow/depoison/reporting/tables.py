@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from depoison.files import read_json, write_bytes, write_json
+from depoison.files import json_text, read_json, write_bytes
 from depoison.plan.plan import Plan
 from depoison.plan.tables import Entry, Table
 
@@ -84,10 +84,11 @@ def lines_of(table: Table) -> list[Line]:
         for row, part in zip(table.rows, entries, strict=True)
     ]
     lines = [Line(row.label, row.rate, _with_best(table, figures)) for row, figures in rows]
+    shown = list(lines)
     complete = all(figure.ours is not None for line in lines for column in line.figures for figure in column.values())
     for name in table.file.summary:
         title, function = SUMMARIES[name]
-        ours = [_summary(function, [line.figures[i] for line in lines]) for i in range(grid)]
+        ours = [_summary(function, [line.figures[i] for line in shown]) for i in range(grid)]
         note = "" if complete else "over the rows that we have, in ours and in published alike"
         lines.append(Line(title, None, _with_best(table, ours) if name == "average" else ours, note))
     for name in table.file.summary:
@@ -101,7 +102,7 @@ def _figures(table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]
     printed = table.published.get((entry.row.attack.name, f"{entry.row.rate:g}", entry.column.defense.name), {})
     result = {}
     for metric in METRICS:
-        published = float(printed[metric]) if printed.get(metric) else None
+        published = printed.get(metric)
         values = [metrics(cell.evaluation.product)[metric] for cell in entry.cells]
         values = [value for value in values if value is not None]
         mean, interval = mean_and_interval(values) if values else (None, None)
@@ -111,7 +112,7 @@ def _figures(table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]
 
 def _printed(table: Table, attack: str, defense: str) -> dict[str, Figure]:
     numbers = table.published.get((attack, "", defense), {})
-    return {metric: Figure(published=float(numbers[metric]) if numbers.get(metric) else None) for metric in METRICS}
+    return {metric: Figure(published=numbers.get(metric)) for metric in METRICS}
 
 
 def _summary(function: Callable[[Sequence[float]], float], columns: list[dict[str, Figure]]) -> dict[str, Figure]:
@@ -154,7 +155,22 @@ def signed(value: float) -> str:
 
 
 def write_table(plan: Plan, table: Table) -> None:
-    """Write reports/….md, .tex, .csv and .json; the JSON last, whose hash says what all four were made from."""
+    """Write reports/….md, .tex, .csv and .json."""
+    Path(table.target).parent.mkdir(parents=True, exist_ok=True)
+    for suffix, text in render_table(plan, table).items():
+        write_bytes(Path(table.target + suffix), text.encode())
+
+
+def table_is_current(plan: Plan, table: Table) -> bool:
+    """Whether all evaluations are there and the four files say what would be written now."""
+    files = {suffix: Path(table.target + suffix) for suffix in SUFFIXES}
+    if not all(path.exists() for path in [*files.values(), *map(Path, table.evaluations())]):
+        return False
+    return all(files[suffix].read_bytes() == text.encode() for suffix, text in render_table(plan, table).items())
+
+
+def render_table(plan: Plan, table: Table) -> dict[str, str]:
+    """The text of each of the four files, by suffix."""
     made_from, lines = table.made_from(), lines_of(table)
     notes = _notes(plan, table)
     environment = jinja2.Environment(
@@ -162,19 +178,16 @@ def write_table(plan: Plan, table: Table) -> None:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"signed": signed, "percent": percent, "latex": escape_latex, "markdown": escape_markdown}
-    Path(table.target).parent.mkdir(parents=True, exist_ok=True)
     context = {
         "table": table, "lines": lines, "gaps": gaps_of(table), "notes": notes, "made_from": made_from,
         "metrics": METRICS, "several_seeds": len(table.seeds) > 1, "heading": heading(table),
-        "setting": f"{label(plan, 'dataset', table.dataset)}, {label(plan, 'model', table.model)}", "number": len(table.columns),
+        "setting": f"{plan.label('dataset', table.dataset)}, {plan.label('model', table.model)}",
+        "number": len(table.columns),
     }  # fmt: skip
-    for suffix in (".md", ".tex"):
-        text = environment.get_template(f"table{suffix}.jinja").render(context)
-        write_bytes(Path(table.target + suffix), text.encode())
-    write_bytes(Path(table.target + ".csv"), _csv(table, lines).encode())
-    write_json(
-        Path(table.target + ".json"),
-        {
+    texts = {s: environment.get_template(f"table{s}.jinja").render(context) for s in (".md", ".tex")}
+    return texts | {
+        ".csv": _csv(table, lines),
+        ".json": json_text({
             "made_from": made_from,
             "paper": table.paper,
             "table": table.name,
@@ -190,8 +203,8 @@ def write_table(plan: Plan, table: Table) -> None:
                  "evaluations": [cell.evaluation.product for cell in entry.cells]}
                 for entry in table.entries
             ],
-        },
-    )  # fmt: skip
+        }),
+    }  # fmt: skip
 
 
 def heading(table: Table) -> str:
@@ -210,7 +223,7 @@ def _notes(plan: Plan, table: Table) -> list[str]:
     track = plan.configuration.track(table.track).content
     notes = [f"Track {table.track}: {track.summary}."]
     moved = [
-        f"{label(plan, kind, paper)} is replaced by {label(plan, kind, ours)}"
+        f"{plan.label(kind, paper)} is replaced by {plan.label(kind, ours)}"
         for kind, paper, ours in (
             ("dataset", table.file.dataset, table.dataset),
             ("model", table.file.model, table.model),
@@ -224,12 +237,6 @@ def _notes(plan: Plan, table: Table) -> list[str]:
             "for, and a difference is no verdict."
         )
     return notes
-
-
-def label(plan: Plan, kind: str, name: str) -> str:
-    """How tables call a method."""
-    names = plan.configuration.names(kind)
-    return plan.configuration.method(kind, name).content.label if name in names else name
 
 
 def _csv(table: Table, lines: list[Line]) -> str:
@@ -247,12 +254,13 @@ def _csv(table: Table, lines: list[Line]) -> str:
 
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MINUS: "$-$", "±": r"$\pm$"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 
 
 def escape_latex(text: str) -> str:
     """Any text, so that LaTeX prints it."""
-    return "".join(_LATEX.get(character, character) for character in str(text))
+    return "".join(_LATEX.get(character, character) for character in " ".join(str(text).split()))
 
 
 def escape_markdown(text: str) -> str:

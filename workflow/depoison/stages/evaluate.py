@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from depoison.evaluation.metrics import defense_effectiveness_rating
-from depoison.files import RUN, SPEC, load_tensors, read_json, write_json
-from depoison.stages.inputs import read_attack, read_dataset, read_model
+from depoison.files import RUN, load_tensors, read_json, write_json
+from depoison.stages.inputs import chain_of, read_attack, read_dataset, read_model, read_spec
 from depoison.stages.measure import Test
-from depoison.stages.runner import Job, chain_of
+from depoison.stages.runner import Job
 
 
 def run(job: Job) -> None:
     """Write C-Acc, ASR, LCR and DER in percent, their denominators, and where the model came from."""
     dataset = read_dataset(job.upstream("dataset"))
     backdoored, directory = job.upstream("backdoored"), job.upstream("model")
-    attack, poisoning = read_attack(Path(read_json(backdoored / SPEC)["upstream"]["poison"]))
+    attack, poisoning = read_attack(Path(read_spec(backdoored)["upstream"]["poison"]))
     test = Test(dataset, attack, poisoning, load_tensors(backdoored / "trigger.safetensors"))
     model = read_model(directory, dataset).to(job.device)
 

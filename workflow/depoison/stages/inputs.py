@@ -10,8 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from depoison.attacks.base import Attack, Poisoning, make
+from depoison.errors import DepoisonError
 from depoison.files import SPEC, load_tensors, read_json
 from depoison.models.classifier import Classifier, build
+from depoison.plan.specs import directory_of
 from depoison.rng import Rng
 
 
@@ -37,13 +39,37 @@ class Dataset:
         return channels, height, width
 
 
+def read_spec(directory: Path) -> dict[str, Any]:
+    """The spec of an artifact.
+
+    Raises:
+        DepoisonError: it is missing, or is not the one that belongs to the directory.
+    """
+    spec = read_json(directory / SPEC)
+    try:
+        belongs = directory_of(spec) == str(directory)
+    except (KeyError, TypeError):
+        belongs = False
+    if not belongs:
+        raise DepoisonError(f"{directory / SPEC}: belongs to another artifact; delete {directory} and run again")
+    return spec
+
+
+def chain_of(directory: Path) -> dict[str, Any]:
+    """The specs of an artifact and of all that it is made from, by directory, upstream first."""
+    spec, found = read_spec(directory), {}
+    for upstream in spec["upstream"].values():
+        found.update(chain_of(Path(upstream)))
+    return found | {str(directory): spec}
+
+
 def read_dataset(directory: Path) -> Dataset:
     return Dataset(**load_tensors(directory / "data.safetensors"), classes=read_json(directory / "classes.json"))
 
 
 def read_attack(poison: Path) -> tuple[Attack | None, Poisoning | None]:
     """The attack of a poison artifact and its shared hyper-parameters; None for a clean model."""
-    parameters = read_json(poison / SPEC)["parameters"]
+    parameters = read_spec(poison)["parameters"]
     poisoning = parameters["poisoning"]
     return make(parameters["attack"]), Poisoning(**poisoning) if poisoning else None
 
@@ -54,8 +80,8 @@ def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng) -> Classifie
 
 def read_model(directory: Path, dataset: Dataset) -> Classifier:
     """The model of a train or purify artifact, on the CPU, in evaluation mode."""
-    spec = read_json(directory / SPEC)
-    trained = spec if spec["stage"] == "train" else read_json(Path(spec["upstream"]["model"]) / SPEC)
+    spec = read_spec(directory)
+    trained = spec if spec["stage"] == "train" else read_spec(Path(spec["upstream"]["model"]))
     model = new_model(trained["parameters"]["model"], dataset, Rng(0, "unused"))
     model.load_state_dict(load_tensors(directory / "model.safetensors"))
     return model.eval()

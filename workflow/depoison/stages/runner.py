@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from depoison.errors import DepoisonError
-from depoison.files import RUN, SPEC, publish, read_json, sha256_of, write_json
+from depoison.files import RUN, SPEC, publish, sha256_of, write_json
 from depoison.gpu import devices, lease
 from depoison.plan.config import Runtime
 from depoison.plan.specs import STAGES, directory_of
@@ -83,11 +83,11 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
     for upstream in spec["upstream"].values():
         if not (Path(upstream) / STAGES[upstream.split("/")[1]].product).exists():
             raise DepoisonError(f"{upstream}: missing; make it first, or run the whole chain with snakemake")
-    final.parent.mkdir(parents=True, exist_ok=True)
     scratch = final.parent / f".{final.name}.scratch"
-    building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".building", dir=final.parent))
-    started = time.time()
+    building, started = final.parent, time.time()
     try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".building", dir=final.parent))
         with _device(stage, runtime) as device:
             job = Job(spec, building, scratch, runtime, device, root)
             importlib.import_module(f"depoison.stages.{stage}").run(job)
@@ -100,7 +100,8 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
             f"{error.filename or building}: {error.strerror or error}; nothing finished is lost"
         ) from error
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        if building != final.parent:
+            shutil.rmtree(building, ignore_errors=True)
     shutil.rmtree(scratch, ignore_errors=True)
     log.info("%s made in %.1f s", final / product, time.time() - started)
 
@@ -118,7 +119,8 @@ def _device(stage: str, runtime: Runtime) -> Any:
         import torch
 
         torch.set_num_threads(runtime.threads)
-        torch.use_deterministic_algorithms(True)
+        # The same flag as use_deterministic_algorithms(True), which would import torch's compiler: a second and a half.
+        torch.set_deterministic_debug_mode("error")
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         if wanted and not torch.cuda.is_available():
@@ -159,19 +161,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def chain_of(directory: Path) -> dict[str, Any]:
-    """The specs of an artifact and of all that it is made from, by directory, as their spec.json say.
-
-    Raises:
-        DepoisonError: a spec.json is missing or does not belong to its directory.
-    """
-    spec = read_json(directory / SPEC)
-    if directory_of(spec) != str(directory):
-        raise DepoisonError(f"{directory / SPEC}: belongs to another artifact; delete {directory} and run again")
-    found: dict[str, Any] = {}
-    for upstream in spec["upstream"].values():
-        found.update(chain_of(Path(upstream)))
-    found[str(directory)] = spec
-    return found

@@ -28,7 +28,7 @@ def run(job: Job) -> None:
 def reserve(labels: Tensor, fraction: float, stratified: bool, rng: Rng) -> Tensor:
     """Indices of the defender's data, (n,) int64, n = round(fraction * N), in random order.
 
-    Stratified: each class in proportion, by largest remainder, and in any prefix as evenly as its length allows.
+    Stratified: each class in proportion, by largest remainder, and about so in every prefix.
 
     Raises:
         DepoisonError: fewer than two images on a side.
@@ -43,9 +43,15 @@ def reserve(labels: Tensor, fraction: float, stratified: bool, rng: Rng) -> Tens
     if not stratified:
         return order[:count]
     shuffled = labels[order]
-    rank = torch.zeros(total, dtype=torch.float64)
-    for label in shuffled.unique():
-        members = (shuffled == label).nonzero()[:, 0]
-        # The i-th of n members stands at (i + 1/2) / n of the way: sorting by it interleaves classes in proportion.
-        rank[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-    return order[torch.argsort(rank, stable=True)][:count]
+    classes, sizes = shuffled.unique(return_counts=True)
+    # Evenly spread numbers, one a class, decide what the proportions leave open: whose remainder counts, and who comes first.
+    spread = (torch.randperm(len(classes), generator=rng.generator("classes")).double() + 0.5) / len(classes)
+    quotas = sizes.double() * count / total
+    counts = quotas.floor().long()
+    largest = torch.argsort(quotas - counts - spread * 1e-9, descending=True, stable=True)
+    counts[largest[: count - int(counts.sum())]] += 1
+    chosen, ranks = [], []
+    for label, size, kept, offset in zip(classes, sizes, counts, spread, strict=True):
+        chosen.append((shuffled == label).nonzero()[:kept, 0])
+        ranks.append((torch.arange(int(kept), dtype=torch.float64) + offset) / size)
+    return order[torch.cat(chosen)[torch.argsort(torch.cat(ranks), stable=True)]]

@@ -42,11 +42,10 @@ def draw(recipe: Recipe, count: int, generator: torch.Generator) -> Draws:
     offset = torch.randint(0, 2 * recipe.crop + 1, (count, 2), generator=generator)
     offset = torch.where(happens(recipe.crop_probability)[:, None], offset, recipe.crop)
     mirrored = happens(recipe.flip)
-    if not recipe.rotation:
-        return Draws(offset, mirrored, None)
+    # Drawn in any case, so that a recipe that rotates sees the same crops, mirrors and batches as one that does not.
     degrees = (torch.rand(count, generator=generator) * 2 - 1) * recipe.rotation
     angle = torch.where(happens(recipe.rotation_probability), torch.deg2rad(degrees), 0.0)
-    return Draws(offset, mirrored, angle)
+    return Draws(offset, mirrored, angle if recipe.rotation else None)
 
 
 class Images:

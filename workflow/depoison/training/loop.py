@@ -19,6 +19,7 @@ from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.training.augment import Draws, Images, draw
 from depoison.training.recipe import Recipe
+from depoison.training.sgd import SGD
 
 Evaluate = Callable[[Classifier], dict[str, float]]
 """What the loop may ask about a model for its history, such as {"c_acc": 93.1, "asr": 99.8}, in percent."""
@@ -108,9 +109,7 @@ def fit(
         parameter.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.SGD(
-        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
-    )
+    optimizer = SGD(parameters, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     sizes = _batch_sizes(len(data), recipe.batch_size)
     steps = recipe.epochs * len(sizes)
     first = _resume(model, optimizer, monitor)
@@ -139,13 +138,11 @@ def fit(
             part = slice(at, at + size)
             at += size
             images, labels = data.batch(order[part], draws[part], torch.Generator().manual_seed(seeds[number]))
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate(epoch * len(sizes) + number, steps)
             loss, logits = gradients(images, labels)
             if perturbed is not None:
                 with perturbed(parameters), unchanged_statistics(model):
                     gradients(images, labels)
-            optimizer.step()
+            optimizer.step(recipe.learning_rate(epoch * len(sizes) + number, steps))
             if after_step is not None:
                 with torch.no_grad():
                     after_step(model)
@@ -181,6 +178,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 def unchanged_statistics(model: nn.Module) -> Iterator[None]:
     """A context in which BatchNorm normalizes by the batch but leaves its running statistics as they are."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for layer in layers if layer.track_running_stats]
     momenta = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
@@ -200,15 +198,11 @@ def _batch_sizes(count: int, batch_size: int) -> list[int]:
     return sizes
 
 
-def _save(model: nn.Module, optimizer: torch.optim.SGD, monitor: Monitor, epoch: int) -> None:
+def _save(model: nn.Module, optimizer: SGD, monitor: Monitor, epoch: int) -> None:
     """Save all that the next epoch depends on; its random numbers follow from the spec."""
     assert monitor.scratch is not None
     monitor.scratch.mkdir(parents=True, exist_ok=True)
-    momentum = {
-        f"momentum.{i}": optimizer.state[parameter]["momentum_buffer"]
-        for i, parameter in enumerate(optimizer.param_groups[0]["params"])
-        if optimizer.state[parameter].get("momentum_buffer") is not None
-    }
+    momentum = {f"momentum.{i}": buffer for i, buffer in enumerate(optimizer.buffers or [])}
     tensors = {**{f"model.{name}": tensor for name, tensor in model.state_dict().items()}, **momentum}
     # Tensors and history must be of one epoch: the file names carry it, and the JSON, written last, says which counts.
     save_tensors(monitor.scratch / f"state-{epoch}.safetensors", tensors)
@@ -218,16 +212,18 @@ def _save(model: nn.Module, optimizer: torch.optim.SGD, monitor: Monitor, epoch:
             stale.unlink()
 
 
-def _resume(model: nn.Module, optimizer: torch.optim.SGD, monitor: Monitor) -> int:
+def _resume(model: nn.Module, optimizer: SGD, monitor: Monitor) -> int:
     """Load a saved state, if there is one; returns the epoch to go on with."""
     if monitor.scratch is None or not (monitor.scratch / "state.json").exists():
         return 0
     state = read_json(monitor.scratch / "state.json")
     tensors = load_tensors(monitor.scratch / f"state-{state['epoch']}.safetensors", verify=False)
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        if f"momentum.{i}" in tensors:
-            # The same memory format as the parameter: fused kernels may sum in another order otherwise.
-            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(tensors[f"momentum.{i}"])
+    # A buffer has its parameter's memory format, on its device.
+    optimizer.buffers = [
+        torch.empty_like(parameter).copy_(tensors[f"momentum.{i}"])
+        for i, parameter in enumerate(optimizer.parameters)
+        if optimizer.momentum
+    ]
     monitor.history[:] = state["history"]
     return state["epoch"]

@@ -1,0 +1,154 @@
+"""What may import what, and what a method consists of."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import ROOT
+
+PACKAGE = ROOT / "workflow/depoison"
+KINDS = {"models": "model", "attacks": "attack", "defenses": "defense"}
+UPPER = {"plan", "stages", "reporting", "cli", "snakemake"}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+
+
+def names(node: ast.AST) -> list[str]:
+    """Full names that an import statement asks for, of modules or of what is in them."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Modules that a file imports, wherever in it."""
+    found = {name for node in ast.walk(tree) for name in names(node)}
+    return {name if name in TREES or not name.startswith("depoison.") else name.rpartition(".")[0] for name in found}
+
+
+IMPORTS = {module: imports(tree) for module, tree in TREES.items()}
+
+
+def part(module: str) -> str:
+    """The package's part that a module of ours is in, such as plan or errors."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def ours(module: str) -> set[str]:
+    return {part(name) for name in IMPORTS[module] if name.startswith("depoison.")}
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_imports_run_one_way(module):
+    match part(module):
+        case "plan":
+            assert ours(module) <= {"errors", "files", "plan"}
+        case "errors" | "files" | "gpu":
+            assert ours(module) <= {"errors"}
+        case "data" | "models" | "rng" | "training" | "attacks" | "defenses" | "evaluation":
+            assert not ours(module) & UPPER
+        case "stages":
+            assert not ours(module) & {"reporting", "cli", "snakemake"}
+        case "reporting":
+            assert not ours(module) & {"stages", "cli", "snakemake"}
+            assert not {name.split(".")[0] for name in IMPORTS[module]} & {"torch", "torchvision"}
+        case "cli":
+            assert "snakemake" not in ours(module)
+    if part(module) != "snakemake":
+        assert not {name for name in IMPORTS[module] if name.split(".")[0] == "snakemake"}
+
+
+def test_imports_run_in_no_circle():
+    graph = {module: {name for name in found if name in TREES} - {module} for module, found in IMPORTS.items()}
+    list(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize(
+    "module", ["plan.plan", "plan.tables", "plan.check", "reporting.tables", "reporting.explain", "gpu"]
+)
+def test_importing_imports_no_torch(module):
+    code = f"import sys, depoison.{module}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(PACKAGE.parent)})
+
+
+@pytest.mark.parametrize("module", sorted(TREES))
+def test_nothing_is_unpickled_or_evaluated(module):
+    assert not {name.split(".")[0] for name in IMPORTS[module]} & {
+        "pickle",
+        "cloudpickle",
+        "dill",
+        "joblib",
+        "shelve",
+        "marshal",
+    }
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "compile", "__import__", "os.system"), ast.unparse(node)
+            assert called != "torch.save", ast.unparse(node)
+            if called == "torch.load":
+                assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+            assert not any(k.arg in ("shell", "allow_pickle") and ast.unparse(k.value) == "True" for k in node.keywords)
+
+
+# --- methods -----------------------------------------------------------------------------------------------------
+
+CODE = {(folder, path.stem) for folder in KINDS for path in (PACKAGE / folder).glob("[!_]*.py")}
+YAML = {
+    (path.parent.name, path.stem): yaml.safe_load(path.read_text(encoding="utf-8"))
+    for folder in (*KINDS, "datasets")
+    for path in (ROOT / "config" / folder).glob("*.yaml")
+}
+METHODS = sorted((folder, name) for folder, name in YAML if folder != "datasets")
+
+
+def test_a_method_is_a_file_of_code_and_a_yaml():
+    methods = {(folder, name.replace("-", "_")) for folder, name in METHODS}
+    assert methods <= CODE
+    for folder, stem in CODE - methods:  # what methods share: somebody imports it, no name leads to it
+        assert any(f"depoison.{folder}.{stem}" in found for found in IMPORTS.values()), (
+            f"{folder}/{stem}.py lacks its YAML"
+        )
+
+
+@pytest.mark.parametrize(("folder", "name"), METHODS)
+def test_a_method_knows_no_other(folder, name):
+    others = {f"depoison.{f}.{n.replace('-', '_')}" for f, n in METHODS} - {f"depoison.{folder}.{name}"}
+    assert not IMPORTS[f"depoison.{folder}.{name.replace('-', '_')}"] & others
+
+
+@pytest.mark.parametrize(("folder", "stem"), sorted(CODE))
+def test_a_file_says_what_it_is(folder, stem):
+    text = ast.get_docstring(TREES[f"depoison.{folder}.{stem}"])
+    assert text and len(text.split()) >= 5
+
+
+@pytest.mark.parametrize(("folder", "name"), sorted(YAML))
+def test_a_yaml_says_what_each_hyper_parameter_does_and_where_it_comes_from(folder, name):
+    data = YAML[folder, name]
+    assert data["summary"] and data["label"]
+    for key, parameter in data.get("parameters", {}).items():
+        assert parameter["help"].strip(), key
+        assert parameter.get("source") or data.get("source"), f"{key} has no source"
+
+
+def test_what_is_cited_is_in_the_bibliography():
+    text = (ROOT / "CITATIONS.bib").read_text(encoding="utf-8")
+    for method, data in YAML.items():
+        assert not data.get("cite") or f"{{{data['cite']}," in text, method

@@ -1,0 +1,362 @@
+"""Bad input and broken artifacts: one line that names the culprit and what is valid, and nothing finished is lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from conftest import Project, cell
+from depoison.plan.specs import canonical
+
+Done = subprocess.CompletedProcess[str]
+PROGRESS = "depoison: "
+
+
+def refused(done: Done, *words: str, progress: bool = False) -> None:
+    """Assert exit code ≠ 0 and one line on stderr, after lines of progress where a command shows some."""
+    assert done.returncode != 0, done.stdout
+    assert "Traceback" not in done.stdout + done.stderr, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("Using workflow specific profile")]
+    assert [line.startswith("depoison: error: ") for line in lines].count(True) == 1, done.stderr
+    assert lines[-1].startswith("depoison: error: "), done.stderr
+    assert len(lines) == 1 or (progress and all(line.startswith(PROGRESS) for line in lines)), done.stderr
+    for word in words:
+        assert word in lines[-1]
+
+
+# --- names of cells ----------------------------------------------------------------------------------------------
+
+NAMES = {
+    "dataset": (cell(dataset="cifar11"), "unknown dataset 'cifar11'; did you mean 'cifar10'?"),
+    "model": (cell(model="resnet-18"), "unknown model 'resnet-18'; did you mean 'resnet18'?"),
+    "attack": (cell(attack="badnets"), "unknown attack 'badnets'; did you mean 'badnet'?", "blended"),
+    "defense": (cell(defense="ft-san"), "unknown defense 'ft-san'; did you mean 'ft-sam'?", "fst"),
+    "track": (cell(track="digit"), "unknown track 'digit'; did you mean 'digits'?", "paper"),
+    "hyper-parameter": (cell(defense="fst+alfa=1"), "'alfa'; did you mean 'alpha'?", "tuning_ratio"),
+    "of another method": (cell(defense="ft+rho=1"), "unknown hyper-parameter of ft 'rho'"),
+    "of a method without any": (cell(defense="none+lr=1"), "unknown hyper-parameter of none 'lr'; valid: none"),
+    "type": (cell(defense="fst+alpha=big"), "fst+alpha: 'big' is not valid; valid: a number in [0, 100]"),
+    "integer": (cell(attack="badnet+epochs=1.5"), "badnet+epochs: '1.5'", "an integer in [1, inf)"),
+    "truth": (cell(dataset="digits+stratified=yes"), "true or false"),
+    "range": (cell(defense="fst+alpha=101"), "'101'", "[0, 100]"),
+    "open end": (cell(attack="badnet+rate=0"), "badnet+rate: '0'", "(0, 1)"),
+    "choice": (cell(defense="fst+projection=sometimes"), "'sometimes'", "fst or none or all"),
+    "none": (cell(attack="badnet+epochs=none"), "'none'", "an integer in [1, inf)"),
+    "key twice": (cell(defense="fst+lr=0.1+lr=0.2"), "'fst+lr=0.1+lr=0.2' sets a key twice"),
+    "no value": (cell(defense="fst+alpha"), "'fst+alpha'", "name+key=value"),
+    "too short": ("results/cells/digits/digits/s0.json", "results/cells/{track}/{dataset}/{model}"),
+    "another place": ("somewhere/s0.json", "somewhere/s0.json", "results/cells/{track}"),
+    "seed": (cell(seed="x"), "'sx.json' is no seed", "s0.json"),
+    "negative seed": (cell(seed=-1), "'s-1.json' is no seed"),
+    "tuning_ratio": (cell(defense="fst+tuning_ratio=0.5"), "tuning_ratio 0.5", "the maximum is 0.1"),
+    "picture": (cell(attack="blended+pattern=cat"), "no file config/triggers/cat.*"),
+}
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return Project(tmp_path_factory.mktemp("untouched") / "project")
+
+
+@pytest.mark.parametrize(("name", *["words"]), [(row[0], row[1:]) for row in NAMES.values()], ids=list(NAMES))
+def test_a_cell_that_cannot_be(name, words, untouched):
+    refused(untouched.depoison("explain", name), *words)
+
+
+def test_debug_shows_the_traceback(untouched):
+    done = untouched.depoison("--debug", "explain", cell(defense="fts"))
+    assert done.returncode != 0 and "Traceback" in done.stderr and "unknown defense 'fts'" in done.stderr
+
+
+@pytest.mark.parametrize("spelling", ["lp+lr=0.3+batchnorm=frozen/s0.json", "lp/s00.json", "lp/s٠.json"])
+def test_a_name_that_is_accepted_is_the_file_that_is_written(spelling, made):
+    """Snakemake waits for the file that it asked for."""
+    asked = f"results/cells/tiny/digits/resnet18/badnet/{spelling}"
+    done = made.depoison("cell", asked)
+    if done.returncode == 0:
+        assert (made / asked).exists()
+    else:
+        refused(done, "lp")
+
+
+# --- files below config/ -----------------------------------------------------------------------------------------
+
+
+def put(file: str, *keys: str, to: Any) -> Callable[[Project], None]:
+    return lambda project: project.set(file, *keys, to=to)
+
+
+def drop(file: str, *keys: str) -> Callable[[Project], None]:
+    def change(data: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            data = data[key]
+        del data[keys[-1]]
+
+    return lambda project: project.edit(file, change)
+
+
+def write(file: str, text: str) -> Callable[[Project], None]:
+    return lambda project: (project / file).write_text(text, encoding="utf-8")
+
+
+def replaced(file: str, old: str, new: str) -> Callable[[Project], None]:
+    def change(project: Project) -> None:
+        text = (project / file).read_text(encoding="utf-8")
+        assert old in text
+        (project / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    return change
+
+
+CONFIG, FST, TRACK = "config/config.yaml", "config/defenses/fst.yaml", "config/tracks/digits.yaml"
+TABLE, CODE = "config/papers/fst/table2.yaml", "workflow/depoison/defenses/fst.py"
+DEAD = {"type": "int", "default": 1, "help": "does nothing"}
+FILES: dict[str, tuple[Any, ...]] = {
+    "dead key": (put(FST, "parameters", "beta", to=DEAD), f"{FST}:", "'beta' is dead", CODE),
+    "missing key": (drop(FST, "parameters", "alpha"), FST, "lacks 'alpha'", CODE),
+    "shared name": (put(FST, "parameters", "lr", to=DEAD), FST, "'lr' is the name of a shared hyper-parameter"),
+    "no code": (lambda p: (p / CODE).unlink(), "fst.py", "missing"),
+    "code's syntax": (write(CODE, "def fst(:\n"), "fst.py:1"),
+    "unknown dataset": (put(FST, "datasets", "cifar11", to={"lr": 0.1}), FST, "'cifar11'; did you mean 'cifar10'?"),
+    "unknown model": (put(FST, "models", "resnet-18", to={"lr": 0.1}), FST, "'resnet18'"),
+    "unknown value": (put(FST, "values", "learning_rate", to=0.1), f"{FST}:", "'learning_rate'"),
+    "range": (put(FST, "values", "epochs", to=0), f"{FST}:", "values.epochs: 0", "an integer in [1, inf)"),
+    "default": (put(FST, "parameters", "alpha", "default", to=-1), f"{FST}:", "-1", "[0, 100]"),
+    "interval": (put(FST, "parameters", "alpha", "range", to="0 to 1"), f"{FST}:", "'0 to 1'", "[0, 1)"),
+    "key of a parameter": (put(FST, "parameters", "alpha", "rang", to="[0, 1]"), f"{FST}:", "'rang'", "'range'"),
+    "key of a method": (put(FST, "sumary", to="x"), f"{FST}:", "'sumary'; did you mean 'summary'?"),
+    "no label": (drop(FST, "label"), FST, "label", "required"),
+    "training of a defense": (put(FST, "training", to={"lr": 1}), f"{FST}:", "only a dataset has"),
+    "YAML": (write(FST, "summary: [\n"), FST, "not valid YAML"),
+    "YAML's values": (write(FST, "label: FST\nsummary: 2024-13-45\n"), f"{FST}:2"),
+    "no mapping": (write(FST, "- fst\n"), FST, "mapping"),
+    "not UTF-8": (lambda p: (p / FST).write_bytes(b"label: \xff\n"), FST, "cannot be read"),
+    "YAML key twice": (write(FST, "label: FST\nsummary: a\nlabel: b\n"), f"{FST}:3", "'label' stands twice"),
+    "unknown section": (put(CONFIG, "tunning", to={}), CONFIG, "'tunning'; did you mean 'tuning'?"),
+    "unknown runtime": (put(CONFIG, "runtime", "thread", to=1), CONFIG, "'thread'; did you mean 'threads'?"),
+    "threads": (put(CONFIG, "runtime", "threads", to=0), CONFIG, "runtime.threads", "greater than or equal to 1"),
+    "shared default": (put(CONFIG, "tuning", "lr", to="fast"), f"{CONFIG}:", "tuning.lr: 'fast'", "a number in (0, inf)"),
+    "no shared default": (drop(CONFIG, "training", "lr"), "no value for 'lr'"),
+    "your dataset": (put(CONFIG, "datasets", "cifar", to={}), f"{CONFIG}:", "unknown dataset 'cifar'"),
+    "your value": (put(CONFIG, "defenses", "fst", to={"alfa": 1}), f"{CONFIG}:", "did you mean 'alpha'?"),
+    "seeds": (put(CONFIG, "seeds", to=[0, -1]), f"{CONFIG}:", "seeds.1", "greater than or equal to 0"),
+    "seeds twice": (put(CONFIG, "seeds", to=[0, 0]), f"{CONFIG}:", "seeds"),
+    "no budget": (put(TRACK, "training", "crop", to=2), f"{TRACK}:", "unknown hyper-parameter 'crop'", "epochs"),
+    "no budget of a method": (put(TRACK, "defenses", "fst", to={"alpha": 2}), f"{TRACK}:", "'alpha'", "epochs"),
+    "track's defense": (put(TRACK, "defenses", "fts", to={"lr": 2}), f"{TRACK}:", "unknown defense 'fts'"),
+    "track's dataset": (put(TRACK, "replace", "datasets", to={"*": "digit"}), f"{TRACK}:", "'digit'; did you mean 'digits'?"),
+    "key of a table": (put(TABLE, "sumary", to=[]), TABLE, "'sumary'; did you mean 'summary'?"),
+    "key of a row": (replaced(TABLE, "rates: [0.003]", "rates: [0.003], lable: x"), f"{TABLE}:", "'lable'", "'label'"),
+    "key of a column": (replaced(TABLE, "label: FST", "label: FST, sett: {}"), f"{TABLE}:", "'sett'", "'set'"),
+    "value of a column": (replaced(TABLE, "label: FST", "label: FST, set: {alfa: 1}"), "'alfa'; did you mean 'alpha'?"),
+    "grid of a column": (replaced(TABLE, "label: FST", "label: FST, grid: lr"), "unknown grid of fst 'lr'"),
+    "rate of a row": (replaced(TABLE, "[0.003]", "[often]"), f"{TABLE}:", "rows.6.rates.0", "number"),
+    "summary of a table": (put(TABLE, "summary", to=["median"]), f"{TABLE}:", "average", "standard-deviation"),
+    "published numbers": (put(TABLE, "published", to="published/table99.csv"), "table99.csv"),
+    "a number that is none": (
+        replaced("config/papers/fst/published/table2.csv", "93.17,0.00", "93.17,zero"),
+        "published/table2.csv",
+    ),
+    "table's dataset": (put(TABLE, "dataset", to="cifar11"), "unknown dataset 'cifar11'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", *["words"]), [(row[0], row[1:]) for row in FILES.values()], ids=list(FILES))
+def test_a_file_with_a_fault(change, words, project):
+    change(project)
+    refused(project.depoison("check"), *words)
+
+
+def test_an_overlay_that_is_not_there(untouched):
+    refused(untouched.depoison("explain", cell(), "--configfile", "mine.yaml"), "mine.yaml: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("spec", "runtime", "word"),
+    [
+        ("{", "{}", "JSON"),
+        ("{}", "{}", "spec"),
+        ("{}", '{"threads": 0}', "threads"),
+        ('{"stage": "dream"}', "{}", "dream"),
+    ],
+)
+def test_a_stage_without_a_valid_spec(spec, runtime, word, untouched):
+    refused(untouched.depoison("stage", spec, "--output", "results/x", "--runtime", runtime), word)
+
+
+# --- while it runs -----------------------------------------------------------------------------------------------
+
+
+def tiny_cell(**methods: str) -> str:
+    return cell(**{"track": "tiny", "attack": "badnet+rate=0.1", "defense": "lp"} | methods)
+
+
+def run(project: Project, *targets: str, overlay: dict[str, Any] | None = None, **variables: str) -> Done:
+    (project / "mine.yaml").write_text(json.dumps(overlay or {}))
+    return project.depoison("run", *targets, "--configfile", "mine.yaml", **variables)
+
+
+@pytest.mark.parametrize(
+    ("attack", *["words"]),
+    [
+        ("badnet+rate=0.0001", ("poisoning rate 0.0001 of 1294 images", "the minimum is 0.00077")),
+        ("badnet+target=10", ("target label 10", "valid: 0 to 9")),
+        ("badnet+size=9", ("a patch of 9 pixels", "the maximum is 8")),
+    ],
+    ids=["no image", "target", "patch"],
+)
+def test_an_attack_that_cannot_be_leaves_what_is_finished(attack, words, made):
+    before = made.checksums("results/**/*")
+    refused(run(made, tiny_cell(attack=attack)), *words, progress=True)
+    assert made.checksums("results/**/*") == before
+
+
+def test_a_clean_label_rate_above_the_class_size(made):
+    """The maximum is named and possible; Snakemake shows the line of a job that fails."""
+    before = made.checksums("results/**/*")
+    done = made.snakemake("--cores", "1", "--quiet", "all", "--", tiny_cell(attack="sig+rate=0.2", defense="none"))
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("depoison: error: "))
+    assert "sig on digits-" in line and "poisoning rate 0.2" in line and "the target class 0" in line
+    assert made.checksums("results/**/*") == before
+    maximum = re.search(r"the maximum rate is (0\.\d+)$", line)
+    assert maximum, line
+    done = run(made, tiny_cell(attack=f"sig+rate={maximum[1]}", defense="none"))
+    assert done.returncode == 0, done.stderr
+
+
+def folder_of_images(root: Path) -> Path:
+    for number, part in enumerate(f"{split}/{label}" for split in ("train", "test") for label in "ab"):
+        (root / part).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (8, 8), (number * 40, i * 20, 0)).save(root / part / f"{i}.png")
+    return root
+
+
+def test_folders_of_images(tiny, tmp_path):
+    root = folder_of_images(tmp_path / "images")
+    dataset = {"source": "imagefolder", "root": str(root), "reserve": 0.5}
+
+    def made_from(root: Path) -> Done:
+        return run(tiny, tiny_cell(defense="none"), overlay={"datasets": {"digits": {**dataset, "root": str(root)}}})
+
+    refused(made_from(tmp_path / "nowhere"), f"{tmp_path}/nowhere: no such folder", "train/<class>", progress=True)
+    (tmp_path / "empty/train").mkdir(parents=True)
+    (tmp_path / "empty/test").mkdir()
+    refused(made_from(tmp_path / "empty"), f"{tmp_path}/empty/train: no class folders", progress=True)
+    (root / "test/b/3.png").write_bytes(b"no image")
+    refused(made_from(root), f"{root}/test/b/3.png: not a readable image", progress=True)
+    assert not list(tiny.path.glob("results/*/*"))
+
+
+def test_any_dataset_may_be_a_folder_of_images(tiny, tmp_path):
+    """A local copy of a standard set (config/config.yaml shows one), whatever options its own source takes."""
+    root = folder_of_images(tmp_path / "images")
+    overlay = {"datasets": {"gtsrb": {"source": "imagefolder", "root": str(root), "reserve": 0.5, "size": 8}}}
+    done = run(tiny, tiny_cell(dataset="gtsrb", defense="none"), overlay=overlay)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_checksum_that_is_not_the_images(tiny):
+    done = run(tiny, tiny_cell(), overlay={"datasets": {"digits": {"checksum": "0" * 64}}})
+    refused(done, "dataset digits", "checksum", "configured is 000", progress=True)
+    assert not list(tiny.path.glob("results/*/*"))
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage", "asked"),
+    [
+        ("dataset/*/data.safetensors", flip_a_byte, tiny_cell(attack="badnet+rate=0.2")),
+        (
+            "train/*badnet*/model.safetensors",
+            lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+            tiny_cell(defense="lp+lr=0.1"),
+        ),
+        ("split/*/run.json", lambda path: path.write_text("{"), tiny_cell(attack="badnet+rate=0.2")),
+        ("dataset/*/classes.json", lambda path: path.write_text("["), tiny_cell(attack="badnet+rate=0.2")),
+        ("train/*badnet*/spec.json", lambda path: path.write_text("{}"), tiny_cell(defense="lp+lr=0.1")),
+    ],
+    ids=["flipped byte", "truncated", "run.json", "classes.json", "spec.json"],
+)
+def test_a_corrupted_artifact_is_named(pattern, damage, asked, made):
+    (path,) = made.path.glob(f"results/{pattern}")
+    damage(path)
+    before = made.checksums("results/**/*")
+    refused(run(made, asked), str(path.relative_to(made.path)), "delete", progress=True)
+    assert made.checksums("results/**/*") == before
+
+
+def test_a_missing_upstream_artifact_is_named(made):
+    plan = made.plan()
+    found = plan.cell(tiny_cell(defense="lp+lr=0.1")).evaluation.upstream["model"]
+    missing = found.upstream["split"]
+    (made / missing.product).unlink()
+    refused(made.depoison("stage", canonical(found.spec), "--output", found.directory), f"{missing.directory}: missing")
+    refused(
+        made.depoison("stage", canonical(found.spec), "--output", missing.directory), "another spec", found.directory
+    )
+    refused(made.depoison("cell", tiny_cell(defense="lp+lr=0.1")), "metrics.json: missing")
+
+
+@pytest.mark.parametrize("devices", ["", "-1"])
+def test_a_gpu_where_there_is_none(devices, made):
+    done = run(made, tiny_cell(defense="lp+lr=0.1"), overlay={"runtime": {"device": "cuda"}}, DEPOISON_DEVICES=devices)
+    refused(done, "1 GPU", "runtime.device", "cpu", progress=True)
+
+
+def test_more_gpus_than_there_are(made):
+    arguments = ("--resources", "gpu=2", "--cores", "1", "--quiet", "all", "--", tiny_cell(defense="lp+lr=0.1"))
+    done = made.snakemake(*arguments, DEPOISON_DEVICES="0")
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "depoison: error: --resources gpu=2: this machine has 1 GPU" in done.stderr
+    assert "at most 1" in done.stderr
+
+
+def test_a_disk_that_is_full(tiny):
+    command = f'ulimit -f 100; python -m depoison run "{tiny_cell()}"'  # no file above 100 KiB
+    done = tiny.run("bash", "-c", command)
+    refused(done, "results/dataset/", "nothing finished is lost", progress=True)
+    assert not list(tiny.path.glob("results/*/*"))
+
+
+def test_a_place_that_cannot_be_written(made):
+    shutil.rmtree(made / "results/purify")
+    (made / "results/purify").write_text("a file where a folder should be")
+    refused(run(made, tiny_cell(defense="lp+lr=0.1")), "results/purify", progress=True)
+
+
+# --- through Snakemake -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "target", *["words"]),
+    [
+        (None, cell(defense="fts"), ("unknown defense 'fts'; did you mean", "fst")),
+        (None, "results/cells/digits/s0.json", ("results/cells/{track}",)),
+        (None, "reports/table99.md", ("unknown table of fst 'table99'", "table2")),
+        (None, "reports/digit/table2.md", ("did you mean 'digits'?",)),
+        (None, "results/train/mine-0123456789/model.safetensors", ("results/train/mine-0123456789", "ask for a cell")),
+        (FILES["dead key"][0], "reports/table2.md", ("'beta' is dead", f"{FST}:")),
+        (FILES["unknown section"][0], "reports/table2.md", (CONFIG, "'tunning'")),
+        (FILES["YAML"][0], "reports/table2.md", (FST, "not valid YAML")),
+    ],
+    ids=["defense", "cell", "table", "track", "artifact", "dead key", "section", "YAML"],
+)
+def test_snakemake_refuses_with_the_same_line(change, target, words, project):
+    if change:
+        change(project)
+    refused(project.snakemake("-n", target), *words)

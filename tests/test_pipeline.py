@@ -1,0 +1,282 @@
+"""The real Snakefile on the track `tiny`: what runs, what does not, and that the bytes are always the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from conftest import ROOT, Project, cell, with_tiny
+from depoison.plan.tables import read_table
+from depoison.reporting.tables import write_table
+
+pytestmark = pytest.mark.pipeline
+
+TARGET = "reports/tiny/small"
+TABLE = f"{TARGET}.md"
+FILES = [f"{TARGET}{suffix}" for suffix in (".md", ".tex", ".csv", ".json")]
+NOTHING: dict[str, int] = {}
+
+
+def lp(attack: str = "badnet", overrides: str = "") -> str:
+    return cell(track="tiny", attack=f"{attack}+rate=0.1", defense=f"lp{overrides}")
+
+
+def asked(project: Project, *arguments: str) -> dict[str, int]:
+    """Run Snakemake; returns how many jobs of each rule it ran, or with -n would run."""
+    done = project.snakemake("--cores", "2", *arguments)
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text
+    if "Job stats:" not in text:
+        assert "Nothing to be done" in text
+        return NOTHING
+    table = text.split("Job stats:")[1].split("total")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The table, made by Snakemake; only to be copied."""
+    project = with_tiny(Project(tmp_path_factory.mktemp("first") / "project"))
+    jobs = {"dataset": 1, "split": 1, "poison": 2, "train": 2, "purify": 2, "evaluate": 4, "table": 1}
+    assert asked(project, TABLE) == jobs
+    assert asked(project, TABLE) == NOTHING
+    assert asked(project, "-n", *FILES) == NOTHING
+    return project
+
+
+@pytest.fixture
+def ready(first: Project, tmp_path: Path) -> Project:
+    """A copy of all that Snakemake left."""
+    return first.copy(tmp_path / "ready", "results", "reports", ".snakemake")
+
+
+def test_a_table_is_made_once(first):
+    text = (first / TABLE).read_text(encoding="utf-8")
+    assert "| BadNet | 10% |" in text and "| Blended | 10% |" in text
+    assert len(first.checksums("results/*/*/*.json")) == 2 * 12 + 4 + 1  # spec and run; metrics; classes
+    assert not list(first.path.glob("results/*/.*"))
+    for path in first.path.glob("results/*/*"):
+        assert json.loads((path / "spec.json").read_text())["stage"] == path.parent.name
+    assert all(
+        list(first.path.glob(f"logs/{stage}/*.{kind}")) for stage in ("train", "purify") for kind in ("log", "tsv")
+    )
+
+
+def test_one_changed_value_makes_one_purified_model(ready):
+    target = lp(overrides="+lr=0.5")
+    assert asked(ready, target) == {"purify": 1, "evaluate": 1, "cell": 1}
+    result = json.loads((ready / target).read_text())
+    assert result["cell"] == target and 0 <= result["metrics"]["c_acc"] <= 100
+    (recipe,) = (spec["parameters"]["recipe"] for spec in result["specs"].values() if spec["stage"] == "purify")
+    assert recipe["lr"] == 0.5
+    assert asked(ready, "-n", target, TABLE) == NOTHING
+
+
+def test_another_order_in_another_place_makes_the_same_bytes(first, tmp_path):
+    project = first.copy(tmp_path / "a folder with spaces" / "and ünïcode")
+    assert asked(project, "--cores", "1", lp("blended"))["train"] == 1
+    ours = project.checksums()
+    assert len(ours) == 7 and ours.items() <= first.checksums().items()
+
+
+def test_without_snakemake_the_bytes_are_the_same(first, finished):
+    assert finished.checksums() == first.checksums()
+    assert (finished / f"{TARGET}.csv").read_bytes() == (first / f"{TARGET}.csv").read_bytes()
+
+
+def test_snakemake_takes_what_was_made_without_it(finished, tmp_path):
+    assert asked(finished.copy(tmp_path / "made", "results", "reports"), "-n", TABLE) == NOTHING
+
+
+def change_yaml(project: Project) -> None:
+    project.set("config/defenses/lp.yaml", "values", "lr", to=0.2)
+
+
+def overlay(project: Project) -> None:
+    (project / "mine.yaml").write_text("defenses: {lp: {lr: 0.2}}")
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments"),
+    [
+        (change_yaml, ()),
+        (overlay, ("--configfile", "mine.yaml", "--")),
+        (lambda project: None, ("--config", "defenses={lp: {lr: 0.2}}", "--")),
+    ],
+    ids=["file", "overlay", "command line"],
+)
+def test_a_changed_defense_moves_its_part_only(change, arguments, ready):
+    change(ready)
+    assert asked(ready, "-n", *arguments, TABLE) == {"purify": 2, "evaluate": 2, "table": 1}
+
+
+def test_an_attack_moves_only_its_own(ready):
+    ready.set("config/attacks/badnet.yaml", "parameters", "size", "default", to=2)
+    assert asked(ready, "-n", TABLE) == {"poison": 1, "train": 1, "purify": 1, "evaluate": 2, "table": 1}
+
+
+def test_runtime_moves_nothing(ready):
+    ready.set("config/config.yaml", "runtime", to={"threads": 2, "device": "cpu", "downloads": "elsewhere"})
+    assert asked(ready, "-n", TABLE) == NOTHING
+
+
+# --- times and missing files -------------------------------------------------------------------------------------
+
+
+def remove(project: Project, pattern: str) -> None:
+    found = list(project.path.glob(pattern))
+    assert found
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def test_times_say_nothing(ready):
+    rng, now = random.Random(0), time.time()
+    for folder in (".snakemake", "results", "reports", "config", "workflow"):
+        for path in ready.path.glob(f"{folder}/**/*"):
+            moment = now - rng.uniform(0, 1e8)
+            os.utime(path, (moment, moment))
+    assert asked(ready, "-n", TABLE) == NOTHING
+    remove(ready, ".snakemake")
+    assert asked(ready, "-n", TABLE) == NOTHING
+    remove(ready, "results/evaluate/*badnet*-lp-*/metrics.json")
+    assert asked(ready, "-n", TABLE) == {"evaluate": 1, "table": 1}
+
+
+def test_what_a_finished_result_was_made_from_is_not_made_again(ready):
+    for stage in ("dataset", "split", "poison", "train", "purify"):
+        remove(ready, f"results/{stage}")
+    assert asked(ready, "-n", TABLE) == NOTHING
+    remove(ready, "results/evaluate/*blended*-lp-*/metrics.json")
+    needed = {"dataset": 1, "split": 1, "poison": 1, "train": 1, "purify": 1, "evaluate": 1, "table": 1}
+    assert asked(ready, "-n", TABLE) == needed
+
+
+def edit_by_hand(project: Project) -> None:
+    for suffix in (".md", ".tex", ".csv"):
+        with (project / f"{TARGET}{suffix}").open("a") as file:
+            file.write("edited by hand\n")
+
+
+def other_number(project: Project) -> None:
+    content = json.loads((project / f"{TARGET}.json").read_text())
+    content["lines"][0]["figures"][0]["asr"]["ours"] = 12.34
+    (project / f"{TARGET}.json").write_text(json.dumps(content))
+
+
+def other_evaluation(project: Project) -> None:
+    path = next(project.path.glob("results/evaluate/*badnet*-lp-*/metrics.json"))
+    content = json.loads(path.read_text())
+    content["metrics"]["asr"] = 12.34
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit_by_hand,
+        other_number,
+        lambda project: (project / f"{TARGET}.json").write_text("[]"),
+        lambda project: (project / f"{TARGET}.tex").unlink(),
+        other_evaluation,
+        lambda project: project.set("config/papers/fst/small.yaml", "title", to="Another"),
+        lambda project: project.set("config/datasets/digits.yaml", "label", to="Another"),
+        lambda project: project.set("config/tracks/tiny.yaml", "summary", to="another"),
+    ],
+    ids=["by hand", "number", "broken", "missing", "evaluation", "title", "label", "track"],
+)
+def test_a_table_is_what_its_definition_and_evaluations_say(change, ready, monkeypatch):
+    """Whatever changed, the four files are, after a run, those that would be written afresh."""
+    change(ready)
+    assert asked(ready, *FILES) == {"table": 1}
+    found = [(ready / name).read_bytes() for name in FILES]
+    monkeypatch.chdir(ready.path)
+    write_table(ready.plan(), read_table(ready.plan(), TARGET))
+    assert found == [(ready / name).read_bytes() for name in FILES]
+
+
+def test_a_cell_is_what_its_evaluation_says(ready):
+    assert asked(ready, lp()) == {"cell": 1}
+    assert asked(ready, "-n", lp()) == NOTHING
+    other_evaluation(ready)
+    assert asked(ready, lp()) == {"cell": 1}
+    assert json.loads((ready / lp()).read_text())["metrics"]["asr"] == 12.34
+
+
+# --- a paper's table ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "name"), [("reports/table2.md", "table2"), ("reports/digits/fst/table1.tex", "table1")]
+)
+def test_a_papers_table_plans_one_model_a_row_and_one_purification_a_cell(target, name, project):
+    def implemented(kind: str, methods: str) -> bool:
+        return (ROOT / "config" / kind / f"{methods}.yaml").exists()
+
+    table = yaml.safe_load((ROOT / f"config/papers/fst/{name}.yaml").read_text(encoding="utf-8"))
+    rows = sum(len(row["rates"]) for row in table["rows"] if implemented("attacks", row["attack"]))
+    columns = [column["defense"] for column in table["columns"] if implemented("defenses", column["defense"])]
+    defended = len(columns) - columns.count("none")
+    jobs = {"dataset": 1, "split": 1, "poison": rows, "train": rows, "purify": rows * defended}
+    assert asked(project, "-n", target) == jobs | {"evaluate": rows * (1 + defended), "table": 1}
+    assert asked(project, "-n", "--resources", "gpu=4", "--", target)["train"] == rows
+
+
+def test_the_default_target_is_the_embedded_tables(project):
+    jobs = asked(project, "-n")
+    assert jobs["all"] == 1 and jobs["table"] == 2 and jobs["dataset"] == 1
+
+
+# --- interruption ------------------------------------------------------------------------------------------------
+
+
+def stage_below(snakemake: subprocess.Popen[bytes], stage: str) -> psutil.Process | None:
+    """The process that runs this stage, not the shell around it."""
+    for process in psutil.Process(snakemake.pid).children(recursive=True):
+        try:
+            words = process.cmdline()
+        except psutil.Error:
+            continue
+        if words[1:4] == ["-m", "depoison", "stage"] and f'"stage":"{stage}"' in words[4]:
+            return process
+    return None
+
+
+@pytest.mark.parametrize(
+    ("stage", "target"),
+    [
+        ("purify", lp(overrides="+epochs=100")),
+        ("train", cell(track="tiny", attack="badnet+epochs=30+rate=0.1", defense="none")),
+    ],
+)
+def test_a_killed_stage_leaves_nothing_and_the_next_run_completes(stage, target, ready):
+    before = ready.checksums()
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all", "--", target]
+    run = subprocess.Popen(command, cwd=ready.path, env=ready.environment(), stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 120
+        while not any("epoch 2/" in path.read_text() for path in ready.path.glob(f"logs/{stage}/*.log")):
+            assert time.monotonic() < end and run.poll() is None
+            time.sleep(0.02)
+        victim = stage_below(run, stage)
+        assert victim is not None
+        victim.send_signal(signal.SIGKILL)
+        assert run.wait(60) != 0
+    finally:
+        run.kill()
+        run.wait()
+    assert ready.checksums() == before
+    assert asked(ready, target)["cell"] == 1
+    assert (ready / target).exists() and before.items() < ready.checksums().items()

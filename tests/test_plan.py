@@ -1,0 +1,647 @@
+"""Planning: from configuration and names to specs and paths."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import math
+import os
+import re
+import sys
+import tomllib
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from conftest import ROOT, Project, cell
+from depoison.errors import DepoisonError
+from depoison.plan.cells import CellName, Choice
+from depoison.plan.config import KINDS, Runtime
+from depoison.plan.lock import PACKAGE, current, stale
+from depoison.plan.parameters import SHARED, Parameter, text_of
+from depoison.plan.plan import Cell, Plan
+from depoison.plan.schema import schemas
+from depoison.plan.specs import canonical, fingerprint, make_artifact
+from depoison.plan.tables import parse_target, read_table
+from depoison.reporting.explain import explain
+
+PLAN = Plan(ROOT)
+STAGES = ("dataset", "split", "poison", "train", "undefended", "purify", "evaluate")
+
+
+def stages(found: Cell) -> dict[str, str]:
+    """Directory of each stage of a cell; `undefended` is the evaluation before a defense."""
+    final = found.evaluation
+    model = final.upstream["model"]
+    chain = {"evaluate": final, model.stage: model, **model.upstream, **final.upstream}
+    chain |= final.upstream["backdoored"].upstream | {"train": final.upstream["backdoored"]}
+    chain["undefended"] = final.upstream.get("undefended", final)
+    return {stage: chain[stage].directory for stage in STAGES if stage in chain}
+
+
+def moved(before: Cell, after: Cell) -> set[str]:
+    one, other = stages(before), stages(after)
+    return {stage for stage in one.keys() | other.keys() if one.get(stage) != other.get(stage)}
+
+
+def from_stage(stage: str) -> set[str]:
+    """A stage and all that follow from it."""
+    return set(STAGES[STAGES.index(stage) :])
+
+
+# --- specs and fingerprints --------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def reordered(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: reordered(value[key]) for key in reversed(value)}
+    return [reordered(item) for item in value] if isinstance(value, list) else value
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5))
+def test_the_canonical_text_ignores_the_order_of_keys_and_loses_nothing(value):
+    assert canonical(reordered(value)) == canonical(value)
+    assert json.loads(canonical(value)) == value
+    assert re.fullmatch(r"[0-9a-f]{10}", fingerprint(value))
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_what_json_cannot_say_is_in_no_spec(number):
+    with pytest.raises(ValueError):
+        canonical({"lr": number})
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4), st.integers(0, 9))
+def test_equal_specs_have_equal_paths_and_others_have_other_paths(options, seed):
+    def artifact(options: dict[str, Any]) -> str:
+        return make_artifact("dataset", {}, {"name": "x", "options": options}, seed).directory
+
+    assert artifact(options) == artifact(reordered(options))
+    assert artifact(options) != artifact({**options, "one more": 1})
+    assert artifact(options) != make_artifact("dataset", {}, {"name": "x", "options": options}, seed + 1).directory
+
+
+@given(st.floats(-1e9, 1e9) | st.integers(-(10**6), 10**6).map(float))
+@example(1.0)
+@example(-0.0)
+@example(1e-05)
+def test_all_spellings_of_a_number_are_one(number):
+    parameter = Parameter(type="float", help="a number")
+    spellings = [
+        number,
+        repr(number),
+        f" {number!r}",
+        f"{number:.17e}",
+        *([int(number)] if number.is_integer() else []),
+    ]
+    assert len({canonical(parameter.check(spelling, "test")) for spelling in spellings}) == 1
+    assert parameter.check(text_of(number), "test") == number
+
+
+@given(st.integers(-(10**6), 10**6))
+def test_all_spellings_of_an_integer_are_one(number):
+    parameter = Parameter(type="int", help="an integer")
+    assert {canonical(parameter.check(s, "test")) for s in (number, str(number), f"{number:+d}")} == {str(number)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        *(("int", value) for value in (1.5, "1.0", True)),
+        *(("float", value) for value in (True, "nan", "inf", "")),
+        *(("bool", value) for value in (1, "yes")),
+        *(("floats", value) for value in ([], "1,,2")),
+        *(("str", value) for value in (1, "")),
+        ("picture", "../x"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(kind, value):
+    with pytest.raises(DepoisonError, match="not valid; valid: "):
+        Parameter(type=kind, choices=("kitten",) if kind == "picture" else None, help="x").check(value, "test")
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [("[0, 1)", (0, 0.5), (1, -0.1)), ("(0, 1]", (1, 0.1), (0, 1.1)), ("[2, inf)", (2, 1e300), (1.9,))],
+)
+def test_intervals(interval, inside, outside):
+    parameter = Parameter(type="float", range=interval, help="x")
+    assert [parameter.check(value, "test") for value in inside] == [float(value) for value in inside]
+    for value in outside:
+        with pytest.raises(DepoisonError, match=re.escape(interval)):
+            parameter.check(value, "test")
+
+
+# --- which value moves which path --------------------------------------------------------------------------------
+
+CHOSEN = {"dataset": "digits", "model": "resnet18", "attack": "badnet", "defense": "fst"}
+METHODS = [
+    (kind, name)
+    for kind in KINDS
+    for name in PLAN.configuration.names(kind)
+    if PLAN.configuration.parameters(kind, name)
+]
+KEYS = [(kind, name, key) for kind, name in METHODS for key in PLAN.configuration.parameters(kind, name)]
+MOVED_BY = {
+    **{key: from_stage("dataset") for key in ("source", "size", "checksum")},
+    **{key: from_stage("split") for key in ("reserve", "stratified")},
+    **{key: from_stage("train") for key in ("mean", "std")},
+    "root": set(),
+}
+
+
+def named(kind: str, name: str, key: str = "", text: str = "", seed: int = 0) -> str:
+    return cell(**CHOSEN | {kind: f"{name}+{key}={text}" if key else name}, seed=seed)
+
+
+def another(parameter: Parameter, value: Any) -> Any:
+    """A valid value that differs."""
+    match parameter.type:
+        case "bool":
+            candidates = [not value]
+        case "int":
+            candidates = [value + 1, value - 1]
+        case "float":
+            candidates = [value / 2, 0.5] if value else [0.05]
+        case "floats":
+            candidates = [[value[0] / 2 or 0.5, *value[1:]]]
+        case _:
+            candidates = [*(parameter.choices or ()), "cifar10", "digits"]
+    for candidate in candidates:
+        if candidate != value:
+            try:
+                return parameter.check(candidate, "test")
+            except DepoisonError:
+                continue
+    raise AssertionError(f"no other value than {value!r}")
+
+
+@pytest.mark.parametrize(("kind", "name", "key"), KEYS)
+def test_every_hyper_parameter_moves_what_follows_from_it_and_nothing_else(kind, name, key):
+    before = PLAN.cell(named(kind, name))
+    parameter, value = PLAN.configuration.parameters(kind, name)[key], before.settings[kind][key][-1].value
+    after = PLAN.cell(named(kind, name, key, text_of(another(parameter, value))))
+    first = {"dataset": "dataset", "model": "train", "attack": "poison", "defense": "purify"}[kind]
+    if kind == "attack" and key in SHARED["recipe"]:
+        first = "train"
+    expected = MOVED_BY.get(key, from_stage(first)) if kind == "dataset" else from_stage(first)
+    assert moved(before, after) == expected
+
+
+@pytest.mark.parametrize(("kind", "name", "key"), KEYS)
+def test_an_override_that_is_the_default_moves_nothing(kind, name, key):
+    before = PLAN.cell(named(kind, name))
+    value = before.settings[kind][key][-1].value
+    assert moved(before, PLAN.cell(named(kind, name, key, text_of(value)))) == set()
+
+
+def test_the_seed_moves_all_but_the_dataset():
+    assert moved(PLAN.cell(cell(seed=0)), PLAN.cell(cell(seed=1))) == from_stage("split")
+
+
+def test_each_method_has_its_own_path():
+    for kind in ("attack", "defense"):
+        names = PLAN.configuration.names(kind)
+        assert len({PLAN.cell(named(kind, name)).evaluation.directory for name in names}) == len(names)
+
+
+def test_without_a_defense_the_backdoored_model_is_evaluated():
+    undefended, defended = PLAN.cell(cell(defense="none")), PLAN.cell(cell(defense="fst"))
+    assert undefended.evaluation == defended.evaluation.upstream["undefended"]
+    assert "purify" not in stages(undefended)
+
+
+def test_spellings_of_one_value_are_one_artifact():
+    names = [cell(defense=f"ft-sam+rho={text}") for text in ("2", "2.0", "2e0", "+2", "0.2e+1")]
+    assert len({PLAN.cell(name).evaluation.directory for name in names}) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_version_of_a_method_moves_what_follows_from_it(kind, project):
+    first = {"dataset": "dataset", "model": "train", "attack": "poison", "defense": "purify"}[kind]
+    project.set(f"config/{KINDS[kind]}/{CHOSEN[kind]}.yaml", "version", to=2)
+    assert moved(PLAN.cell(cell()), project.plan().cell(cell())) == from_stage(first)
+
+
+def test_how_work_is_done_moves_nothing(project):
+    runtime = {"threads": 2, "device": "cpu", "jobs_per_gpu": 3, "downloads": "elsewhere"}
+    assert set(runtime) == set(Runtime.model_fields)
+    project.set("config/config.yaml", "runtime", to=runtime)
+    assert moved(PLAN.cell(cell()), project.plan().cell(cell())) == set()
+
+
+def test_comments_and_the_order_of_keys_move_nothing(project):
+    for path in project.path.glob("config/**/*.yaml"):
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        path.write_text("# a comment\n\n" + yaml.safe_dump(data, sort_keys=True), encoding="utf-8")
+    for target in ("reports/table1.md", "reports/digits/table2.md"):
+        ours, theirs = read_table(PLAN, target), read_table(project.plan(), target)
+        assert ours.evaluations() == theirs.evaluations()
+        assert ours.definition == theirs.definition
+
+
+@pytest.mark.parametrize(
+    ("dataset", "values", "moves"),
+    [
+        ("cifar10", {}, False),
+        ("gtsrb", {}, False),
+        ("digits", {"source": "imagefolder", "checksum": "0" * 64}, False),
+        ("digits", {"source": "imagefolder"}, True),
+    ],
+)
+def test_where_a_local_copy_lies(dataset, values, moves, project):
+    found = []
+    for root in ("/data/here", "/data/there"):
+        (project / "mine.yaml").write_text(json.dumps({"datasets": {dataset: {**values, "root": root}}}))
+        plan = project.plan("mine.yaml")
+        found.append(plan.cell(cell(track="paper", dataset=dataset)))
+        assert plan.local_copies[stages(found[-1])["dataset"]] == root
+    assert moved(*found) == (from_stage("dataset") if moves else set())
+
+
+def test_a_picture_is_known_by_its_content(project):
+    name = cell(attack="blended+pattern=cat")
+    picture = project / "config/triggers/cat.png"
+    picture.parent.mkdir(exist_ok=True)
+
+    def planned(content: bytes) -> Cell:
+        picture.write_bytes(content)
+        return project.plan().cell(name)
+
+    first = planned(b"one")
+    assert moved(first, planned(b"two")) == from_stage("poison")
+    os.utime(picture, (1, 1))
+    assert moved(first, planned(b"one")) == set()
+
+
+# --- precedence --------------------------------------------------------------------------------------------------
+
+LADDER = [
+    ("shared default", "config/config.yaml", ("{section}", "lr")),
+    ("dataset", "config/datasets/digits.yaml", ("{section}", "lr")),
+    ("method", "config/{folder}/{name}.yaml", ("values", "lr")),
+    ("method on this dataset", "config/{folder}/{name}.yaml", ("datasets", "digits", "lr")),
+    ("method with this model", "config/{folder}/{name}.yaml", ("models", "resnet18", "lr")),
+    ("your configuration", "config/config.yaml", ("{folder}", "{name}", "lr")),
+    ("track tiny", "config/tracks/tiny.yaml", ("{section}", "lr")),
+    ("track tiny", "config/tracks/tiny.yaml", ("{folder}", "{name}", "lr")),
+    ("the cell's name", "", ()),
+]
+
+
+def explained(plan: Plan, name: str, kind: str, key: str) -> tuple[str, str, str]:
+    """Value, layer and place that `depoison explain` shows."""
+    section = explain(plan.cell(name)).split(f"\n{kind} ")[1].split("\n\n")[0]
+    match = re.search(rf"^  {key} += (\S+) +(.+), (\S+)$", section, re.MULTILINE)
+    assert match, section
+    return match[1], match[2], match[3]
+
+
+def holds(root: Path, place: str, key: str) -> bool:
+    """Whether the line at file:line holds the key."""
+    file, line = place.rsplit(":", 1)
+    text = (root / file).read_text(encoding="utf-8").splitlines()[int(line) - 1]
+    return re.search(rf"(?<![\w-]){re.escape(key)}\s*:", text) is not None
+
+
+@pytest.mark.parametrize("steps", list(pairwise(LADDER)), ids=lambda steps: steps[1][0])
+@pytest.mark.parametrize(
+    ("kind", "name", "section", "stage"),
+    [("defense", "ft-sam", "tuning", "purify"), ("attack", "badnet", "training", "train")],
+)
+def test_a_layer_wins_over_the_one_below(steps, kind, name, section, stage, tiny):
+    words = {"section": section, "folder": KINDS[kind], "name": name}
+    for (_, file, keys), value in zip(steps, (0.011, 0.022), strict=True):
+        if file:
+            tiny.set(file.format(**words), *(key.format(**words) for key in keys), to=value)
+    layer = steps[1][0]
+    asked = cell(track="tiny", **{"defense": "ft-sam", kind: f"{name}+lr=0.022" if layer == LADDER[-1][0] else name})
+    plan = tiny.plan()
+    value, by, place = explained(plan, asked, kind, "lr")
+    assert (value, by) == ("0.022", layer)
+    assert place == asked if layer == LADDER[-1][0] else holds(tiny.path, place, "lr")
+    found = plan.cell(asked)
+    assert plan.artifact(stages(found)[stage]).spec["parameters"]["recipe"]["lr"] == 0.022
+    assert "0.011" in explain(found, every=True).split(f"\n{kind} ")[1]
+
+
+def test_an_own_hyper_parameter_on_a_dataset_wins_over_its_default(project):
+    assert explained(PLAN, cell(), "defense", "alpha")[:2] == ("0.2", "method")
+    project.set("config/defenses/fst.yaml", "datasets", "digits", "alpha", to=0.7)
+    value, layer, place = explained(project.plan(), cell(), "defense", "alpha")
+    assert (value, layer) == ("0.7", "method on this dataset") and holds(project.path, place, "alpha")
+
+
+def test_an_overlay_wins_key_by_key_and_is_named(project):
+    (project / "mine.yaml").write_text("# mine\ntuning:\n  momentum: 0.5\n")
+    plan = project.plan("mine.yaml")
+    assert explained(plan, cell(), "defense", "momentum") == ("0.5", "shared default", "mine.yaml:3")
+    assert explained(plan, cell(), "defense", "weight_decay") == explained(PLAN, cell(), "defense", "weight_decay")
+
+
+def test_a_value_of_snakemakes_command_line_is_named():
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
+    config["tuning"]["momentum"] = "0.5"
+    plan = Plan(ROOT, config=config)
+    assert explained(plan, cell(), "defense", "momentum") == ("0.5", "shared default", "--config")
+    assert explained(plan, cell(), "defense", "crop") == explained(PLAN, cell(), "defense", "crop")
+
+
+@pytest.mark.parametrize("track", PLAN.configuration.names("track"))
+@pytest.mark.parametrize(("kind", "name"), METHODS)
+def test_explain_names_lines_that_hold_the_key(track, kind, name):
+    for settings in PLAN.cell(cell(track=track, **CHOSEN | {kind: name})).settings.values():
+        for key, history in settings.items():
+            assert all(holds(ROOT, setting.place, key) for setting in history), history
+
+
+def test_explain_on_the_command_line(project):
+    asked = cell(defense="fst+alpha=1e-05")
+    done = project.depoison("explain", asked)
+    values, artifacts = done.stdout.split("\nartifacts\n")
+    assert values == explain(project.plan().cell(asked)).split("\nartifacts\n")[0]
+    made = [f"{artifact.product}" for artifact in project.plan().cell(asked).evaluation.chain().values()]
+    assert [line.split() for line in artifacts.splitlines()] == [["to", "do", product] for product in made]
+    assert re.search(rf"alpha += 1e-05 +the cell's name, {re.escape(asked)}\n", done.stdout)
+    assert done.stderr == "" and done.returncode == 0
+
+
+@pytest.mark.parametrize(("by_track", "expected"), [(None, 0.033), (0.044, 0.044)])
+def test_a_tables_value_wins_over_the_method_and_loses_to_the_track(by_track, expected, tiny):
+    column = {"defense": "ft", "label": "FT", "set": {"lr": 0.033, "projection": "all"}}
+    tiny.edit("config/papers/fst/small.yaml", lambda data: data["columns"].append(column))
+    if by_track:
+        tiny.set("config/tracks/tiny.yaml", "defenses", "ft", "lr", to=by_track)
+    (found,) = read_table(tiny.plan(), "reports/tiny/small").entries[2].cells
+    values = {key: history[-1].value for key, history in found.settings["defense"].items()}
+    assert (values["lr"], values["projection"]) == (expected, "all")
+    assert values["batch_size"] == 64
+
+
+def test_a_tables_rate_wins_over_the_method(tiny):
+    tiny.set("config/attacks/badnet.yaml", "values", "rate", to=0.3)
+    entry = read_table(tiny.plan(), "reports/tiny/small").entries[0]
+    assert entry.cells[0].settings["attack"]["rate"][-1].value == 0.1
+
+
+# --- names of cells ----------------------------------------------------------------------------------------------
+
+WORD = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+VALUE = st.one_of(
+    (st.floats(allow_nan=False, allow_infinity=False) | st.integers() | st.booleans() | st.none()).map(text_of),
+    st.lists(st.floats(0, 1), min_size=1, max_size=3).map(text_of),
+    st.sampled_from(["1e-05", "1e+3", "1E+3", "+2", "all-to-one", "cat.v2"]),
+)
+CHOICE = st.builds(
+    lambda name, overrides: Choice(name, tuple(sorted(overrides.items()))),
+    WORD,
+    st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,6}", fullmatch=True), VALUE, max_size=3),
+)
+
+
+@given(WORD, CHOICE, CHOICE, CHOICE, CHOICE, st.integers(0, 999_999_999))
+@example("tiny", *[Choice("a", (("k", "1e+3"), ("l", "1e-05"), ("m", "+2")))] * 4, 0)
+def test_a_cells_name_is_read_as_it_was_written(track, dataset, model, attack, defense, seed):
+    name = CellName(track, dataset, model, attack, defense, seed)
+    assert CellName.parse(name.path) == name
+
+
+@given(st.text(max_size=30))
+@example("fst+a=1+a=1")
+@example("fst++a=1")
+@example("+a=1")
+def test_any_text_is_a_choice_or_an_error(text):
+    with contextlib.suppress(DepoisonError):
+        found = Choice.parse(text, "here")
+        assert Choice.parse(str(found), "here") == found
+
+
+@pytest.mark.parametrize("text", ["1e+3", "1e+03", "1000", "1000.0", "+1e3"])
+def test_a_plus_sign_may_belong_to_a_number(text):
+    found = Choice.parse(f"fst+epochs={text}+lr=1e-05", "here")
+    assert found == Choice("fst", (("epochs", text), ("lr", "1e-05")))
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("reports/table2.md", ("fst", "paper", "table2")),
+        ("reports/table2", ("fst", "paper", "table2")),
+        ("reports/fst/table2.csv", ("fst", "paper", "table2")),
+        ("reports/paper/table2.tex", ("fst", "paper", "table2")),
+        ("reports/paper/fst/table2.json", ("fst", "paper", "table2")),
+        ("reports/digits/table2", ("fst", "digits", "table2")),
+        ("reports/digits/fst/table2.md", ("fst", "digits", "table2")),
+    ],
+)
+def test_targets_of_tables(target, expected):
+    assert parse_target(PLAN, target) == expected
+    _, track, name = expected
+    assert read_table(PLAN, target).evaluations() == read_table(PLAN, f"reports/{track}/fst/{name}").evaluations()
+
+
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        ("reports/table99.md", "table99"),
+        ("reports/digit/table2.md", "'digits'"),
+        ("reports/fst/digits/table2.md", "'digits'"),
+        ("reports/digits/digits/table2.md", "'digits'"),
+        ("reports/.md", "reports/.md"),
+        ("table2.md", "table2.md"),
+        ("reports/table2.md/", "reports/"),
+    ],
+)
+def test_targets_that_are_no_tables(target, named):
+    with pytest.raises(DepoisonError, match=re.escape(named)):
+        parse_target(PLAN, target)
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_every_cell_that_we_compute_has_its_published_numbers(name):
+    table = read_table(PLAN, f"reports/{name}")
+    computed = [entry for entry in table.entries if not entry.gap]
+    assert computed
+    for entry in computed:
+        printed = table.published[entry.row.attack.name, f"{entry.row.rate:g}", entry.column.defense.name]
+        assert all(0 <= float(printed[metric]) <= 100 for metric in ("c_acc", "asr"))
+
+
+@pytest.mark.parametrize(
+    ("name", "attack", "rate", "defense", "c_acc", "asr"),
+    [
+        ("table1", "badnet", "0.01", "lp", 94.02, 100),
+        ("table1", "badnet", "0.005", "ft", 92.56, 99.07),
+        ("table1", "blended", "0.01", "fe-tuning", 92.03, 8.50),
+        ("table1", "blended", "0.005", "ft-init", 93.71, 49.80),
+        ("table1", "label-consistent", "0.005", "none", 94.89, 100),
+        ("table1", "average", "", "ft", 92.61, 74.36),
+        ("table2", "badnet", "0.05", "fst", 93.17, 0.00),
+        ("table2", "blended", "0.05", "fst", 92.87, 3.07),
+        ("table2", "blended", "0.01", "ft-sam", 91.72, 14.59),
+        ("table2", "wanet", "0.005", "none", 90.75, 16.56),
+        ("table2", "wanet", "0.05", "ft-init", 92.01, 0.86),
+        ("table2", "ssba", "0.01", "anp", 90.21, 0.59),
+        ("table2", "sig", "0.05", "i-bau", 90.99, 84.97),
+        ("table2", "sig", "0.005", "fe-tuning", 91.53, 3.01),
+        ("table2", "adaptive-blend", "0.003", "ngf", 93.24, 28.52),
+        ("table2", "standard-deviation", "", "fst", 0.70, 0.78),
+    ],
+)
+def test_published_numbers_as_the_paper_prints_them(name, attack, rate, defense, c_acc, asr):
+    printed = read_table(PLAN, f"reports/{name}").published[attack, rate, defense]
+    assert (float(printed["c_acc"]), float(printed["asr"])) == (c_acc, asr)
+
+
+def test_a_track_replaces_dataset_and_model():
+    paper, digits = (read_table(PLAN, f"reports/{where}table2") for where in ("", "digits/"))
+    assert (paper.dataset, paper.model) == ("cifar10", "resnet18")
+    assert (digits.dataset, digits.model) == ("digits", "resnet18")
+    assert not set(paper.evaluations()) & set(digits.evaluations())
+
+
+# --- the project's files -----------------------------------------------------------------------------------------
+
+
+def test_check_finds_no_fault(project):
+    done = project.depoison("check")
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("valid: "), done.stderr
+    for kind, folder in KINDS.items():
+        assert f"{len(PLAN.configuration.names(kind))} {folder}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("check",), ("explain", cell()), ("--help",)],
+    ids=["check", "explain", "help"],
+)
+def test_planning_imports_no_torch(arguments, project):
+    code = (
+        "import sys, contextlib\nfrom depoison.cli import main\n"
+        "with contextlib.suppress(SystemExit): assert main(sys.argv[1:]) == 0\n"
+        "print(*sorted({'torch', 'numpy', 'scipy', 'sklearn', 'pandas', 'snakemake'} & set(sys.modules)), sep=',')"
+    )
+    done = project.run(sys.executable, "-c", code, *arguments)
+    assert (done.stdout.splitlines()[-1], done.returncode) == ("", 0), done.stderr
+
+
+def test_what_the_snakefile_imports_imports_no_torch(project):
+    code = "import sys, depoison.snakemake; assert 'torch' not in sys.modules"
+    assert project.run(sys.executable, "-c", code).returncode == 0
+
+
+def test_the_schemas_are_those_of_the_models():
+    folder = ROOT / "workflow/schemas"
+    assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == schemas()
+
+
+@pytest.mark.parametrize(
+    ("schema", "pattern"),
+    [("config", "config.yaml"), ("track", "tracks/*.yaml"), ("table", "papers/*/*.yaml")]
+    + [("method", f"{folder}/*.yaml") for folder in KINDS.values()],
+)
+def test_the_files_follow_the_schemas(schema, pattern):
+    valid = jsonschema.Draft202012Validator(json.loads(schemas()[f"{schema}.schema.json"]))
+    files = sorted((ROOT / "config").glob(pattern))
+    assert files
+    for path in files:
+        valid.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def test_the_lock_of_packages_satisfies_the_projects_ranges():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "envs/lock.txt").read_text(encoding="utf-8").split()
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    assert len(pins) == len(lines) and all(pins.values())
+    for group in [project["dependencies"], *project["optional-dependencies"].values()]:
+        for requirement in map(Requirement, group):
+            pin = pins.get(canonicalize_name(requirement.name))
+            assert pin is not None and pin in requirement.specifier, requirement
+
+
+def test_the_environment_of_the_rules_is_the_lock():
+    environment = yaml.safe_load((ROOT / "envs/torch.yaml").read_text(encoding="utf-8"))
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert "-r lock.txt" in pip and (ROOT / "envs/lock.txt").exists()
+    rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk"))
+    assert set(re.findall(r'"../../envs/(.*)"', rules)) == {"torch.yaml"}
+
+
+# --- the lock of code versions -----------------------------------------------------------------------------------
+
+
+def test_no_code_has_changed_behind_its_version():
+    assert stale(ROOT) == []
+
+
+@cache
+def code_that_makes_artifacts() -> list[str]:
+    folders = ("attacks", "data", "defenses", "evaluation", "models", "stages", "training")
+    files = [path for folder in folders for path in (ROOT / PACKAGE / folder).rglob("*.py")]
+    files += [ROOT / PACKAGE / name for name in ("rng.py", "files.py")]
+    bookkeeping = {"runner.py"}  # says where artifacts go, not what is in them
+    return sorted(
+        str(path.relative_to(ROOT))
+        for path in files
+        if path.name not in bookkeeping and ast.parse(path.read_text(encoding="utf-8")).body
+    )
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy in which each file has one more comment than the project's."""
+    copy = Project(tmp_path_factory.mktemp("code") / "project", parts=("workflow", "config"))
+    for file in code_that_makes_artifacts():
+        with (copy / file).open("a", encoding="utf-8") as text:
+            text.write("\n# a comment\n")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def code_before() -> dict[str, Any]:
+    return current(ROOT)
+
+
+def test_a_comment_changes_no_code(code, code_before):
+    assert current(code.path) == code_before
+
+
+@pytest.mark.parametrize("file", code_that_makes_artifacts())
+def test_changed_code_is_noticed(file, code, code_before):
+    path = code / file
+    text = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(text + "\nCHANGED = 1\n", encoding="utf-8")
+        changed = {name for name, entry in current(code.path).items() if entry != code_before[name]}
+    finally:
+        path.write_text(text, encoding="utf-8")
+    method = f"{path.parent.name.removesuffix('s')} {path.stem.replace('_', '-')}"
+    assert changed == {method} if method in code_before else changed
+
+
+def test_the_lock_is_renewed_by_a_command(project):
+    path = project / PACKAGE / "defenses/fst.py"
+    path.write_text(path.read_text(encoding="utf-8") + "\nCHANGED = 1\n", encoding="utf-8")
+    (complaint,) = stale(project.path)
+    assert complaint.startswith("defense fst: ")
+    assert project.depoison("lock").returncode == 0
+    assert stale(project.path) == []

@@ -1,0 +1,394 @@
+"""Tables: their numbers against hand-computed ones, and files that no label can break."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from conftest import ROOT, Project
+from depoison.files import read_json, write_json
+from depoison.plan.plan import Plan
+from depoison.plan.tables import Table, read_table
+from depoison.reporting.cells import write_cell
+from depoison.reporting.tables import (
+    METRICS,
+    SUMMARIES,
+    Line,
+    escape_latex,
+    escape_markdown,
+    lines_of,
+    mean_and_interval,
+    percent,
+    signed,
+    write_table,
+)
+
+TARGET = "reports/tiny/small"
+OURS = {  # (C-Acc, ASR)
+    ("badnet", "none"): (95.0, 100.0),
+    ("badnet", "lp"): (92.004, 3.0),
+    ("badnet", "ft"): (92.0, 1.0),
+    ("blended", "none"): (94.0, 90.0),
+    ("blended", "lp"): (91.0, 0.0),
+    ("blended", "ft"): (90.0, 5.0),
+}
+PUBLISHED = """\
+dataset,model,attack,rate,variant,defense,c_acc,asr
+cifar10,resnet18,badnet,0.1,,none,94.00,100
+cifar10,resnet18,badnet,0.1,,lp,93.00,99.99
+cifar10,resnet18,badnet,0.1,,ft,92.12,1.00
+cifar10,resnet18,badnet,0.1,,anp,91.62,0.52
+cifar10,resnet18,blended,0.1,,none,96.00,98
+cifar10,resnet18,blended,0.1,,lp,90.00,
+cifar10,resnet18,blended,0.1,,ft,90.50,7.25
+cifar10,resnet18,ssba,0.1,,ft,80.00,50.00
+cifar10,resnet18,average,,,none,91.11,88.88
+"""
+NO_ROWS = {"attack": "ssba", "label": "SSBA", "rates": [0.1]}
+NO_COLUMN = {"defense": "anp", "label": "ANP"}
+
+
+def value(attack: str, defense: str, seed: int) -> tuple[float, float]:
+    c_acc, asr = OURS[attack, defense]
+    return c_acc + seed, asr
+
+
+def measured(project: Project, of: Callable[[str, str, int], tuple[float, float]] = value) -> Table:
+    """The table with these metrics in place of computed ones."""
+    table = read_table(project.plan(), TARGET)
+    for entry in table.entries:
+        for cell in entry.cells:
+            c_acc, asr = of(entry.row.attack.name, entry.column.defense.name, cell.name.seed)
+            product = project / cell.evaluation.product
+            product.parent.mkdir(parents=True, exist_ok=True)
+            write_json(product, {"metrics": {"c_acc": c_acc, "asr": asr, "lcr": 1.0, "der": None}})
+    return table
+
+
+@pytest.fixture
+def reported(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A table with a row and a column that nobody implemented."""
+
+    def change(data: dict[str, Any]) -> None:
+        data["columns"] += [{"defense": "ft", "label": "Vanilla FT"}, NO_COLUMN]
+        data["rows"].append(NO_ROWS)
+        data |= {"summary": ["average", "standard-deviation"], "published": "published/small.csv"}
+
+    tiny.edit("config/papers/fst/small.yaml", change)
+    (tiny / "config/papers/fst/published/small.csv").write_text(PUBLISHED)
+    monkeypatch.chdir(tiny.path)
+    return tiny
+
+
+def written(project: Project, **more: Any) -> dict[str, str]:
+    """The text of each file of the table, by suffix."""
+    write_table(project.plan(), measured(project, **more))
+    return {
+        suffix: (project / f"{TARGET}{suffix}").read_text(encoding="utf-8")
+        for suffix in (".md", ".tex", ".csv", ".json")
+    }
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "mean", "interval"),
+    [
+        ([1, 2, 3], 2, 4.303 / 3**0.5),
+        ([0, 1], 0.5, 12.706 / 2),
+        ([90, 90, 90], 90, 0),
+        ([1, 2, 3, 4], 2.5, 3.182 * 0.6455),
+    ],
+)
+def test_mean_and_interval(values, mean, interval):
+    found = mean_and_interval(values)
+    assert found[0] == mean and found[1] == pytest.approx(interval, rel=2e-4)
+    assert mean_and_interval([7.5]) == (7.5, None)
+
+
+def by_label(lines: list[Line], label: str) -> dict[tuple[int, str], Any]:
+    (line,) = (line for line in lines if line.label == label)
+    return {(i, metric): figure for i, column in enumerate(line.figures) for metric, figure in column.items()}
+
+
+def test_rows(reported):
+    lines = lines_of(measured(reported))
+    assert [(line.label, line.rate) for line in lines[:3]] == [("BadNet", 0.1), ("Blended", 0.1), ("SSBA", 0.1)]
+    badnet = by_label(lines, "BadNet")
+    assert badnet[2, "c_acc"].ours == 92.0 and badnet[2, "c_acc"].published == 92.12
+    assert badnet[2, "c_acc"].difference == pytest.approx(-0.12)
+    assert badnet[3, "c_acc"].ours is None and badnet[3, "c_acc"].difference is None
+    assert by_label(lines, "Blended")[1, "asr"].published is None
+
+
+def test_summaries_are_of_the_rows_that_we_have(reported):
+    lines = lines_of(measured(reported))
+    average, deviation = by_label(lines, "Average"), by_label(lines, "Standard deviation")
+    assert [average[i, "c_acc"].ours for i in range(4)] == [94.5, pytest.approx(91.502), 91.0, None]
+    assert [average[i, "asr"].ours for i in range(4)] == [95.0, 1.5, 3.0, None]
+    assert deviation[0, "c_acc"].ours == pytest.approx(0.5**0.5)  # of 95 and 94, not of their average besides
+    assert deviation[0, "c_acc"].published == pytest.approx(2**0.5)  # of 94 and 96
+    assert [average[i, "c_acc"].published for i in range(4)] == [95.0, 91.5, pytest.approx(91.31), None]
+    assert average[1, "asr"].published is None  # Blended with LP is not printed
+    assert by_label(lines, "Average, as printed")[0, "asr"].published == 88.88
+    assert all("rows that we have" in line.note for line in lines if line.label in ("Average", "Standard deviation"))
+
+
+@pytest.mark.parametrize(("name", "c_acc", "asr"), [("average", 93.07, 0.52), ("standard-deviation", 0.70, 0.78)])
+def test_summaries_are_the_papers(name, c_acc, asr):
+    """As Table 2 prints them for FST: the standard deviation is that of a sample."""
+    printed = read_table(Plan(ROOT), "reports/table2").published
+    rows = [numbers for (_, rate, defense), numbers in printed.items() if rate and defense == "fst"]
+    function = SUMMARIES[name][1]
+    assert [round(function([float(row[m]) for row in rows]), 2) for m in METRICS] == [c_acc, asr]
+
+
+def test_the_average_of_published_numbers_over_our_rows_of_table_2(reported):
+    with (reported / "config/papers/fst/published/table2.csv").open() as lines:
+        printed = [row for row in csv.DictReader(lines) if row["attack"] in ("badnet", "blended", "wanet", "sig")]
+    table = read_table(reported.plan(), "reports/table2")
+    for cell in (cell for entry in table.entries for cell in entry.cells):
+        Path(cell.evaluation.product).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(cell.evaluation.product), {"metrics": {"c_acc": 90.0, "asr": 1.0}})
+    ours = {row.attack.name for row in table.rows} & set(reported.plan().configuration.names("attack"))
+    assert ours == {"badnet", "blended", "wanet", "sig"}
+    average = by_label(lines_of(table), "Average")
+    for i, column in enumerate(table.columns):
+        numbers = [float(row["c_acc"]) for row in printed if row["defense"] == column.defense.name]
+        if average[i, "c_acc"].ours is not None:
+            assert len(numbers) == 12 and average[i, "c_acc"].published == pytest.approx(sum(numbers) / 12)
+
+
+def test_the_best_defense_of_a_row(reported):
+    lines = lines_of(measured(reported))
+
+    def best(label: str, metric: str) -> list[int]:
+        return [i for (i, name), figure in by_label(lines, label).items() if name == metric and figure.best]
+
+    assert best("BadNet", "c_acc") == [1, 2]  # 92.004 and 92.0 are printed alike; no defense, at 95, does not compete
+    assert best("BadNet", "asr") == [2]
+    assert best("Blended", "asr") == [1] and best("Average", "asr") == [1]
+    assert best("SSBA", "asr") == best("Standard deviation", "c_acc") == best("Average, as printed", "asr") == []
+
+
+def test_one_defense_alone_is_not_the_best(tiny, monkeypatch):
+    monkeypatch.chdir(tiny.path)
+    assert not any(
+        figure.best for line in lines_of(measured(tiny)) for column in line.figures for figure in column.values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.12, "+0.12"),
+        (-0.12, "−0.12"),
+        (-12.345678, "−12.35"),
+        (0, "±0.00"),
+        (0.004, "±0.00"),
+        (-0.004, "±0.00"),
+        (100, "+100.00"),
+    ],
+)
+def test_signed(number, text):
+    assert signed(number) == text
+
+
+@pytest.mark.parametrize(("rate", "text"), [(0.05, "5%"), (0.005, "0.5%"), (0.003, "0.3%"), (0.1, "10%"), (None, "")])
+def test_percent(rate, text):
+    assert percent(rate) == text
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def rows_of(markdown: str) -> list[list[str]]:
+    """Each row of the first table as a renderer cuts it into cells; the first is the header."""
+    parser = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    rows: list[list[str]] = []
+    tokens = iter(parser.parse(markdown))
+    for token in tokens:
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type in ("th_open", "td_open"):
+            rows[-1].append(next(tokens).content)
+        elif token.type == "table_close":
+            return rows
+    raise AssertionError("no table")
+
+
+def test_markdown(reported):
+    text = written(reported)[".md"]
+    header, badnet, blended, ssba, *_ = rows_of(text)
+    assert header[2:6] == ["No defense C-Acc", "No defense ASR", "LP C-Acc", "LP ASR"]
+    assert badnet[:2] == ["BadNet", "10%"]
+    assert badnet[2:8] == [
+        "95.00<br><sub>94.00 (+1.00)</sub>",
+        "100.00<br><sub>100.00 (±0.00)</sub>",
+        "**92.00**<br><sub>93.00 (−1.00)</sub>",
+        "3.00<br><sub>99.99 (−96.99)</sub>",
+        "**92.00**<br><sub>92.12 (−0.12)</sub>",
+        "**1.00**<br><sub>1.00 (±0.00)</sub>",
+    ]
+    assert badnet[8] == "–<br><sub>91.62</sub>"
+    assert blended[5] == "**0.00**"
+    assert ssba[2] == "–" and ssba[6] == "–<br><sub>80.00</sub>"
+
+
+def test_a_gap_is_a_dash_with_its_reason(reported):
+    files = written(reported)
+    for suffix in (".md", ".tex"):
+        assert re.search(r"A dash is .*ssba.*anp|A dash is .*anp.*ssba", files[suffix])
+    assert " & --" in files[".tex"]
+    gaps = {cell["gap"] for cell in json.loads(files[".json"])["cells"] if not cell["cells"]}
+    assert any("ssba" in gap for gap in gaps) and any("anp" in gap for gap in gaps)
+
+
+def test_several_seeds_show_an_interval(reported):
+    assert "±" not in written(reported)[".md"].replace("±0.00", "")
+    reported.set("config/config.yaml", "seeds", to=[0, 1, 2])
+    files = written(reported)
+    assert rows_of(files[".md"])[1][2] == "96.00 ± 2.48<br><sub>94.00 (+2.00)</sub>"
+    assert "96.00\\,{\\tiny$\\pm$2.48}" in files[".tex"]
+    for text in (files[".md"], files[".tex"]):
+        assert "95" in text and "confidence interval" in text
+    assert "Seeds: 0, 1, 2." in files[".md"]
+    frame = frame_of(files[".csv"])
+    assert set(frame[frame.ours.notna()].seeds) == {3}
+
+
+def frame_of(text: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(text))
+
+
+def test_csv_and_json_agree(reported):
+    files = written(reported)
+    frame, content = frame_of(files[".csv"]), json.loads(files[".json"])
+    labels = [column["label"] for column in content["columns"]]
+    expected = [
+        (line["label"], line["rate"], label, metric, figure["ours"], figure["interval"], figure["published"])
+        for line in content["lines"]
+        for label, column in zip(labels, line["figures"], strict=True)
+        for metric, figure in ((metric, column[metric]) for metric in METRICS)
+    ]
+    columns = ["row", "rate", "column", "metric", "ours", "interval95", "published"]
+    found = frame[columns].astype(object).where(frame[columns].notna(), None)
+    assert list(found.itertuples(index=False, name=None)) == expected
+    known = frame[frame["difference"].notna()]
+    assert len(known) and (known["ours"] - known["published"]).tolist() == pytest.approx(known["difference"].tolist())
+    assert (content["paper"], content["track"], content["dataset"]) == ("fst", "tiny", "digits")
+    for cell in content["cells"]:
+        assert all(Path(product).exists() for product in cell["evaluations"])
+
+
+def test_all_files_say_what_they_were_made_from_and_are_the_same_again(reported):
+    def hashes(files: dict[str, str]) -> set[str]:
+        patterns = {".md": r"<!-- made from (\S+) -->", ".tex": r"% made from (\S+)", ".json": r'"made_from": "(\S+)"'}
+        return {re.search(pattern, files[suffix])[1] for suffix, pattern in patterns.items()}
+
+    first = written(reported)
+    assert len(hashes(first)) == 1
+    assert written(reported) == first
+    other = written(reported, of=lambda attack, defense, seed: (50.0, 50.0))
+    assert hashes(other) != hashes(first)
+    reported.set("config/papers/fst/small.yaml", "caption", to="Another caption")
+    assert len(hashes(first) | hashes(other) | hashes(written(reported))) == 3
+
+
+def test_the_file_of_a_cell(reported):
+    cell = measured(reported).entries[1].cells[0]
+    write_cell(cell)
+    first = read_json(Path(cell.name.path))
+    assert first["metrics"]["c_acc"] == 92.004 and first["cell"] == cell.name.path
+    assert first["evaluation"] == cell.evaluation.directory
+    measured(reported, of=lambda attack, defense, seed: (50.0, 50.0))
+    write_cell(cell)
+    assert read_json(Path(cell.name.path))["made_from"] != first["made_from"]
+
+
+# --- hostile text ------------------------------------------------------------------------------------------------
+
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\x00") | st.sampled_from("\\|`*_[]<>&%$#{}~^\n")
+)
+HOSTILE = '[a|b] <script>x</script> `c` *d* _e_ [f](g) \\ & 100% $x_1$ {#} ~^ "h" | i\n\nj'
+
+
+@given(TEXT)
+@example(HOSTILE)
+def test_markdown_prints_any_text_as_it_is(text):
+    escaped = escape_markdown(text)
+    assert "<" not in escaped and ">" not in escaped and "\n" not in escaped
+    assert not re.search(r"(?<!\\)(\\\\)*[|*_`\[\]]", escaped)
+    entities = re.sub(r"&(lt|gt|amp);", lambda match: {"lt": "<", "gt": ">", "amp": "&"}[match[1]], escaped)
+    assert re.sub(r"\\(.)", r"\1", entities) == " ".join(text.split())
+
+
+@given(TEXT)
+@example(HOSTILE)
+def test_latex_prints_any_text_as_it_is(text):
+    commands = r"\\text[a-z]+\{\}|\\[&%$#_{}]|\$[-<>|]\$|\$\\pm\$|\{[\[*]?\}"
+    rest = re.sub(commands, "", escape_latex(text))
+    assert not set(rest) & set("\\&%$#_{}~^<>|\n\r"), rest
+
+
+@pytest.fixture
+def hostile(reported: Project) -> Project:
+    def change(data: dict[str, Any]) -> None:
+        data |= {"title": HOSTILE, "caption": HOSTILE, "published": None}
+        for item in data["rows"] + data["columns"]:
+            item["label"] = HOSTILE
+
+    reported.edit("config/papers/fst/small.yaml", change)
+    return reported
+
+
+def test_hostile_labels_break_no_markdown(hostile):
+    text = written(hostile)[".md"]
+    rows = rows_of(text)
+    assert {len(row) for row in rows} == {2 + 2 * 4} and len(rows) == 1 + 3 + 2
+    assert "<script" not in text
+    assert set(re.findall(r"</?(\w+)", text.split("-->", 1)[1])) <= {"sub", "sup", "br"}
+    assert [line for line in text.splitlines() if line.startswith("#")] == [f"# FST, small: {escape_markdown(HOSTILE)}"]
+
+
+def test_hostile_labels_break_no_csv(hostile):
+    frame = frame_of(written(hostile)[".csv"])
+    assert set(frame["column"]) == {HOSTILE} and len(frame) == 5 * 4 * 2
+
+
+def compiles(text: str, folder: Path) -> None:
+    if shutil.which("pdflatex") is None:
+        pytest.skip("needs pdflatex")
+    document = (
+        "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}\\begin{document}\n%s\n\\end{document}"
+    )
+    (folder / "table.tex").write_text(document % text, encoding="utf-8")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+def test_latex_compiles(seeds, reported, tmp_path):
+    reported.set("config/config.yaml", "seeds", to=seeds)
+    compiles(written(reported)[".tex"], tmp_path)
+
+
+def test_hostile_labels_break_no_latex(hostile, tmp_path):
+    text = written(hostile)[".tex"]
+    assert not re.search(r"\\\\\s+[*\[]", text), r"LaTeX takes [ and * after \\ for its arguments"
+    compiles(text, tmp_path)
