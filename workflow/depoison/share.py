@@ -1,8 +1,8 @@
-"""Sharing artifacts through DVC: `depoison share push`, `pull` and `status`.
+"""Sharing artifacts through DVC: `depoison share push`, `pull` and `status`, and `depoison gc`.
 
 Every heavy file has one pointer beside it (`model.safetensors.dvc`), small enough for git. Pointers never overlap, so
-that two branches that add cells merge without a conflict. All files of a call go to DVC at once: one `dvc add`, one `dvc push` or one
-`dvc pull`, because each call costs half a second and DVC locks its repository.
+that two branches that add cells merge without a conflict. All files of a call go to DVC at once, in one `dvc add`,
+`dvc push` or `dvc pull`: each call costs half a second, and DVC locks its repository.
 """
 
 from __future__ import annotations
@@ -209,7 +209,9 @@ def _estimate(artifacts: Sequence[Artifact]) -> str:
     for artifact in artifacts:
         times = known.get((artifact.stage, _method(Path(artifact.directory).name))) or known.get((artifact.stage, ""))
         total, unknown = (total + sum(times) / len(times), unknown) if times else (total, unknown + 1)
-    text = f"about {total / 60:.0f} min one after the other" if total >= 90 else f"about {total:.0f} s one after the other"
+    text = (
+        f"about {total / 60:.0f} min one after the other" if total >= 90 else f"about {total:.0f} s one after the other"
+    )
     return text + (f", without {unknown} of a kind never made here" if unknown else "")
 
 

@@ -1,0 +1,206 @@
+"""Sharing through a real DVC: two clones and a remote, with every modification time at random."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.pipeline
+
+ROOT = Path(__file__).parents[1]
+TRACK = """
+summary: a budget for tests
+replace: {datasets: {"*": digits}, models: {"*": resnet18}}
+datasets: {digits: {size: 8}}
+models: {resnet18: {width: 2}}
+training: {epochs: 1, batch_size: 128, evaluate_every: 0}
+tuning: {epochs: 1, batch_size: 64}
+"""
+TABLE = """
+title: small
+caption: a small table
+dataset: digits
+model: resnet18
+columns: [{defense: none, label: No defense}, {defense: fst, label: FST}, {defense: lp, label: LP}]
+rows: [{attack: badnet, label: BadNet, rates: [0.05]}, {attack: blended, label: Blended, rates: [0.05]}]
+"""
+REPORT = "reports/tiny/small.md"
+NOTHING = "Nothing to be done"
+
+
+class Clone:
+    """A working copy in which commands run with its own code."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.environment = os.environ | {"PYTHONPATH": str(folder / "workflow"), "OMP_NUM_THREADS": "1"}
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        output = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, output
+        return output
+
+    def depoison(self, *arguments: str, fails: bool = False) -> str:
+        return self.run(sys.executable, "-m", "depoison", *arguments, fails=fails)
+
+    def jobs(self, *arguments: str) -> dict[str, int]:
+        """What a dry run would do: {rule: count}; empty for nothing."""
+        output = self.run("snakemake", "-n", "--cores", "2", *arguments, "--", REPORT)
+        if NOTHING in output:
+            return {}
+        table = output.split("Job stats:")[1].split("total")[0]
+        return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+
+    def scramble(self) -> None:
+        """Give every file a random modification time in the past."""
+        for path in self.folder.rglob("*"):
+            if path.is_file() and not path.is_symlink() and ".git" not in path.parts:
+                moment = random.Random(str(path)).uniform(1e9, 1.6e9)
+                os.utime(path, (moment, moment))
+
+
+def commit(clone: Clone, message: str) -> None:
+    clone.run("git", "add", "-A")
+    clone.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A clone that made the table and pushed it, and its bare repository."""
+    base = tmp_path_factory.mktemp("share")
+    clone = Clone(base / "a")
+    clone.folder.mkdir()
+    for name in ("Snakefile", "workflow", "config", "profiles", "envs", ".gitignore", ".dvcignore"):
+        source = ROOT / name
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(
+            source,
+            clone.folder / name,
+            **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}),
+        )
+    (clone.folder / "config/tracks/tiny.yaml").write_text(TRACK)
+    (clone.folder / "config/papers/fst/small.yaml").write_text(TABLE)
+    clone.run("git", "init", "-q", "-b", "main")
+    clone.run("dvc", "init", "-q")
+    clone.run("dvc", "remote", "add", "--default", "team", str(base / "remote"))
+    clone.run("snakemake", "--cores", "2", "--", REPORT)
+    told = clone.depoison("share", "push", REPORT)
+    assert "git add results reports" in told
+    commit(clone, "first table")
+    clone.run("git", "clone", "-q", "--bare", ".", str(base / "bare.git"))
+    return base, clone
+
+
+def clone_of(published, name: str, *settings: tuple[str, str]) -> Clone:
+    base, _ = published
+    clone = Clone(base / name)
+    subprocess.run(["git", "clone", "-q", str(base / "bare.git"), str(clone.folder)], check=True)
+    for key, value in settings:
+        clone.run("dvc", "config", "--local", key, value)
+    clone.scramble()
+    return clone
+
+
+@pytest.mark.parametrize("link", ["copy", "hardlink", "symlink", "shared"])
+def test_a_clone_computes_only_what_is_missing(published, link):
+    base, _ = published
+    shared = [("cache.dir", str(base / "cache")), ("cache.type", "symlink")]
+    clone = clone_of(published, f"b-{link}", *(shared if link == "shared" else [("cache.type", link)]))
+    assert clone.jobs() == {}  # before any pull
+
+    victim = next(iter(sorted(clone.folder.glob("results/evaluate/*fst*/metrics.json"))))
+    victim.unlink()
+    clone.depoison("share", "pull", REPORT)
+    clone.scramble()
+    assert clone.jobs() == {"evaluate": 1, "table": 1}
+
+    # Another defense: its purifications and evaluations start from the pulled backdoored models.
+    table = clone.folder / "config/papers/fst/small.yaml"
+    table.write_text(table.read_text().replace("columns: [", "columns: [{defense: ft, label: FT}, "))
+    clone.depoison("share", "pull", REPORT)
+    clone.scramble()
+    assert clone.jobs() == {"purify": 2, "evaluate": 3, "table": 1}
+    clone.run("snakemake", "--cores", "2", "--", REPORT)
+    assert clone.jobs() == {}
+
+
+def test_status_says_where_things_are(published):
+    clone = clone_of(published, "c")
+    shutil.rmtree(next(clone.folder.glob("results/evaluate/*fst*")))
+    told = clone.depoison("share", "status", REPORT)
+    assert re.search(r"to compute: 1 artifacts, about \d+ s", told)
+    assert told.count("in the remote") == 4  # dataset, trigger and backdoored model, purified model
+
+
+def test_two_branches_merge_without_conflict(published):
+    left, right = clone_of(published, "left"), clone_of(published, "right")
+    cell = "results/cells/tiny/digits/resnet18/badnet+rate=0.05/fst+alpha={}/s0.json"
+    for clone, alpha in ((left, "0.3"), (right, "0.4")):
+        target = cell.format(alpha)
+        clone.depoison("share", "pull", target)
+        clone.run("snakemake", "--cores", "2", "--", target)
+        clone.depoison("share", "push", target)
+        commit(clone, f"alpha {alpha}")
+    left.run("git", "pull", "-q", "--no-rebase", "--no-edit", str(right.folder), "main")
+    assert left.run("git", "status", "--short") == ""
+    shutil.rmtree(left.folder / ".dvc" / "cache", ignore_errors=True)
+    assert "to compute: 0" in left.depoison("share", "pull", cell.format("0.3"), cell.format("0.4"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "corrupted"])
+def test_a_bad_object_is_named_and_computed_anew(published, damage):
+    base, _ = published
+    clone = clone_of(published, f"d-{damage}")
+    folder = next(clone.folder.glob("results/purify/*badnet*fst*"))
+    shutil.rmtree(next(clone.folder.glob("results/evaluate/*badnet*fst*")))
+    md5 = re.search(r"md5: (\w{32})", (folder / "model.safetensors.dvc").read_text())[1]
+    stored = base / "remote" / "files" / "md5" / md5[:2] / md5[2:]
+    content = stored.read_bytes()
+    stored.chmod(0o644)
+    try:
+        if damage == "missing":
+            stored.unlink()
+        else:
+            stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        told = clone.depoison("share", "pull", REPORT, fails=True)
+        assert f"{folder.name}/model.safetensors" in told
+        assert "Traceback" not in told
+        assert len(told.strip().splitlines()) == 1
+        assert not (folder / "model.safetensors").exists()
+    finally:
+        stored.write_bytes(content)
+    jobs = clone.jobs()
+    assert jobs["purify"] == 1
+    assert jobs["evaluate"] == 1
+
+
+def test_no_remote_is_a_clear_error(published):
+    clone = clone_of(published, "e")
+    clone.run("dvc", "remote", "remove", "team")
+    shutil.rmtree(next(clone.folder.glob("results/evaluate/*fst*")))
+    told = clone.depoison("share", "pull", REPORT, fails=True)
+    assert "dvc remote add" in told
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_gc_keeps_what_is_reached_and_what_is_nowhere_else(published):
+    clone = clone_of(published, "f")
+    target = "results/cells/tiny/digits/resnet18/badnet+rate=0.05/fst+alpha=0.5/s0.json"
+    clone.depoison("share", "pull", target)
+    clone.run("snakemake", "--cores", "2", "--", target)
+    assert "0 stray" in clone.depoison("gc")
+    shutil.rmtree(clone.folder / "results/cells")
+    told = clone.depoison("gc", "--remove")
+    assert "nowhere else" in told
+    assert list(clone.folder.glob("results/purify/*fst*/model.safetensors"))
+    clone.depoison("gc", "--remove", "--unshared-too")
+    assert "0 stray" in clone.depoison("gc")
+    assert clone.jobs() == {}
