@@ -280,3 +280,21 @@ def test_a_killed_stage_leaves_nothing_and_the_next_run_completes(stage, target,
     assert ready.checksums() == before
     assert asked(ready, target)["cell"] == 1
     assert (ready / target).exists() and before.items() < ready.checksums().items()
+
+
+# --- jobs on other machines --------------------------------------------------------------------------------------
+
+
+def test_a_job_elsewhere_knows_its_artifact_from_the_specs_handed_on(tiny, monkeypatch):
+    """A remote job reads the Snakefile anew and is asked for an artifact, without the cell behind it."""
+    monkeypatch.chdir(tiny.path)
+    chain = tiny.plan().cell(lp()).evaluation.chain().values()
+    purified = next(artifact for artifact in chain if artifact.stage == "purify")
+    refused = tiny.snakemake("-n", "--cores", "1", purified.product)
+    assert refused.returncode != 0
+    assert "no cell that was asked for needs this artifact" in refused.stderr
+
+    handed_on = tiny / ".snakemake/depoison/artifacts.jsonl"
+    handed_on.parent.mkdir(parents=True, exist_ok=True)
+    handed_on.write_text("".join(json.dumps([a.directory, a.spec, None]) + "\n" for a in chain), encoding="utf-8")
+    assert asked(tiny, "-n", purified.product) == {"dataset": 1, "split": 1, "poison": 1, "train": 1, "purify": 1}
