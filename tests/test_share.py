@@ -204,3 +204,26 @@ def test_gc_keeps_what_is_reached_and_what_is_nowhere_else(published):
     clone.depoison("gc", "--remove", "--unshared-too")
     assert "0 stray" in clone.depoison("gc")
     assert clone.jobs() == {}
+
+
+def test_push_refuses_other_bytes_than_the_published_ones(published):
+    clone = clone_of(published, "g")
+    shutil.rmtree(next(clone.folder.glob("results/evaluate/*badnet*fst*")))
+    clone.depoison("share", "pull", REPORT)
+    model = next(clone.folder.glob("results/purify/*badnet*fst*/model.safetensors"))
+    content = model.read_bytes()
+    model.unlink()
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    told = clone.depoison("share", "push", REPORT, fails=True)
+    assert f"{model.parent.name}/model.safetensors: differs from the published copy" in told
+
+
+def test_gc_removes_nothing_when_the_remote_cannot_be_asked(published):
+    clone = clone_of(published, "h")
+    shutil.rmtree(next(clone.folder.glob("results/evaluate/*badnet*fst*")))
+    clone.depoison("share", "pull", REPORT)
+    (clone.folder / "config/tracks/tiny.yaml").unlink()  # now everything is stray
+    clone.run("dvc", "remote", "remove", "team")
+    told = clone.depoison("gc", "--remove", fails=True)
+    assert "no DVC remote is configured" in told
+    assert list(clone.folder.glob("results/purify/*badnet*fst*/model.safetensors"))

@@ -25,8 +25,9 @@ def devices() -> list[str]:
     for variable in (VISIBLE, "DEPOISON_DEVICES"):
         if variable in os.environ:
             return [name for name in os.environ[variable].split(",") if name.strip() not in ("", "-1")]
-    found = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
-    return sorted((match[1] for match in found if match), key=int)
+    nodes = [path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
+    # CUDA counts from 0 what it can open, whatever the nodes' own numbers: a container may see the host's device 3 alone.
+    return [str(number) for number in range(sum(os.access(node, os.R_OK | os.W_OK) for node in nodes))]
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ that two branches that add cells merge without a conflict. All files of a call g
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import shutil
 import subprocess
@@ -103,6 +104,12 @@ def push(plan: Plan, targets: Sequence[str]) -> str:
     files = [file for artifact in chain.values() for file in heavy_files(artifact) if file.exists()]
     if not files:
         raise DepoisonError(f"{' '.join(targets)}: nothing to push; make it first with snakemake")
+    other = [file for file in files if pointer(file).exists() and not _is_published(file)]
+    if other:
+        raise DepoisonError(
+            f"{', '.join(map(str, other))}: differs from the published copy; take that back with `git checkout` and "
+            "`dvc checkout`, or delete the pointer to publish yours"
+        )
     new = [file for file in files if not pointer(file).exists()]
     if new:
         _dvc("add", "--quiet", *map(str, new))
@@ -156,11 +163,13 @@ def status(plan: Plan, targets: Sequence[str]) -> str:
 
 
 def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -> str:
-    """List artifacts that no table on any track, no cell made and none of `keep` reaches; remove them on request.
+    """List artifacts that no table on any track, no cell made and none of `keep` reaches; free their space on request.
+
+    Only heavy files are ever removed: pointers, specs and evaluations are small and stay.
 
     Args:
-        remove: whether to remove those whose heavy files are all in the remote.
-        unshared_too: with `remove`, whether to remove those that exist only here as well.
+        remove: whether to remove the files of those whose heavy files are all in the remote.
+        unshared_too: with `remove`, whether to remove the files of those that exist only here as well.
 
     Returns:
         One line for each artifact, and the sum.
@@ -170,21 +179,24 @@ def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -
         reached.update(evaluation.chain())
     stray = [path for stage in STAGES for path in sorted(Path("results", stage).glob("*")) if path.is_dir()]
     stray = [path for path in stray if str(path) not in reached and not path.name.startswith(".")]
-    heavy = {path: sorted(path.glob("*.safetensors")) for path in stray}
-    shared = [file for files in heavy.values() for file in files if pointer(file).exists()]
+    heavy = {path: files for path in stray if (files := sorted(path.glob("*.safetensors")))}
+    shared = [file for files in heavy.values() for file in files if pointer(file).exists() and _is_published(file)]
+    if shared:
+        _require_remote()
     absent = _not_in_remote(shared) if shared else set()
     lines, removed = [], 0
-    for path in stray:
-        safe = all(file in shared and file not in absent for file in heavy[path])
+    for path, files in heavy.items():
+        safe = all(file in shared and file not in absent for file in files)
         gone = remove and (safe or unshared_too)
         verb = "removed" if gone else "stray" if safe else "stray, nowhere else"
-        lines.append(f"{verb:<20}{_size(heavy[path]):>10}  {path}")
+        lines.append(f"{verb:<20}{_size(files):>10}  {path}")
         if gone:
-            shutil.rmtree(path)
+            for file in files:
+                file.unlink()
             removed += 1
-    kept = len(stray) - removed
-    lines.append(f"{len(stray)} stray artifacts, {removed} removed" + (f", {kept} kept" if removed and kept else ""))
-    if stray and not remove:
+    kept = len(heavy) - removed
+    lines.append(f"{len(heavy)} stray artifacts, {removed} removed" + (f", {kept} kept" if removed and kept else ""))
+    if heavy and not remove:
         lines.append("remove them with --remove; those that are nowhere else only with --unshared-too as well")
     return "\n".join(lines)
 
@@ -218,6 +230,13 @@ def _estimate(artifacts: Sequence[Artifact]) -> str:
 def _method(name: str) -> str:
     """An artifact's readable name without dataset, rate and seed would need its spec; its last word says the method."""
     return name.rsplit("-", 2)[-2]
+
+
+def _is_published(file: Path) -> bool:
+    """Whether a file has the bytes that its pointer names."""
+    outs = yaml.safe_load(pointer(file).read_text(encoding="utf-8"))["outs"]
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "md5").hexdigest() == outs[0]["md5"]
 
 
 def _intact(file: Path) -> bool:
@@ -263,4 +282,8 @@ def _dvc(*arguments: str, check: bool = True) -> str:
 
 
 def _dvc_output(*arguments: str) -> str:
-    return subprocess.run(_command(*arguments), capture_output=True, text=True).stdout.strip()
+    """What DVC prints. Not being able to ask the remote is an error: silence must never read as "it has everything"."""
+    done = subprocess.run(_command(*arguments), capture_output=True, text=True)
+    if done.returncode and arguments[0] != "config":
+        raise DepoisonError(f"dvc {arguments[0]}: {' '.join(done.stderr.split())}")
+    return done.stdout.strip()

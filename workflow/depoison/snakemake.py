@@ -45,7 +45,7 @@ class Lookup:
         with _refusing():
             self.plan = Plan(".", workflow.configfiles, config)
         self.runtime = self.plan.configuration.config.runtime
-        if "gpu" not in workflow.global_resources and devices():
+        if "gpu" not in workflow.global_resources and devices() and self.runtime.device != "cpu":
             # Without a limit Snakemake would start a GPU job on every core.
             workflow.register_resource("gpu", len(devices()) * self.runtime.jobs_per_gpu)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import logging
 import os
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,27 +85,45 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
     for upstream in spec["upstream"].values():
         if not (Path(upstream) / STAGES[upstream.split("/")[1]].product).exists():
             raise DepoisonError(f"{upstream}: missing; make it first, or run the whole chain with snakemake")
-    scratch = final.parent / f".{final.name}.scratch"
-    building, started = final.parent, time.time()
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".building", dir=final.parent))
+        with _only_maker(final):
+            if (final / product).exists():
+                log.info("%s was made by another job meanwhile", final / product)
+            else:
+                _make(spec, final, runtime, root)
+    except OSError as error:
+        where = error.filename or final
+        raise DepoisonError(f"{where}: {error.strerror or error}; nothing finished is lost") from error
+
+
+def _make(spec: dict[str, Any], final: Path, runtime: Runtime, root: str | None) -> None:
+    stage, started = spec["stage"], time.time()
+    scratch = final.parent / f".{final.name}.scratch"
+    building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".building", dir=final.parent))
+    try:
         with _device(stage, runtime) as device:
             job = Job(spec, building, scratch, runtime, device, root)
             importlib.import_module(f"depoison.stages.{stage}").run(job)
         write_json(building / SPEC, spec)
         record = _record(job, started) | {"sha256": {f: sha256_of(building / f) for f in STAGES[stage].files}}
         write_json(building / RUN, record)
-        publish(building, final, product)
-    except OSError as error:
-        raise DepoisonError(
-            f"{error.filename or building}: {error.strerror or error}; nothing finished is lost"
-        ) from error
+        publish(building, final, STAGES[stage].product)
     finally:
-        if building != final.parent:
-            shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(building, ignore_errors=True)
     shutil.rmtree(scratch, ignore_errors=True)
-    log.info("%s made in %.1f s", final / product, time.time() - started)
+    log.info("%s made in %.1f s", final / STAGES[stage].product, time.time() - started)
+
+
+@contextlib.contextmanager
+def _only_maker(final: Path) -> Iterator[None]:
+    """Hold the artifact's lock: two jobs that want one artifact would share its resumable state. Freed by death."""
+    path = final.parent / f".{final.name}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        # Whoever waits on the removed file finds the artifact complete.
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -116,6 +136,7 @@ def _device(stage: str, runtime: Runtime) -> Any:
     wanted = int(runtime.device == "cuda" or (runtime.device == "auto" and bool(devices())))
     with lease(wanted, runtime.jobs_per_gpu):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         import torch
 
         torch.set_num_threads(runtime.threads)
@@ -123,9 +144,13 @@ def _device(stage: str, runtime: Runtime) -> Any:
         torch.set_deterministic_debug_mode("error")
         torch.backends.cudnn.benchmark = False
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        if wanted and not torch.cuda.is_available():
-            raise DepoisonError("runtime.device: a GPU was leased but torch sees none; valid here: cpu")
-        yield torch.device("cuda" if wanted else "cpu")
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every new tensor
+        usable = bool(wanted) and torch.cuda.is_available()
+        if wanted and not usable:
+            if runtime.device == "cuda":
+                raise DepoisonError("runtime.device: a GPU was leased but torch sees none; valid here: auto or cpu")
+            log.warning("this machine has a GPU that torch cannot use; computing on the CPU")
+        yield torch.device("cuda" if usable else "cpu")
 
 
 def _record(job: Job, started: float) -> dict[str, Any]:

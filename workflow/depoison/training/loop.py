@@ -176,18 +176,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 @contextlib.contextmanager
 def unchanged_statistics(model: nn.Module) -> Iterator[None]:
-    """A context in which BatchNorm normalizes by the batch but leaves its running statistics as they are."""
+    """A context in which BatchNorm normalizes by the batch, and after which its running statistics are as before."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
-    layers = [layer for layer in layers if layer.track_running_stats]
-    momenta = [(layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
+    kept = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
     try:
         yield
     finally:
-        for layer, (momentum, tracked) in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-            layer.num_batches_tracked.copy_(tracked)
+        for buffer, value in kept:
+            buffer.copy_(value)
 
 
 def _batch_sizes(count: int, batch_size: int) -> list[int]:
