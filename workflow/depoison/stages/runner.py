@@ -119,11 +119,17 @@ def _make(spec: dict[str, Any], final: Path, runtime: Runtime, root: str | None)
 def _only_maker(final: Path) -> Iterator[None]:
     """Hold the artifact's lock: two jobs that want one artifact would share its resumable state. Freed by death."""
     path = final.parent / f".{final.name}.lock"
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        # Whoever waits on the removed file finds the artifact complete.
-        path.unlink(missing_ok=True)
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # The one before removed the file on leaving: a lock on a removed file keeps nobody out.
+            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 @contextlib.contextmanager
