@@ -123,7 +123,11 @@ def _only_maker(final: Path) -> Iterator[None]:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # The one before removed the file on leaving: a lock on a removed file keeps nobody out.
-            if not path.exists() or path.stat().st_ino != os.fstat(file.fileno()).st_ino:
+            try:
+                current = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                current = False
+            if not current:
                 continue
             try:
                 yield
