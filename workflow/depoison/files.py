@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,6 @@ def publish(built: Path, directory: Path, product: str) -> None:
     for name in [*(name for name in names if name != product), product]:
         os.replace(built / name, directory / name)
     _sync(directory)
-    shutil.rmtree(built)
 
 
 def _sync(directory: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import shutil
 import subprocess
 import sys
@@ -25,8 +24,6 @@ from depoison.plan.cells import PREFIX
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact
 from depoison.plan.tables import all_tables, read_table
-
-log = logging.getLogger("depoison")
 
 
 @dataclass
@@ -132,7 +129,7 @@ def pull(plan: Plan, targets: Sequence[str]) -> str:
     wanted = need(plan, targets)
     if wanted.pull:
         _require_remote()
-        failure = _dvc("pull", "--quiet", *(str(pointer(file)) for file in wanted.pull), check=False)
+        pulled = _dvc("pull", "--quiet", *(str(pointer(file)) for file in wanted.pull), check=False)
         lost = [file for file in wanted.pull if not file.exists()]
         corrupted = [file for file in wanted.pull if file.exists() and not _intact(file)]
         for file in corrupted:
@@ -143,8 +140,8 @@ def pull(plan: Plan, targets: Sequence[str]) -> str:
                 f"{names}: the remote lacks {len(lost)} and holds {len(corrupted)} corrupted; a run computes them anew "
                 f"(the other {len(wanted.pull) - len(lost) - len(corrupted)} files were fetched)"
             )
-        if failure:
-            raise DepoisonError(f"dvc pull: {failure}")
+        if pulled.returncode:
+            raise DepoisonError(f"dvc pull: {' '.join(pulled.stderr.split())}")
     lines = [f"pulled {len(wanted.pull)} files ({_size(wanted.pull)})"]
     lines += [f"  {_size([file]):>9}  {file}" for file in wanted.pull]
     lines.append(f"to compute: {len(wanted.compute)} artifacts")
@@ -214,9 +211,9 @@ def _estimate(artifacts: Sequence[Artifact]) -> str:
     """Seconds that these would take one after the other: the mean of recorded ones of the same stage and method."""
     known: dict[tuple[str, str], list[float]] = {}
     for record in Path("results").glob(f"*/*/{RUN}"):
-        stage = record.parts[1]
-        known.setdefault((stage, _method(record.parent.name)), []).append(read_json(record)["seconds"])
-        known.setdefault((stage, ""), []).append(read_json(record)["seconds"])
+        stage, seconds = record.parts[1], read_json(record)["seconds"]
+        for method in (_method(record.parent.name), ""):
+            known.setdefault((stage, method), []).append(seconds)
     total, unknown = 0.0, 0
     for artifact in artifacts:
         times = known.get((artifact.stage, _method(Path(artifact.directory).name))) or known.get((artifact.stage, ""))
@@ -228,7 +225,7 @@ def _estimate(artifacts: Sequence[Artifact]) -> str:
 
 
 def _method(name: str) -> str:
-    """An artifact's readable name without dataset, rate and seed would need its spec; its last word says the method."""
+    """The last word of an artifact's readable name, which tells its method well enough for an estimate."""
     return name.rsplit("-", 2)[-2]
 
 
@@ -255,13 +252,13 @@ def _size(files: Iterable[Path]) -> str:
 def _require_remote() -> None:
     if not Path(".dvc").is_dir():
         raise DepoisonError(".dvc: missing; share from a clone of the repository, or run `dvc init`")
-    if not _dvc_output("config", "core.remote"):
+    if not _dvc("config", "core.remote", check=False).stdout.strip():
         example = "dvc remote add --default team s3://bucket/path"
         raise DepoisonError(f"no DVC remote is configured; add one with `{example}` (or ssh://host/path, or a folder)")
 
 
 def _not_in_remote(files: Sequence[Path]) -> set[Path]:
-    told = yaml.safe_load(_dvc_output("status", "--cloud", "--json", *(str(pointer(file)) for file in files)) or "{}")
+    told = yaml.safe_load(_dvc("status", "--cloud", "--json", *(str(pointer(file)) for file in files)).stdout or "{}")
     return {file for file in files if told.get(str(file)) in ("missing", "new")}
 
 
@@ -269,21 +266,16 @@ def _command(*arguments: str) -> list[str]:
     return [shutil.which("dvc") or str(Path(sys.executable).with_name("dvc")), *arguments]
 
 
-def _dvc(*arguments: str, check: bool = True) -> str:
-    """Run DVC; returns its last line of complaint, "" for none."""
+def _dvc(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run DVC.
+
+    Args:
+        check: whether a failure is an error. Not being able to ask the remote must be: silence never means "it has all".
+    """
     try:
         done = subprocess.run(_command(*arguments), capture_output=True, text=True)
     except FileNotFoundError:
         raise DepoisonError("dvc: not installed; install the environment with `make environment`") from None
-    complaint = " ".join(done.stderr.split()) if done.returncode else ""
-    if complaint and check:
-        raise DepoisonError(f"dvc {arguments[0]}: {complaint}")
-    return complaint
-
-
-def _dvc_output(*arguments: str) -> str:
-    """What DVC prints. Not being able to ask the remote is an error: silence must never read as "it has everything"."""
-    done = subprocess.run(_command(*arguments), capture_output=True, text=True)
-    if done.returncode and arguments[0] != "config":
+    if check and done.returncode:
         raise DepoisonError(f"dvc {arguments[0]}: {' '.join(done.stderr.split())}")
-    return done.stdout.strip()
+    return done

@@ -23,11 +23,12 @@ PACKAGE = Path("workflow/depoison")
 def current(root: Path) -> dict[str, dict[str, str | int]]:
     """{"stage train": {"version", "code"}, "defense fst": …} of the code as it is."""
     found: dict[str, dict[str, str | int]] = {}
+    staged: set[Path] = set()
     for stage, facts in STAGES.items():
         files = reached_from(root / PACKAGE / "stages" / f"{stage}.py", root)
         found[f"stage {stage}"] = {"version": facts.version, "code": _hash(files, root)}
+        staged.update(files)
     configuration = Plan(root).configuration
-    staged = {file for stage in STAGES for file in reached_from(root / PACKAGE / "stages" / f"{stage}.py", root)}
 
     def own_code(file: Path) -> str:
         return _hash([module for module in reached_from(file, root) if module not in staged], root)

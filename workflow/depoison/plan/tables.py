@@ -91,7 +91,7 @@ class Table:
 
     Attributes:
         target: path without suffix, such as reports/digits/table2.
-        dataset, model: as used on this track; `paper_dataset` and `paper_model` are the paper's.
+        dataset, model: as used on this track; `file` has the paper's.
         entries: row by row.
     """
 

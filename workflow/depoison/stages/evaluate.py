@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from depoison.evaluation.metrics import defense_effectiveness_rating
-from depoison.files import RUN, load_tensors, read_json, write_json
-from depoison.stages.inputs import chain_of, read_attack, read_dataset, read_model, read_spec
+from depoison.files import RUN, read_json, write_json
+from depoison.stages.inputs import chain_of, read_dataset, read_model
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 
@@ -15,8 +13,7 @@ def run(job: Job) -> None:
     """Write C-Acc, ASR, LCR and DER in percent, their denominators, and where the model came from."""
     dataset = read_dataset(job.upstream("dataset"))
     backdoored, directory = job.upstream("backdoored"), job.upstream("model")
-    attack, poisoning = read_attack(Path(read_spec(backdoored)["upstream"]["poison"]))
-    test = Test(dataset, attack, poisoning, load_tensors(backdoored / "trigger.safetensors"))
+    test = Test.of(backdoored, dataset)
     model = read_model(directory, dataset).to(job.device)
 
     metrics = {"c_acc": None, "asr": None, "lcr": None, "der": None} | test.measure(model, job.parameters["precision"])
@@ -26,7 +23,7 @@ def run(job: Job) -> None:
     chain = {name: spec for role in job.spec["upstream"] for name, spec in chain_of(job.upstream(role)).items()}
     result = {
         "metrics": metrics,
-        "denominators": {"c_acc": len(test.labels), "asr": len(test.kept) if attack else None},
+        "denominators": {"c_acc": len(test.labels), "asr": None if test.triggered is None else len(test.kept)},
         "model": {"directory": str(directory), **read_json(directory / RUN)},
         "specs": chain,
     }

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
 from depoison.attacks.base import Attack, Poisoning
 from depoison.evaluation.metrics import attack_success_rate, clean_accuracy, label_correction_rate, predict
+from depoison.files import load_tensors
 from depoison.models.classifier import Classifier
-from depoison.stages.inputs import Dataset
+from depoison.stages.inputs import Dataset, read_attack, read_spec
 
 
 class Test:
@@ -32,6 +34,12 @@ class Test:
             self.kept = (goals != self.labels).nonzero()[:, 0]
             self.goals = goals[self.kept]
             self.triggered = attack.stamp(self.images[self.kept], trigger)
+
+    @classmethod
+    def of(cls, backdoored: Path, dataset: Dataset) -> Test:
+        """The test set for the attack behind a train artifact."""
+        attack, poisoning = read_attack(Path(read_spec(backdoored)["upstream"]["poison"]))
+        return cls(dataset, attack, poisoning, load_tensors(backdoored / "trigger.safetensors"))
 
     def measure(self, model: Classifier, precision: str) -> dict[str, float]:
         """{"c_acc"} and, where there is an attack, {"asr", "lcr"}, in percent."""

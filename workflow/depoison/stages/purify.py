@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 
 from depoison.defenses.tuning import Tuner, TuningSet
 from depoison.files import load_tensors, save_tensors
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
-from depoison.stages.inputs import read_attack, read_dataset, read_model, read_spec
+from depoison.stages.inputs import read_dataset, read_model
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 from depoison.training.loop import Monitor
@@ -27,8 +26,7 @@ def run(job: Job) -> None:
     monitor = Monitor(report=Progress("purify"), scratch=job.scratch)
     if recipe is not None and recipe.evaluate_every:
         # Only the history looks at the attack and the test set, never the defense.
-        attack, poisoning = read_attack(Path(read_spec(backdoored)["upstream"]["poison"]))
-        test = Test(dataset, attack, poisoning, load_tensors(backdoored / "trigger.safetensors"))
+        test = Test.of(backdoored, dataset)
         monitor.evaluate = lambda model: test.measure(model, recipe.precision)
     if "tuning_ratio" in job.parameters:
         defender = defender[: max(2, round(job.parameters["tuning_ratio"] * len(dataset.train_labels)))]
