@@ -18,7 +18,7 @@ import pytest
 
 from conftest import ROOT
 from depoison.errors import DepoisonError
-from depoison.gpu import VISIBLE, devices, lease
+from depoison.gpu import SCHEDULED, VISIBLE, devices, lease
 
 JOB = """
 import json, os, sys, time
@@ -44,7 +44,7 @@ class Jobs:
         self.folder, self.log, self.running = folder, folder / "log", []
 
     def start(self, count: int, share: int = 1, seconds: float = 0.05, **variables: str) -> subprocess.Popen[bytes]:
-        environment = {k: v for k, v in os.environ.items() if k != VISIBLE}
+        environment = {k: v for k, v in os.environ.items() if k not in (VISIBLE, *SCHEDULED)}
         environment |= {"PYTHONPATH": str(ROOT / "workflow"), "TMPDIR": str(self.folder)} | variables
         arguments = [str(self.log), str(count), str(share), str(seconds)]
         job = subprocess.Popen([sys.executable, "-c", JOB, *arguments], env=environment, stderr=subprocess.PIPE)
@@ -84,13 +84,13 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
 
 
 def test_a_device_has_one_holder_and_none_is_idle(jobs):
-    for number in range(12):
-        jobs.start(2 if number % 3 == 0 else 1, seconds=0.1, DEPOISON_DEVICES="0,1,2")
+    for number in range(24):
+        jobs.start(2 if number % 3 == 0 else 1, seconds=0.1, DEPOISON_DEVICES="0,1,2,3")
     held = list(holders(jobs.finish()))
-    assert len(held) == 24 and held[-1] == {}
+    assert len(held) == 48 and held[-1] == {}
     assert max(max(now.values(), default=0) for now in held) == 1
-    assert max(len(now) for now in held) == 3
-    assert set().union(*held) == {"0", "1", "2"}
+    assert max(len(now) for now in held) == 4
+    assert set().union(*held) == {"0", "1", "2", "3"}
 
 
 def test_jobs_that_need_all_devices_take_turns(jobs):
@@ -117,6 +117,19 @@ def test_jobs_may_share_a_device(jobs):
         jobs.start(1, share=2, seconds=0.3, DEPOISON_DEVICES="GPU-4e:1")
     held = list(holders(jobs.finish()))
     assert max(now["GPU-4e:1"] for now in held) == 2
+
+
+def test_jobs_of_a_scheduler_count_their_devices_from_0_each(jobs):
+    """With cgroups every allocation calls its first device 0: two of them must not wait for each other."""
+    for number in range(2):
+        jobs.start(1, seconds=0.5, **{VISIBLE: "0", "SLURM_JOB_ID": str(number)})
+    assert [event["event"] for event in jobs.finish()] == ["in", "in", "out", "out"]
+
+
+def test_tasks_of_one_allocation_share_its_devices_as_elsewhere(jobs):
+    for _ in range(3):
+        jobs.start(1, **{VISIBLE: "0", "SLURM_JOB_ID": "7"})
+    assert [event["event"] for event in jobs.finish()] == ["in", "out"] * 3
 
 
 def test_a_job_shares_with_others_and_never_with_itself(jobs):

@@ -16,6 +16,9 @@ from depoison.errors import DepoisonError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
+SCHEDULED = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+"""Set where a scheduler gave this process its devices."""
+
 
 def devices() -> list[str]:
     """The devices that this process may use: those of CUDA_VISIBLE_DEVICES, else all that the driver lists.
@@ -72,7 +75,9 @@ def lease(count: int, jobs_per_device: int = 1) -> Iterator[list[str]]:
 
 def _take(device: str, jobs_per_device: int) -> int | None:
     """An open, locked descriptor for one of the device's slots, or None."""
-    folder = Path(tempfile.gettempdir()) / "depoison-devices"
+    # A scheduler's allocation is the job's alone, and may be numbered from 0 in each job (cgroups).
+    job = next((f"-{os.environ[name]}" for name in SCHEDULED if name in os.environ), "")
+    folder = Path(tempfile.gettempdir()) / f"depoison-devices{job}"
     folder.mkdir(exist_ok=True)
     with contextlib.suppress(PermissionError):
         folder.chmod(0o1777)  # whoever shares the machine shares its devices
