@@ -9,8 +9,10 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,18 @@ def cores() -> int:
 def environment() -> dict[str, str]:
     """The environment of a child process: this project's package, wherever its working directory is."""
     return os.environ | {"PYTHONPATH": str(PROJECT / "workflow")}
+
+
+@contextlib.contextmanager
+def project_copy() -> Iterator[Path]:
+    """A copy of the project in a temporary folder, without anything that was made."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        for name in ("config", "envs", "profiles", "workflow"):
+            shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("Snakefile", ".gitignore", ".dvcignore"):
+            shutil.copy(PROJECT / name, copy)
+        yield copy
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Seconds and peak memory of planning: `snakemake -n` for a cell and for tables.
+"""Seconds and peak memory of planning: `snakemake -n` for a cell and for tables, and how both grow with cells.
 
 Runs in a temporary copy of the project, where nothing is made yet: the largest plan that a target can have.
 """
@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
+import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from common import PROJECT, environment, machine, parser, report, spread, table
+from common import environment, machine, parser, project_copy, report, spread, table
+from depoison.plan.plan import Plan
+from depoison.plan.tables import all_tables
+from depoison.share import evaluations
 
+GROWTH = (1_000, 5_000, 10_000, 50_000)
 TARGETS = {
     "snakemake --version": ["--version"],
     "one digits cell": ["-n", "--", "results/cells/digits/digits/resnet18/badnet/fst/s0.json"],
@@ -28,29 +31,42 @@ LIMITS = {"one digits cell": 3.0}
 
 
 def main() -> None:
-    options = parser(__doc__).parse_args()
+    own = parser(__doc__)
+    own.add_argument("--cells", type=int, nargs="*", default=GROWTH, help="sizes of FST's Table 2, by more seeds")
+    options = own.parse_args()
     facts = machine(1)
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in TARGETS}
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "project"
-        for name in ("config", "envs", "profiles", "workflow"):
-            shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(PROJECT / "Snakefile", copy)
+    with project_copy() as copy:
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in TARGETS}
+        every = [f"{target}.md" for target in all_tables(Plan(copy))]
         for repeat in range(options.repeats + 1):
             for name, arguments in TARGETS.items():
                 found = _run(arguments, copy)
                 if repeat:  # the first fills the file cache and compiles modules
                     runs[name].append(found)
+        runs["every table on every track"] = [_run(["-n", "--", *every], copy)]
+        a_seed = len(evaluations(Plan(copy), ["reports/table2.md"]))
+        for cells in options.cells:
+            seeds = -(-cells // a_seed)
+            (copy / "seeds.yaml").write_text(f"seeds: {list(range(seeds))}\n")
+            runs[f"reports/table2.md, {seeds * a_seed} cells"] = [
+                _run(["-n", "--configfile", "seeds.yaml", "--", "reports/table2.md"], copy)
+            ]
 
     rows, result = [], {}
+    alone = statistics.median(run["seconds"] for run in runs["snakemake --version"])
     for name, found in runs.items():
         jobs = found[0]["jobs"]
         seconds, megabytes = (spread([run[key] for run in found]) for key in ("seconds", "megabytes"))
-        result[name] = {"jobs": jobs, "seconds": seconds, "megabytes": megabytes, "target": LIMITS.get(name)}
+        a_job = 1000 * (seconds["median"] - alone) / jobs if jobs else None
+        result[name] = {
+            "jobs": jobs, "seconds": seconds, "megabytes": megabytes, "milliseconds_a_job": a_job,
+            "target": LIMITS.get(name),
+        }  # fmt: skip
         numbers = [f"{seconds[key]:.2f}" for key in ("median", "min", "max")]
         limit = f"{LIMITS[name]:.1f}" if name in LIMITS else "-"
-        rows.append([name, "-" if jobs is None else jobs, *numbers, f"{megabytes['median']:.0f}", limit])
-    header = ["target", "jobs", "seconds", "min", "max", "peak MB", "seconds at most"]
+        shown = ["-", "-"] if jobs is None else [jobs, f"{a_job:.2f}"]
+        rows.append([name, *shown, *numbers, f"{megabytes['median']:.0f}", limit])
+    header = ["target", "jobs", "ms a job", "seconds", "min", "max", "peak MB", "seconds at most"]
     report(options, facts, table(header, rows), result)
 
 

@@ -7,13 +7,9 @@ import os
 import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
@@ -237,49 +233,6 @@ def test_a_papers_table_plans_one_model_a_row_and_one_purification_a_cell(target
 def test_the_default_target_is_the_embedded_tables(project):
     jobs = asked(project, "-n")
     assert jobs["all"] == 1 and jobs["table"] == 2 and jobs["dataset"] == 1
-
-
-# --- interruption ------------------------------------------------------------------------------------------------
-
-
-def stage_below(snakemake: subprocess.Popen[bytes], stage: str) -> psutil.Process | None:
-    """The process that runs this stage, not the shell around it."""
-    for process in psutil.Process(snakemake.pid).children(recursive=True):
-        try:
-            words = process.cmdline()
-        except psutil.Error:
-            continue
-        if words[1:4] == ["-m", "depoison", "stage"] and f'"stage":"{stage}"' in words[4]:
-            return process
-    return None
-
-
-@pytest.mark.parametrize(
-    ("stage", "target"),
-    [
-        ("purify", lp(overrides="+epochs=100")),
-        ("train", cell(track="tiny", attack="badnet+epochs=30+rate=0.1", defense="none")),
-    ],
-)
-def test_a_killed_stage_leaves_nothing_and_the_next_run_completes(stage, target, ready):
-    before = ready.checksums()
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all", "--", target]
-    run = subprocess.Popen(command, cwd=ready.path, env=ready.environment(), stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 120
-        while not any("epoch 2/" in path.read_text() for path in ready.path.glob(f"logs/{stage}/*.log")):
-            assert time.monotonic() < end and run.poll() is None
-            time.sleep(0.02)
-        victim = stage_below(run, stage)
-        assert victim is not None
-        victim.send_signal(signal.SIGKILL)
-        assert run.wait(60) != 0
-    finally:
-        run.kill()
-        run.wait()
-    assert ready.checksums() == before
-    assert asked(ready, target)["cell"] == 1
-    assert (ready / target).exists() and before.items() < ready.checksums().items()
 
 
 # --- jobs on other machines --------------------------------------------------------------------------------------

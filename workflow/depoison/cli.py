@@ -15,8 +15,8 @@ from depoison.errors import DepoisonError, unknown
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = _parser().parse_args(arguments)
-    _set_up_logging(getattr(options, "log", None))
     try:
+        _set_up_logging(getattr(options, "log", None))
         options.command(options)
     except DepoisonError as error:
         if options.debug:
@@ -92,21 +92,30 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _set_up_logging(file: str | None) -> None:
-    """Lines on stderr, or with a log file all lines there and only errors on stderr."""
+    """Lines on stderr, or with a log file all lines there and only errors on stderr.
+
+    Raises:
+        DepoisonError: the file cannot be written.
+    """
+    logging.raiseExceptions = False  # a full disk is told once, by whoever needs the space
     log = logging.getLogger("depoison")
     log.setLevel(logging.INFO)
     log.handlers.clear()
     log.propagate = False
     screen = logging.StreamHandler()
     screen.setFormatter(logging.Formatter("depoison: %(message)s"))
-    if file:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(file, mode="w", encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        log.addHandler(handler)
     if file or sys.stderr.isatty():
         screen.setLevel(logging.ERROR)
     log.addHandler(screen)
+    if not file:
+        return
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(file, mode="w", encoding="utf-8")
+    except OSError as error:
+        raise DepoisonError(f"{file}: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
 
 
 def _plan(options: argparse.Namespace) -> Any:

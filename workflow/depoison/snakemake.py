@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import gc
 import json
 import os
+import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from snakemake.io import flag
 
@@ -28,6 +32,11 @@ STAMPS = Path(".snakemake/depoison/stamps")
 HANDED_ON = Path(".snakemake/depoison/artifacts.jsonl")
 """Specs for jobs on other machines: such a job reads the Snakefile anew and knows its output, not the cell behind it."""
 
+RUNNING = Path(".snakemake/depoison/running")
+"""Held by every Snakemake that is alive; says on which host."""
+
+SNAKEMAKES_LOCKS = Path(".snakemake/locks")
+
 
 class Lookup:
     """Answers the rules' questions.
@@ -42,10 +51,15 @@ class Lookup:
     def __init__(self, workflow: Any, config: Mapping[str, Any]):
         self._workflow, self._config = workflow, dict(config)
         self._tables: dict[str, Table] = {}
+        # Planning makes millions of objects that live until its end: looking for garbage among them is a fifth of its time.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        self._alive = _clear_stale_locks() if workflow.is_main_process else None
         with _refusing():
             self.plan = Plan(".", workflow.configfiles, config)
         self.runtime = self.plan.configuration.config.runtime
-        if "gpu" not in workflow.global_resources and devices() and self.runtime.device != "cpu":
+        here = workflow.resource_settings.nodes is None
+        if here and "gpu" not in workflow.global_resources and devices() and self.runtime.device != "cpu":
             # Without a limit Snakemake would start a GPU job on every core.
             workflow.register_resource("gpu", len(devices()) * self.runtime.jobs_per_gpu)
 
@@ -133,6 +147,29 @@ class Lookup:
         stamp.write_text(f"{moment}\n", encoding="utf-8")
         os.utime(stamp, (moment, moment))
         return [*(flag(product, "ancient") for product in evaluations), str(stamp)]
+
+
+def _clear_stale_locks() -> TextIO:
+    """Remove the locks of a Snakemake that was killed, as `snakemake --unlock` does.
+
+    Every Snakemake holds a shared flock for as long as it lives; whoever can have it exclusively is alone. On another
+    host's word nothing is removed: a shared file system may not carry flocks from one host to another.
+
+    Returns:
+        The locked file, to be kept open.
+    """
+    RUNNING.parent.mkdir(parents=True, exist_ok=True)
+    alive = RUNNING.open("a+", encoding="utf-8")
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        alive.seek(0)
+        if alive.read() == platform.node():
+            shutil.rmtree(SNAKEMAKES_LOCKS, ignore_errors=True)
+        alive.truncate(0)
+        alive.write(platform.node())
+        alive.flush()
+    fcntl.flock(alive, fcntl.LOCK_SH)
+    return alive
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class Plan:
         self.local_copies: dict[str, str | None] = {}
         """By a dataset's directory, the local copy that the configuration names: no part of the spec."""
         self._cells: dict[CellName, Cell] = {}
+        self._settings_of: dict[tuple[Any, ...], dict[str, list[Setting]]] = {}
 
     def cell(self, name: CellName | str) -> Cell:
         """Resolve a cell.
@@ -130,15 +132,22 @@ class Plan:
 
     def _settings(self, kind: str, name: CellName) -> dict[str, list[Setting]]:
         choice: Choice = getattr(name, kind)
-        return self.configuration.settings(
-            kind,
-            choice.name,
-            dataset=name.dataset.name,
-            model=name.model.name,
-            track=name.track,
-            overrides=dict(choice.overrides),
-            where=name.path,
-        )
+        key = (kind, choice, name.dataset.name, name.model.name, name.track)
+        if key not in self._settings_of:
+            self._settings_of[key] = self.configuration.settings(
+                kind,
+                choice.name,
+                dataset=name.dataset.name,
+                model=name.model.name,
+                track=name.track,
+                overrides=dict(choice.overrides),
+                where=name.path.rpartition("/")[0],
+            )
+        return self._settings_of[key]
+
+    @cached_property
+    def _sources(self) -> list[str]:
+        return [path.stem.replace("_", "-") for path in (self.root / SOURCES).glob("[!_]*.py")]
 
     def _method(
         self, kind: str, choice: Choice, values: Mapping[str, Any], settings: Mapping[str, list[Setting]]
@@ -161,9 +170,8 @@ class Plan:
 
     def _dataset_parameters(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """What a dataset's content follows from: its source, and for a folder of images which one or what is in it."""
-        sources = [path.stem.replace("_", "-") for path in (self.root / SOURCES).glob("[!_]*.py")]
-        if values["source"] not in sources:
-            raise unknown("source", values["source"], sources, f"dataset {name}")
+        if values["source"] not in self._sources:
+            raise unknown("source", values["source"], self._sources, f"dataset {name}")
         shared = {key: values[key] for key in ("source", "size", "checksum")}
         # A dataset's own hyper-parameters are options of its own source; another source does not know them.
         method = self.configuration.method("dataset", name).content

@@ -23,7 +23,7 @@ def run(job: Job) -> None:
     model = read_model(backdoored, dataset).to(job.device)
 
     recipe = Recipe(**job.parameters["recipe"]) if job.parameters["recipe"] else None
-    monitor = Monitor(report=Progress("purify"), scratch=job.scratch)
+    monitor = Monitor(report=Progress("purify"), scratch=job.scratch, save_seconds=job.runtime.save_seconds)
     if recipe is not None and recipe.evaluate_every:
         # Only the history looks at the attack and the test set, never the defense.
         test = Test.of(backdoored, dataset)

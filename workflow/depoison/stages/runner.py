@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import importlib
 import logging
 import os
@@ -21,7 +22,7 @@ from typing import Any
 
 from depoison.errors import DepoisonError
 from depoison.files import RUN, SPEC, publish, sha256_of, write_json
-from depoison.gpu import devices, lease
+from depoison.gpu import VISIBLE, devices, lease
 from depoison.plan.config import Runtime
 from depoison.plan.specs import STAGES, directory_of
 
@@ -100,6 +101,8 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
 def _make(spec: dict[str, Any], final: Path, runtime: Runtime, root: str | None) -> None:
     stage, started = spec["stage"], time.time()
     scratch = final.parent / f".{final.name}.scratch"
+    for stale in final.parent.glob(f".{glob.escape(final.name)}.*.building"):
+        shutil.rmtree(stale)  # of a maker that was killed: this one holds the lock
     building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".building", dir=final.parent))
     try:
         with _device(stage, runtime) as device:
@@ -141,10 +144,12 @@ def _device(stage: str, runtime: Runtime) -> Any:
     """Lease a GPU for a stage that computes, where there is one, and set torch up to be deterministic."""
     if stage not in ON_DEVICE:
         with lease(0):
+            log.info("%s=", VISIBLE)
             yield None
         return
     wanted = int(runtime.device == "cuda" or (runtime.device == "auto" and bool(devices())))
-    with lease(wanted, runtime.jobs_per_gpu):
+    with lease(wanted, runtime.jobs_per_gpu) as held:
+        log.info("%s=%s", VISIBLE, ",".join(held))
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         import torch

@@ -32,7 +32,10 @@ def run(job: Job) -> None:
     model = new_model(job.parameters["model"], dataset, rng).to(job.device)
     test = Test(dataset, attack, poisoning, trigger)
     monitor = Monitor(
-        evaluate=lambda model: test.measure(model, recipe.precision), report=Progress("train"), scratch=job.scratch
+        evaluate=lambda model: test.measure(model, recipe.precision),
+        report=Progress("train"),
+        scratch=job.scratch,
+        save_seconds=job.runtime.save_seconds,
     )
     fit(model, batches, recipe, rng, monitor)
     save_tensors(job.folder / "trigger.safetensors", trigger)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,12 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from depoison.errors import DepoisonError
 from depoison.files import load_tensors, read_json, save_tensors, write_json
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.training.augment import Draws, Images, draw
 from depoison.training.recipe import Recipe
 from depoison.training.sgd import SGD
+
+log = logging.getLogger("depoison")
 
 Evaluate = Callable[[Classifier], dict[str, float]]
 """What the loop may ask about a model for its history, such as {"c_acc": 93.1, "asr": 99.8}, in percent."""
@@ -212,8 +216,12 @@ def _resume(model: nn.Module, optimizer: SGD, monitor: Monitor) -> int:
     """Load a saved state, if there is one; returns the epoch to go on with."""
     if monitor.scratch is None or not (monitor.scratch / "state.json").exists():
         return 0
-    state = read_json(monitor.scratch / "state.json")
-    tensors = load_tensors(monitor.scratch / f"state-{state['epoch']}.safetensors", verify=False)
+    try:
+        state = read_json(monitor.scratch / "state.json")
+        tensors = load_tensors(monitor.scratch / f"state-{state['epoch']}.safetensors", verify=False)
+    except DepoisonError as error:
+        log.warning("starting anew, the saved state cannot be read: %s", error)
+        return 0
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     # A buffer has its parameter's memory format, on its device.
     optimizer.buffers = [
@@ -222,4 +230,5 @@ def _resume(model: nn.Module, optimizer: SGD, monitor: Monitor) -> int:
         if optimizer.momentum
     ]
     monitor.history[:] = state["history"]
+    log.info("resuming after epoch %d", state["epoch"])
     return state["epoch"]
