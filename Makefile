@@ -1,4 +1,4 @@
-# `make digits`: FST's Tables 1 and 2 on embedded images. `make test`: the tests. Both set up .venv first.
+# `make digits`: FST's Tables 1 and 2 on embedded images. `make test`: the tests. Each target sets up .venv first.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
@@ -6,11 +6,12 @@ READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment digits test lint format check clean-environment
+.PHONY: help environment digits test test-cluster lint format clean-environment
 
 help:
 	@echo "make digits       FST's Tables 1 and 2 on embedded handwritten digits: minutes, CPU, no download"
 	@echo "make test         the tests"
+	@echo "make test-cluster the tests of the cluster profiles, on a real SLURM set up on this machine (root; Debian)"
 	@echo "make lint         ruff, snakefmt and snakemake --lint"
 	@echo "make environment  only .venv, from envs/lock.txt"
 
@@ -27,6 +28,15 @@ digits: environment
 
 test: environment
 	pytest
+
+# Snakemake looks at every plugin when it starts: those for clusters stay out of the environment.
+$(VENV)/cluster/.ready: envs/cluster.txt $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) --requirement envs/cluster.txt
+	@touch $@
+
+test-cluster: $(VENV)/cluster/.ready
+	command -v slurmctld munged || { apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge; }
+	pytest -m cluster
 
 lint: environment
 	ruff check .
