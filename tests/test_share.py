@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -10,7 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import boto3
 import pytest
+import yaml
+from moto.server import ThreadedMotoServer
 
 pytestmark = pytest.mark.pipeline
 
@@ -38,9 +42,10 @@ NOTHING = "Nothing to be done"
 class Clone:
     """A working copy in which commands run with its own code."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **variables: str):
         self.folder = folder
-        self.environment = os.environ | {"PYTHONPATH": str(folder / "workflow"), "OMP_NUM_THREADS": "1"}
+        ours = {"PYTHONPATH": str(folder / "workflow"), "OMP_NUM_THREADS": "1"}
+        self.environment = os.environ | ours | variables
 
     def run(self, *command: str, fails: bool = False) -> str:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
@@ -78,7 +83,7 @@ def published(tmp_path_factory):
     base = tmp_path_factory.mktemp("share")
     clone = Clone(base / "a")
     clone.folder.mkdir()
-    for name in ("Snakefile", "workflow", "config", "profiles", "envs", ".gitignore", ".dvcignore"):
+    for name in ("Snakefile", "workflow", "config", "profiles", "envs", "dvc.yaml", ".gitignore", ".dvcignore"):
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(
@@ -88,6 +93,9 @@ def published(tmp_path_factory):
         )
     (clone.folder / "config/tracks/tiny.yaml").write_text(TRACK)
     (clone.folder / "config/papers/fst/small.yaml").write_text(TABLE)
+    stages = yaml.safe_load((clone.folder / "dvc.yaml").read_text())
+    stages["stages"]["table"]["foreach"] = {"tiny-small": "tiny/small"}
+    (clone.folder / "dvc.yaml").write_text(yaml.safe_dump(stages))
     clone.run("git", "init", "-q", "-b", "main")
     clone.run("dvc", "init", "-q")
     clone.run("dvc", "remote", "add", "--default", "team", str(base / "remote"))
@@ -99,9 +107,9 @@ def published(tmp_path_factory):
     return base, clone
 
 
-def clone_of(published, name: str, *settings: tuple[str, str]) -> Clone:
+def clone_of(published, name: str, *settings: tuple[str, str], **variables: str) -> Clone:
     base, _ = published
-    clone = Clone(base / name)
+    clone = Clone(base / name, **variables)
     subprocess.run(["git", "clone", "-q", str(base / "bare.git"), str(clone.folder)], check=True)
     for key, value in settings:
         clone.run("dvc", "config", "--local", key, value)
@@ -109,27 +117,82 @@ def clone_of(published, name: str, *settings: tuple[str, str]) -> Clone:
     return clone
 
 
-@pytest.mark.parametrize("link", ["copy", "hardlink", "symlink", "shared"])
-def test_a_clone_computes_only_what_is_missing(published, link):
-    base, _ = published
-    shared = [("cache.dir", str(base / "cache")), ("cache.type", "symlink")]
-    clone = clone_of(published, f"b-{link}", *(shared if link == "shared" else [("cache.type", link)]))
-    assert clone.jobs() == {}  # before any pull
+def computes_only_what_is_missing(clone: Clone) -> None:
+    """From a fresh clone, before any pull, to another defense's column."""
+    assert clone.jobs() == {}
 
-    victim = next(iter(sorted(clone.folder.glob("results/evaluate/*fst*/metrics.json"))))
-    victim.unlink()
+    next(iter(sorted(clone.folder.glob("results/evaluate/*fst*/metrics.json")))).unlink()
     clone.depoison("share", "pull", REPORT)
     clone.scramble()
     assert clone.jobs() == {"evaluate": 1, "table": 1}
 
     # Another defense: its purifications and evaluations start from the pulled backdoored models.
-    table = clone.folder / "config/papers/fst/small.yaml"
-    table.write_text(table.read_text().replace("columns: [", "columns: [{defense: ft, label: FT}, "))
+    add_column(clone, "ft")
     clone.depoison("share", "pull", REPORT)
     clone.scramble()
     assert clone.jobs() == {"purify": 2, "evaluate": 3, "table": 1}
     clone.run("snakemake", "--cores", "2", "--", REPORT)
     assert clone.jobs() == {}
+
+
+def add_column(clone: Clone, defense: str) -> None:
+    table = clone.folder / "config/papers/fst/small.yaml"
+    table.write_text(
+        table.read_text().replace("columns: [", f"columns: [{{defense: {defense}, label: {defense.upper()}}}, ")
+    )
+
+
+@pytest.mark.parametrize("link", ["copy", "hardlink", "symlink", "shared"])
+def test_a_clone_computes_only_what_is_missing(published, link):
+    base, _ = published
+    shared = [("cache.dir", str(base / "cache")), ("cache.type", "symlink")]
+    computes_only_what_is_missing(
+        clone_of(published, f"b-{link}", *(shared if link == "shared" else [("cache.type", link)]))
+    )
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 service on this machine with the bucket `team`: (its address, what its users' environment holds)."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    user = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in user.items():
+        monkeypatch.setenv(name, value)
+    boto3.client("s3", endpoint_url=address).create_bucket(Bucket="team")
+    yield address, user
+    server.stop()
+
+
+def test_a_team_shares_through_s3(published, s3):
+    base, first = published
+    address, user = s3
+    author = clone_of(published, "s3-author", **user)
+    shutil.copytree(first.folder / ".dvc/cache", author.folder / ".dvc/cache")
+    author.run("dvc", "checkout", "-q")
+    author.run("dvc", "remote", "add", "--force", "--default", "team", "s3://team/depoison")
+    author.run("dvc", "remote", "modify", "team", "endpointurl", address)
+    assert re.search(r"pushed \d+ files .*, 0 of them new", author.depoison("share", "push", REPORT))
+    commit(author, "S3")
+
+    clone = Clone(base / "s3-reader", **user)
+    author.run("git", "clone", "-q", ".", str(clone.folder))
+    clone.scramble()
+    computes_only_what_is_missing(clone)
+    assert "missing in the remote" not in clone.depoison("share", "status", REPORT)
+
+    # Its objects gone, each is named.
+    shutil.rmtree(clone.folder / ".dvc/cache")
+    bucket = boto3.resource("s3", endpoint_url=address).Bucket("team")
+    bucket.objects.all().delete()
+    lost = next(iter(sorted(clone.folder.glob("results/purify/*badnet*fst*/model.safetensors"))))
+    lost.unlink()
+    (evaluation,) = (path for path in clone.folder.glob("results/evaluate/*badnet*fst*/metrics.json"))
+    evaluation.unlink()
+    told = clone.depoison("share", "pull", REPORT, fails=True)
+    assert f"{lost.parent.name}/model.safetensors" in told and "the remote lacks 1" in told
+    assert clone.jobs() == {"purify": 1, "evaluate": 1, "table": 1}
 
 
 def test_status_says_where_things_are(published):
@@ -153,6 +216,62 @@ def test_two_branches_merge_without_conflict(published):
     assert left.run("git", "status", "--short") == ""
     shutil.rmtree(left.folder / ".dvc" / "cache", ignore_errors=True)
     assert "to compute: 0" in left.depoison("share", "pull", cell.format("0.3"), cell.format("0.4"))
+
+
+def test_a_tables_conflict_is_solved_by_rendering_it_again(published):
+    left, right = clone_of(published, "left-table"), clone_of(published, "right-table")
+    for clone, defense in ((left, "ft"), (right, "ft-init")):
+        add_column(clone, defense)
+        clone.depoison("share", "pull", REPORT)
+        clone.run("snakemake", "--cores", "2", "--", REPORT)
+        clone.depoison("share", "push", REPORT)
+        commit(clone, f"Add {defense}")
+    left.run("git", "pull", "-q", "--no-rebase", "--no-edit", str(right.folder), "main", fails=True)
+    conflicts = left.run("git", "diff", "--name-only", "--diff-filter=U").split()
+    table = "config/papers/fst/small.yaml"
+    assert set(conflicts) == {table, *(REPORT.replace(".md", suffix) for suffix in (".md", ".tex", ".csv", ".json"))}
+
+    # A person says which columns there are to be; the report follows, conflict marks and all.
+    left.run("git", "checkout", "-q", "--ours", table)
+    add_column(left, "ft-init")
+    assert "<<<<<<<" in (left.folder / REPORT).read_text()
+    assert left.jobs() == {"table": 1}
+    left.run("snakemake", "--cores", "2", "--", REPORT)
+    assert "<<<<<<<" not in (left.folder / REPORT).read_text()
+    columns = json.loads((left.folder / REPORT.replace(".md", ".json")).read_text())["columns"]
+    assert [column["label"] for column in columns] == ["FT-INIT", "FT", "No defense", "FST", "LP"]
+    commit(left, "Merge")
+    assert left.jobs() == {}
+
+
+def test_dvc_shows_a_tables_numbers_and_what_changed(published):
+    clone = clone_of(published, "dvc")
+    stage, numbers = "table@tiny-small", REPORT.replace(".md", ".json")
+    clone.run("dvc", "repro", "-q", stage)
+    assert clone.jobs() == {}
+    assert "didn't change, skipping" in clone.run("dvc", "repro", stage)
+    commit(clone, "Reproduced")
+    shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"][numbers]["data"]
+    ours = json.loads((clone.folder / numbers).read_text())["metrics"]
+    assert shown["metrics"] == ours
+    assert set(ours) == {"BadNet 5%", "Blended 5%"} and set(ours["BadNet 5%"]) == {"No defense", "FST", "LP"}
+
+    # Another learning rate for FST: DVC runs the table's stage, and says which numbers it moved.
+    config = clone.folder / "config/tracks/tiny.yaml"
+    config.write_text(config.read_text() + "defenses: {fst: {lr: 0.5}}\n")
+    clone.depoison("share", "pull", REPORT)
+    clone.run("dvc", "repro", "-q", stage)
+    moved = json.loads(clone.run("dvc", "metrics", "diff", "--json"))
+    assert {name.split(".")[2] for name in moved[numbers] if name.startswith("metrics.")} == {"FST"}
+    clone.run("dvc", "plots", "show", "-q", "-o", "plots")
+    assert "ours against published" in (clone.folder / "plots/index.html").read_text()
+
+
+def test_dvc_has_a_stage_for_every_table_on_the_papers_track_and_on_digits():
+    foreach = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["table"]["foreach"]
+    names = [path.stem for path in (ROOT / "config/papers").glob("*/*.yaml")]
+    assert sorted(foreach.values()) == sorted([*names, *(f"digits/{name}" for name in names)])
+    assert all(stage == target.replace("/", "-") for stage, target in foreach.items())
 
 
 @pytest.mark.parametrize("damage", ["missing", "corrupted"])

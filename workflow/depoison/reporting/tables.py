@@ -196,6 +196,7 @@ def render_table(plan: Plan, table: Table) -> dict[str, str]:
             "model": table.model,
             "seeds": list(table.seeds),
             "columns": [{"label": column.label, "defense": str(column.defense)} for column in table.columns],
+            "metrics": _metrics(table, lines),
             "lines": [asdict(line) for line in lines],
             "cells": [
                 {"attack": str(entry.row.attack), "defense": str(entry.column.defense), "gap": entry.gap,
@@ -205,6 +206,17 @@ def render_table(plan: Plan, table: Table) -> dict[str, str]:
             ],
         }),
     }  # fmt: skip
+
+
+def _metrics(table: Table, lines: list[Line]) -> dict[str, Any]:
+    """{line: {column: {metric: ours}}} of what is known: dictionaries down to the numbers, as `dvc metrics` reads them."""
+    return {
+        f"{line.label} {percent(line.rate)}".strip(): {
+            column.label: {metric: figure.ours for metric, figure in figures.items() if figure.ours is not None}
+            for column, figures in zip(table.columns, line.figures, strict=True)
+        }
+        for line in lines
+    }
 
 
 def heading(table: Table) -> str:
