@@ -5,6 +5,7 @@ The artifacts are made up: right names, records and checksums, random content. T
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -56,17 +57,16 @@ def main() -> None:
 def _fill(project: Path, files: int, kilobytes: int) -> int:
     """Make up the artifacts of as many seeds as it takes; returns the number of heavy files."""
     count, seeds = 0, 0
-    os.chdir(project)
     made: set[str] = set()
-    while count < files:
-        seeds += 1
-        Path("seeds.yaml").write_text(f"seeds: {list(range(seeds))}\n")
-        plan = Plan(project, ["seeds.yaml"])
-        for evaluation in evaluations(plan, [TARGET]):
-            for artifact in evaluation.chain().values():
-                if artifact.directory not in made:
-                    made.add(artifact.directory)
-                    count += _make_up(artifact, kilobytes)
+    with contextlib.chdir(project):
+        while count < files:
+            seeds += 1
+            Path("seeds.yaml").write_text(f"seeds: {list(range(seeds))}\n")
+            for evaluation in evaluations(Plan(project, ["seeds.yaml"]), [TARGET]):
+                for artifact in evaluation.chain().values():
+                    if artifact.directory not in made:
+                        made.add(artifact.directory)
+                        count += _make_up(artifact, kilobytes)
     return count
 
 

@@ -173,6 +173,21 @@ def test_which_devices_there_are(variables, expected, monkeypatch):
     assert devices() == expected
 
 
+def test_a_lease_inside_another_is_a_part_of_it(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("DEPOISON_DEVICES", "0,1,2")
+    monkeypatch.delenv(VISIBLE, raising=False)
+    with lease(2) as outer:
+        for count in (1, 0, 2):
+            with lease(count) as inner:
+                assert inner == outer[:count] and os.environ[VISIBLE] == ",".join(inner)
+            assert os.environ[VISIBLE] == ",".join(outer)
+        with pytest.raises(DepoisonError, match="asks for 3"), lease(3):
+            pass
+    with lease(3) as after:
+        assert len(after) == 3
+
+
 @pytest.mark.parametrize("before", [None, "0,1"])
 def test_afterwards_all_is_as_before(before, monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

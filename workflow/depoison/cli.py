@@ -138,19 +138,21 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from depoison.gpu import lease
     from depoison.plan.tables import read_table
-    from depoison.stages.runner import run_stage
+    from depoison.stages.runner import devices_wanted, run_stage
 
     plan = _plan(options)
+    runtime = plan.configuration.config.runtime
     tables = [read_table(plan, target) for target in options.targets if not target.startswith("results/")]
     cells = [plan.cell(target) for target in options.targets if target.startswith("results/")]
     wanted = [cell for table in tables for entry in table.entries for cell in entry.cells] + cells
     chain = {directory: artifact for cell in wanted for directory, artifact in cell.evaluation.chain().items()}
     missing = [artifact for artifact in chain.values() if not Path(artifact.product).exists()]
-    for number, artifact in enumerate(missing, 1):
-        logging.getLogger("depoison").info("[%d/%d] %s", number, len(missing), artifact.directory)
-        root = plan.local_copies.get(artifact.directory)
-        run_stage(artifact.spec, artifact.directory, plan.configuration.config.runtime, root)
+    with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
+        for number, artifact in enumerate(missing, 1):
+            logging.getLogger("depoison").info("[%d/%d] %s", number, len(missing), artifact.directory)
+            run_stage(artifact.spec, artifact.directory, runtime, plan.local_copies.get(artifact.directory))
     _write_reports(plan, tables, cells)
 
 

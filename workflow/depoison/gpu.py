@@ -19,6 +19,9 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 SCHEDULED = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 """Set where a scheduler gave this process its devices."""
 
+_inside = False
+"""Whether this process is inside a lease."""
+
 
 def devices() -> list[str]:
     """The devices that this process may use: those of CUDA_VISIBLE_DEVICES, else all that the driver lists.
@@ -38,7 +41,7 @@ def lease(count: int, jobs_per_device: int = 1) -> Iterator[list[str]]:
     """Hold `count` devices and make them the visible ones; 0 hides all. Waits until they are free.
 
     Must be entered before torch first asks for CUDA. All or nothing: a job that cannot have all holds none, so that two
-    jobs can never wait for each other.
+    jobs can never wait for each other. A lease inside another is a part of it: torch keeps the devices that it saw first.
 
     Args:
         jobs_per_device: how many leases a device takes at a time.
@@ -51,22 +54,25 @@ def lease(count: int, jobs_per_device: int = 1) -> Iterator[list[str]]:
         raise DepoisonError(
             f"a job asks for {count} GPUs, this machine has {len(pool) or 'none'}; set runtime.device to auto or cpu"
         )
-    held: dict[str, int] = {}
+    global _inside
+    outermost, locks = not _inside, {}
     try:
-        while len(held) < count:
+        while outermost and len(locks) < count:
             for device in pool:
-                lock = None if device in held else _take(device, jobs_per_device)
+                lock = None if device in locks else _take(device, jobs_per_device)
                 if lock is not None:
-                    held[device] = lock
-                if len(held) == count:
+                    locks[device] = lock
+                if len(locks) == count:
                     break
             else:
-                _release(held)
+                _release(locks)
                 time.sleep(0.05 + random.random() * 0.1)
-        os.environ[VISIBLE] = ",".join(held)
-        yield list(held)
+        held = list(locks) if outermost else pool[:count]
+        os.environ[VISIBLE], _inside = ",".join(held), True
+        yield held
     finally:
-        _release(held)
+        _inside = not outermost
+        _release(locks)
         if before is None:
             os.environ.pop(VISIBLE, None)
         else:

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -95,18 +96,18 @@ class Lookup:
 
         return upstream
 
-    def spec(self, stage: str) -> Callable[[Any], str]:
-        """Params function: the spec as JSON."""
-        return lambda wildcards: canonical(self._artifact(stage, wildcards).spec)
+    def arguments(self, stage: str) -> Callable[[Any], str]:
+        """Params function: what `depoison stage` is told, quoted for the shell."""
+        runtime = canonical(self.runtime.model_dump())
 
-    def directory(self, stage: str) -> Callable[[Any], str]:
-        """Params function: the artifact's directory."""
-        return lambda wildcards: f"results/{stage}/{wildcards.id}"
+        def told(wildcards: Any) -> str:
+            artifact = self._artifact(stage, wildcards)
+            words = [canonical(artifact.spec), "--output", artifact.directory, "--runtime", runtime]
+            if stage == "dataset":
+                words.append(f"--root={self.plan.local_copies[artifact.directory] or ''}")
+            return shlex.join(words)
 
-    def root(self, wildcards: Any) -> str:
-        """Params function: the option that names a dataset's local copy."""
-        root = self.plan.local_copies[f"results/dataset/{wildcards.id}"]
-        return f"--root={root}" if root else "--root="
+        return told
 
     def _artifact(self, stage: str, wildcards: Any) -> Artifact:
         directory = f"results/{stage}/{wildcards.id}"
@@ -116,10 +117,6 @@ class Lookup:
                     self.plan.adopt(*json.loads(line))
         with _refusing():
             return self.plan.artifact(directory)
-
-    @property
-    def runtime_json(self) -> str:
-        return canonical(self.runtime.model_dump())
 
     @property
     def config_json(self) -> str:

@@ -14,13 +14,9 @@ rule dataset:
         "../../envs/torch.yaml"
     threads: LOOKUP.runtime.threads
     params:
-        spec=LOOKUP.spec("dataset"),
-        directory=LOOKUP.directory("dataset"),
-        runtime=LOOKUP.runtime_json,
-        root=LOOKUP.root,
+        arguments=LOOKUP.arguments("dataset"),
     shell:
-        "python -m depoison stage {params.spec:q} --output {params.directory:q}"
-        " --runtime {params.runtime:q} {params.root:q} --log {log:q}"
+        "python -m depoison stage {params.arguments} --log {log:q}"
 
 
 rule split:
@@ -36,12 +32,9 @@ rule split:
         "../../envs/torch.yaml"
     threads: LOOKUP.runtime.threads
     params:
-        spec=LOOKUP.spec("split"),
-        directory=LOOKUP.directory("split"),
-        runtime=LOOKUP.runtime_json,
+        arguments=LOOKUP.arguments("split"),
     shell:
-        "python -m depoison stage {params.spec:q} --output {params.directory:q}"
-        " --runtime {params.runtime:q} --log {log:q}"
+        "python -m depoison stage {params.arguments} --log {log:q}"
 
 
 rule poison:
@@ -57,9 +50,6 @@ rule poison:
         "../../envs/torch.yaml"
     threads: LOOKUP.runtime.threads
     params:
-        spec=LOOKUP.spec("poison"),
-        directory=LOOKUP.directory("poison"),
-        runtime=LOOKUP.runtime_json,
+        arguments=LOOKUP.arguments("poison"),
     shell:
-        "python -m depoison stage {params.spec:q} --output {params.directory:q}"
-        " --runtime {params.runtime:q} --log {log:q}"
+        "python -m depoison stage {params.arguments} --log {log:q}"

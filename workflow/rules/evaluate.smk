@@ -16,9 +16,6 @@ rule evaluate:
     resources:
         gpu=1,
     params:
-        spec=LOOKUP.spec("evaluate"),
-        directory=LOOKUP.directory("evaluate"),
-        runtime=LOOKUP.runtime_json,
+        arguments=LOOKUP.arguments("evaluate"),
     shell:
-        "python -m depoison stage {params.spec:q} --output {params.directory:q}"
-        " --runtime {params.runtime:q} --log {log:q}"
+        "python -m depoison stage {params.arguments} --log {log:q}"

@@ -16,9 +16,6 @@ rule purify:
     resources:
         gpu=1,
     params:
-        spec=LOOKUP.spec("purify"),
-        directory=LOOKUP.directory("purify"),
-        runtime=LOOKUP.runtime_json,
+        arguments=LOOKUP.arguments("purify"),
     shell:
-        "python -m depoison stage {params.spec:q} --output {params.directory:q}"
-        " --runtime {params.runtime:q} --log {log:q}"
+        "python -m depoison stage {params.arguments} --log {log:q}"

@@ -16,9 +16,6 @@ rule train:
     resources:
         gpu=1,
     params:
-        spec=LOOKUP.spec("train"),
-        directory=LOOKUP.directory("train"),
-        runtime=LOOKUP.runtime_json,
+        arguments=LOOKUP.arguments("train"),
     shell:
-        "python -m depoison stage {params.spec:q} --output {params.directory:q}"
-        " --runtime {params.runtime:q} --log {log:q}"
+        "python -m depoison stage {params.arguments} --log {log:q}"

@@ -139,6 +139,11 @@ def _only_maker(final: Path) -> Iterator[None]:
             return
 
 
+def devices_wanted(runtime: Runtime) -> int:
+    """How many GPUs a stage that computes leases."""
+    return int(runtime.device == "cuda" or (runtime.device == "auto" and bool(devices())))
+
+
 @contextlib.contextmanager
 def _device(stage: str, runtime: Runtime) -> Any:
     """Lease a GPU for a stage that computes, where there is one, and set torch up to be deterministic."""
@@ -147,7 +152,7 @@ def _device(stage: str, runtime: Runtime) -> Any:
             log.info("%s=", VISIBLE)
             yield None
         return
-    wanted = int(runtime.device == "cuda" or (runtime.device == "auto" and bool(devices())))
+    wanted = devices_wanted(runtime)
     with lease(wanted, runtime.jobs_per_gpu) as held:
         log.info("%s=%s", VISIBLE, ",".join(held))
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
