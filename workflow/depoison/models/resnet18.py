@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from depoison.models.layers import GlobalAverage, convolution
+
 
 def resnet18(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.Module]:
     """Four stages of two basic blocks with `width`, 2, 4 and 8 × `width` channels.
@@ -18,28 +20,21 @@ def resnet18(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.
         outputs = width * 2**stage
         blocks += [_BasicBlock(inputs, outputs, 1 if stage == 0 else 2), _BasicBlock(outputs, outputs, 1)]
         inputs = outputs
-    stem = (nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-    extractor = nn.Sequential(*stem, *blocks, _GlobalAverage())
+    stem = (convolution(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
+    extractor = nn.Sequential(*stem, *blocks, GlobalAverage())
     return extractor, nn.Linear(inputs, classes)
-
-
-class _GlobalAverage(nn.Module):
-    """Mean over the positions; AdaptiveAvgPool2d has no deterministic backward pass on CUDA."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
 
 
 class _BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv1 = convolution(inputs, outputs, 3, stride)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.conv2 = convolution(outputs, outputs, 3)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(relu(self.bn1(self.conv1(x)))))

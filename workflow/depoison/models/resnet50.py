@@ -1,0 +1,46 @@
+"""ResNet-50 for small images. He et al., CVPR 2016, table 1 (depth) and section 4.2 (3 × 3 first convolution)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from depoison.models.layers import GlobalAverage, convolution
+
+BLOCKS = (3, 4, 6, 3)
+
+
+def resnet50(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.Module]:
+    """Four stages of 3, 4, 6 and 3 bottlenecks with `width`, 2, 4 and 8 × `width` channels inside, four times that outside.
+
+    Returns:
+        The feature extractor, (B, channels, H, W) → (B, 32 * width), and the linear classifier.
+    """
+    blocks: list[nn.Module] = []
+    inputs = width
+    for stage, count in enumerate(BLOCKS):
+        inner = width * 2**stage
+        for number in range(count):
+            blocks.append(_Bottleneck(inputs, inner, 2 if stage and not number else 1))
+            inputs = 4 * inner
+    stem = (convolution(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
+    return nn.Sequential(*stem, *blocks, GlobalAverage()), nn.Linear(inputs, classes)
+
+
+class _Bottleneck(nn.Module):
+    """The stride is in the 3 × 3 convolution."""
+
+    def __init__(self, inputs: int, inner: int, stride: int):
+        super().__init__()
+        outputs = 4 * inner
+        self.conv1, self.bn1 = convolution(inputs, inner, 1), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = convolution(inner, inner, 3, stride), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = convolution(inner, outputs, 1), nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn2(self.conv2(y)))
+        return relu(self.bn3(self.conv3(y)) + self.shortcut(x))
