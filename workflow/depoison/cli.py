@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from depoison.errors import DepoisonError, unknown
+from depoison.worker import ask
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if (code := ask(arguments)) is not None:
+        return code
     options = _parser().parse_args(arguments)
     try:
         _set_up_logging(getattr(options, "log", None))
-        options.command(options)
+        return options.command(options) or 0
     except DepoisonError as error:
         if options.debug:
             raise
@@ -25,7 +29,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = configured(command("table", _table, "write a table as .md, .tex, .csv and .json from its evaluations"))
     sub.add_argument("target")
     sub.add_argument("--log")
+
+    sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
+    sub.add_argument("socket", type=Path)
+    sub.add_argument("descriptor", type=int)
 
     sub = command("stage", _stage, "make one artifact from its spec")
     sub.add_argument("spec", help="the spec as JSON")
@@ -206,6 +213,12 @@ def _stage(options: argparse.Namespace) -> None:
     if set(spec) != {"stage", "version", "upstream", "parameters", "seed"}:
         raise DepoisonError("stage: a spec has the keys stage, version, upstream, parameters and seed")
     run_stage(spec, options.output, runtime, options.root)
+
+
+def _worker(options: argparse.Namespace) -> None:
+    from depoison.worker import serve
+
+    serve(options.socket, options.descriptor, main)
 
 
 def _schema(options: argparse.Namespace) -> None:

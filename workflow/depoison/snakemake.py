@@ -26,6 +26,7 @@ from depoison.plan.specs import Artifact, canonical
 from depoison.plan.tables import Table, read_table
 from depoison.reporting.cells import cell_is_current
 from depoison.reporting.tables import table_is_current
+from depoison.worker import start_worker
 
 STAMPS = Path(".snakemake/depoison/stamps")
 """Scratch files whose modification time tells Snakemake whether a file with a fixed name is out of date."""
@@ -84,6 +85,8 @@ class Lookup:
             instead = "leave it out to compute on the CPU" if not found else f"valid: at most {found}"
             with _refusing():
                 raise DepoisonError(f"--resources gpu={wanted}: this machine has {found} GPUs; {instead}")
+        if any(not Path(artifact.product).exists() for artifact in self.plan.artifacts.values()):
+            self._worker = start_worker(RUNNING.parent, self.runtime.threads)
 
     def inputs(self, stage: str) -> Callable[[Any], list[Any]]:
         """Input function: what an artifact is made from; nothing where it is there already, which makes it a leaf."""
@@ -162,6 +165,8 @@ def _clear_stale_locks() -> TextIO:
         alive.seek(0)
         if alive.read() == platform.node():
             shutil.rmtree(SNAKEMAKES_LOCKS, ignore_errors=True)
+            for left in RUNNING.parent.glob("*.sock"):
+                left.unlink()
         alive.truncate(0)
         alive.write(platform.node())
         alive.flush()
