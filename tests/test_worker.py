@@ -19,7 +19,7 @@ import pytest
 
 from conftest import Project, cell
 from depoison.plan.specs import canonical
-from depoison.worker import ADDRESS, SUPPORTED
+from depoison.worker import ADDRESS, PREFIX, SUPPORTED
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(not SUPPORTED, reason="the worker needs pidfds")]
 
@@ -52,7 +52,7 @@ class Warm:
         self.owner = subprocess.Popen([sys.executable, "-c", START], cwd=project.path, env=environment, **pipes)
         address, pid = self.owner.stdout.readline().split()
         self.worker = psutil.Process(int(pid))
-        self.environment = environment | {ADDRESS: address}
+        self.environment = environment | {ADDRESS: address, PREFIX: sys.prefix}
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "depoison", *arguments]
@@ -133,6 +133,15 @@ def test_a_client_whose_worker_dies_does_the_work_itself(warm):
         process.kill()
     assert client.wait(60) == 0
     assert warm.project.checksums(f"{folder}/*.safetensors") == before
+
+
+def test_another_environments_python_does_its_own_work(warm):
+    warm.environment[PREFIX] = "/somewhere/else"
+    client = warm.start(*long_training(warm.project))
+    wait_until(lambda: list(warm.project.path.glob("results/train/.*.building")))
+    assert warm.forked() == [] and client.poll() is None
+    client.kill()
+    client.wait()
 
 
 def test_whoever_dies_while_asking_does_no_harm(warm):

@@ -91,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--remove", action="store_true", help="remove those that DVC's remote has")
     sub.add_argument("--unshared-too", action="store_true", help="with --remove: also those that exist nowhere else")
 
+    papers = command("papers", None, "the papers' own numbers").add_subparsers(required=True, metavar="ACTION")
+    help = "list what the papers print that does not add up"
+    sub = papers.add_parser("check", help=help, description=help)
+    sub.set_defaults(command=_papers)
+    sub.add_argument("--output", type=Path, help="write the list there (docs/errata.md)")
+
     sub = command("schema", _schema, "write the JSON schemas of the configuration's files")
     sub.add_argument("--output", default="workflow/schemas")
 
@@ -213,6 +219,17 @@ def _stage(options: argparse.Namespace) -> None:
     if set(spec) != {"stage", "version", "upstream", "parameters", "seed"}:
         raise DepoisonError("stage: a spec has the keys stage, version, upstream, parameters and seed")
     run_stage(spec, options.output, runtime, options.root)
+
+
+def _papers(options: argparse.Namespace) -> None:
+    from depoison.files import write_bytes
+    from depoison.reporting.papers import errata
+
+    text = errata(Path("."))
+    if options.output:
+        write_bytes(options.output, text.encode())
+    else:
+        print(text, end="")
 
 
 def _worker(options: argparse.Namespace) -> None:

@@ -26,6 +26,9 @@ from depoison.plan.specs import STAGES
 ADDRESS = "DEPOISON_WORKER"
 """Environment variable: the path of the worker's socket, relative to the working directory."""
 
+PREFIX = "DEPOISON_WORKER_PREFIX"
+"""Environment variable: where the worker's Python lies; jobs in another environment, such as conda's, are not for it."""
+
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 SUPPORTED = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
@@ -53,7 +56,7 @@ def start_worker(folder: Path, threads: int) -> subprocess.Popen[bytes] | None:
             [sys.executable, "-m", "depoison", "worker", str(path), str(listener.fileno())],
             stdin=subprocess.PIPE, pass_fds=[listener.fileno()], env=os.environ | dict.fromkeys(THREADS, str(threads)),
         )  # fmt: skip
-    os.environ[ADDRESS] = str(path)
+    os.environ |= {ADDRESS: str(path), PREFIX: sys.prefix}
     return worker
 
 
@@ -61,9 +64,9 @@ def ask(arguments: Sequence[str]) -> int | None:
     """Let the worker run `depoison` with these arguments.
 
     Returns:
-        The exit code; None if there is no worker, or if it died: then it is for the caller to do.
+        The exit code; None if there is no worker for this Python, or if it died: then it is for the caller to do.
     """
-    if ADDRESS not in os.environ or not SUPPORTED:
+    if ADDRESS not in os.environ or os.environ.get(PREFIX) != sys.prefix or not SUPPORTED:
         return None
     environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
     request = json.dumps({"arguments": list(arguments), "environment": environment, "cwd": os.getcwd()}).encode()

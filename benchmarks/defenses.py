@@ -1,0 +1,76 @@
+"""Seconds of one purification by every defense, at the budget of FST's Table 2, from a model and data in memory.
+
+Where a whole purification would take minutes (on a CPU), a few epochs are timed and the budget is worked out from them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from common import PROJECT, cores, machine, parser, report, spread, table
+from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.plan.plan import Plan
+from depoison.rng import Rng
+from depoison.training.loop import Monitor
+from depoison.training.recipe import Recipe
+from loops import Work, pictures
+
+CELL = "results/cells/paper/cifar10/resnet18/badnet/{}/s0.json"
+IMAGES = 1000
+"""2% of CIFAR-10."""
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--epochs", type=int, default=2, help="epochs to time; 0: the whole budget")
+    arguments.add_argument("--width", type=int, help="of ResNet-18; None: the paper's")
+    arguments.add_argument("--threads", type=int, default=cores(), help="of torch")
+    options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    result = measure(torch.device("cpu"), options.repeats, options.epochs, options.width)
+    rows = [
+        [name, found["epochs"], *(f"{found['seconds'][key]:.1f}" for key in ("median", "min", "max"))]
+        for name, found in result.items()
+    ]
+    report(options, machine(options.threads), table(["defense", "epochs", "seconds", "min", "max"], rows), result)
+
+
+def measure(device: torch.device, repeats: int, epochs: int, width: int | None) -> dict[str, dict[str, Any]]:
+    """{defense: {epochs of the budget, seconds of a whole purification}}.
+
+    Args:
+        epochs: how many are timed; 0 for all.
+    """
+    plan, result = Plan(PROJECT), {}
+    torch.manual_seed(0)
+    tuning_set, model = TuningSet(*pictures(IMAGES)), Work("resnet18", width, 0, 0, device).network()
+    for defense in plan.configuration.names("defense"):
+        if defense == "none":
+            continue
+        parameters = plan.cell(CELL.format(defense)).evaluation.upstream["model"].spec["parameters"]
+        recipe = Recipe(**parameters["recipe"]) if parameters["recipe"] else None
+        timed = replace(recipe, epochs=epochs or recipe.epochs, evaluate_every=0) if recipe else None
+        name = defense.replace("-", "_")
+        purify = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
+        seconds = []
+        for repeat in range(repeats + 1):
+            torch.use_deterministic_algorithms(True)
+            started = time.perf_counter()
+            purify(model, tuning_set, Tuner(timed, Rng(0, "purify"), Monitor()), **parameters["defense"]["parameters"])
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            torch.use_deterministic_algorithms(False)
+            if repeat:
+                factor = recipe.epochs / timed.epochs if recipe else 1
+                seconds.append((time.perf_counter() - started) * factor)
+        result[defense] = {"epochs": recipe.epochs if recipe else 0, "seconds": spread(seconds)}
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Everything that is to be measured on a GPU, in one call of at most nine minutes.
+
+    PYTHONPATH=workflow python benchmarks/gpu.py --json gpu.json
+
+Needs the package and torch ≥ 2.8, no Snakemake and no data. Prints what it has after every part and writes the JSON each
+time, so that a call that is cut off loses one part. `--device cpu --quick` runs the same code anywhere, to try it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import defenses
+from common import PROJECT, environment, machine, spread
+from depoison.files import RUN, SPEC, save_tensors, write_json
+from depoison.models.classifier import Classifier
+from depoison.plan.plan import Plan
+from depoison.plan.specs import STAGES, Artifact, canonical
+from depoison.worker import ask, start_worker
+from loops import BATCH, SIZE, Work, ours, pictures, plain
+
+MODELS = ("resnet18", "resnet50", "vgg19-bn", "densenet161", "preactresnet18")
+CELL = "results/cells/paper/cifar10/resnet18/badnet+epochs=1+evaluate_every=0/fst/s0.json"
+TABLE2 = {"models": 19, "epochs": 100, "images": 49_000, "purifications": 152}
+"""Of FST: backdoored models, their epochs, the attacker's images, and the cells with a defense."""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--json", type=Path, default=Path("gpu.json"))
+    arguments.add_argument("--minutes", type=float, default=9.0, help="no part is begun that may end later")
+    arguments.add_argument("--device", default="cuda")
+    arguments.add_argument("--quick", action="store_true", help="small networks and few steps, to try the script")
+    arguments.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
+    options = arguments.parse_args()
+    device = torch.device(options.device)
+    steps = 2 if options.quick else 200
+    work = Work("resnet18", 4 if options.quick else None, steps, 1 if options.quick else 20, device)
+    if options.job:
+        _job(work)
+        return
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+    data = pictures(steps * BATCH)
+    parts: dict[str, tuple[float, Callable[[dict[str, Any]], Any]]] = {
+        "ceiling": (10, lambda found: _ceiling(device, 256 if options.quick else 8192)),
+        "plain": (60, lambda found: {f"{n} workers": _plain(data, n, work) for n in (0, min(8, os.cpu_count() or 1))}),
+        "eager": (60, lambda found: {name: _eager(data, name, work, found) for name in MODELS}),
+        "graphs": (30, lambda found: _speeds(data, work, _graphs)),
+        "sharing": (80, lambda found: {str(n): _sharing(n, options) for n in (1, 2, 4, 8)}),
+        "defenses": (90, lambda found: defenses.measure(device, 2, 1 if options.quick else 0, work.width)),
+        "cell": (60, lambda found: _cell(options)),
+        "compiled": (90, lambda found: _speeds(data, work, _compiled)),
+        "table 2": (0, _table2),
+    }
+    started, found = time.perf_counter(), {"machine": machine(torch.get_num_threads()) | _device(device)}
+    for name, (seconds, part) in parts.items():
+        begun = time.perf_counter()
+        if begun - started + seconds > 60 * options.minutes:
+            found[name] = "left out: no time"
+        else:
+            try:
+                found[name] = part(found)
+            except Exception as error:  # the others are worth having
+                traceback.print_exc()
+                found[name] = f"failed: {error}"
+        print(f"[{time.perf_counter() - begun:6.1f} s] {name}: {json.dumps(found[name], indent=1)}", flush=True)
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _device(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"device": "cpu"}
+    facts = torch.cuda.get_device_properties(device)
+    return {"device": facts.name, "memory_bytes": facts.total_memory, "multiprocessors": facts.multi_processor_count}
+
+
+def _ceiling(device: torch.device, size: int) -> dict[str, float]:
+    """TFLOP/s of a square bf16 matrix product: what a training could reach at best."""
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best = 0.0
+    for _ in range(5):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 10 * 2 * size**3 / (time.perf_counter() - begun) / 1e12)
+    return {"tflops": best}
+
+
+def _plain(data: Any, workers: int, work: Work) -> dict[str, Any]:
+    return spread([plain(*data, workers, _shorter(work, 4))() for _ in range(2)])
+
+
+def _shorter(work: Work, times: int) -> Work:
+    return Work(work.model, work.width, max(1, work.steps // times), max(1, work.warmup // times), work.device)
+
+
+def _eager(data: Any, model: str, work: Work, found: dict[str, Any]) -> dict[str, Any]:
+    """Images per second, and the share of the ceiling that they are."""
+    mine = _shorter(Work(model, work.width, work.steps, work.warmup, work.device), 1 if model == "resnet18" else 2)
+    measure = ours(*data, "bf16", mine)
+    speeds = spread([measure() for _ in range(3)])
+    flops = _flops(mine)
+    share = speeds["median"] * flops / found["ceiling"]["tflops"] / 1e12
+    return {"images_per_second": speeds, "flops_an_image": flops, "share_of_ceiling": share}
+
+
+def _flops(work: Work) -> float:
+    """Floating-point operations of a training step for one image, forward and backward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = work.network()
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(8, 3, SIZE, SIZE, device=work.device)).sum().backward()
+    return counter.get_total_flops() / 8
+
+
+def _speeds(data: Any, work: Work, change: Callable[[Classifier], Any]) -> dict[str, Any]:
+    measure = ours(*data, "bf16", work, change)
+    return spread([measure() for _ in range(3)])
+
+
+def _compiled(model: Classifier) -> None:
+    model.forward = torch.compile(model.forward)
+
+
+def _graphs(model: Classifier) -> None:
+    """Forward and backward pass as CUDA graphs, for whole batches."""
+    if model.mean.device.type != "cuda":
+        return
+    sample = torch.zeros(BATCH, 3, SIZE, SIZE, device=model.mean.device).to(memory_format=torch.channels_last)
+    model.train()
+    with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+        torch.cuda.make_graphed_callables(model, (sample,))
+
+
+def _sharing(count: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Images per second of several trainings at once on the device, each a process, all timed together."""
+    command = [sys.executable, __file__, "--device", options.device, "--job", *(["--quick"] if options.quick else [])]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    jobs = [subprocess.Popen(command, **pipes) for _ in range(count)]
+    for job in jobs:
+        job.stdout.readline()  # it has warmed up
+    for job in jobs:
+        job.stdin.write("go\n")
+        job.stdin.flush()
+    speeds = [float(job.communicate()[0]) for job in jobs]
+    return {"sum": sum(speeds), "each": speeds}
+
+
+def _job(work: Work) -> None:
+    """Train, say so, and train again when told, several times; prints images per second."""
+    measure = ours(*pictures(work.steps * BATCH), "bf16", work)
+    measure()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    begun = time.perf_counter()
+    measure(), measure(), measure()
+    print(3 * (work.steps + work.warmup) * BATCH / (time.perf_counter() - begun))
+
+
+def _cell(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds from a stored backdoored model to the metrics of its purified one: two stages, by the warm worker."""
+    with tempfile.TemporaryDirectory() as folder:
+        project = Path(folder) / "project"
+        for name in ("config", "workflow"):
+            shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+        os.chdir(project)
+        os.environ |= environment() | {"PYTHONPATH": str(project / "workflow")}
+        try:
+            track = "paper"
+            if options.quick:
+                track = "digits"
+            plan = Plan(project)
+            cell = plan.cell(CELL if track == "paper" else CELL.replace("paper/cifar10", "digits/digits"))
+            chain = cell.evaluation.chain()
+            if track == "paper":
+                _made_up_dataset(next(a for a in chain.values() if a.stage == "dataset"))
+            runtime = json.dumps({"device": "cuda" if options.device == "cuda" else "cpu"})
+            worker = start_worker(Path("."), 1)
+            seconds = []
+            last = [cell.evaluation.upstream["model"], cell.evaluation]
+            for artifact in chain.values():
+                if artifact not in last:
+                    _stage(artifact, runtime)
+            for _ in range(4):
+                begun = time.perf_counter()
+                for artifact in last:
+                    _stage(artifact, runtime)
+                seconds.append(time.perf_counter() - begun)
+                stages = {a.stage: json.loads(Path(a.directory, RUN).read_text())["seconds"] for a in last}
+                for artifact in last:
+                    shutil.rmtree(artifact.directory)
+            worker.stdin.close()
+            worker.wait()
+        finally:
+            os.chdir(PROJECT)
+    return {"seconds": spread(seconds[1:]), "stages": stages}
+
+
+def _stage(artifact: Artifact, runtime: str) -> None:
+    if Path(artifact.product).exists():
+        return
+    arguments = ["stage", canonical(artifact.spec), "--output", artifact.directory, "--runtime", runtime]
+    code = ask([*arguments, "--log", f"logs/{artifact.stage}.log"])
+    if code is None:
+        raise RuntimeError("no worker")
+    if code:
+        raise RuntimeError(Path(f"logs/{artifact.stage}.log").read_text())
+
+
+def _made_up_dataset(artifact: Artifact) -> None:
+    """CIFAR-10's shapes with random images, so that nothing has to be downloaded."""
+    folder = Path(artifact.directory)
+    folder.mkdir(parents=True)
+    tensors = {}
+    for part, count in (("train", 50_000), ("test", 10_000)):
+        tensors[f"{part}_images"], tensors[f"{part}_labels"] = pictures(count)
+    write_json(folder / "classes.json", [str(number) for number in range(10)])
+    save_tensors(folder / "data.safetensors", tensors)
+    write_json(folder / SPEC, artifact.spec)
+    sums = {name: sha256((folder / name).read_bytes()).hexdigest() for name in STAGES["dataset"].files}
+    write_json(folder / RUN, {"sha256": sums, "seconds": 0.0})
+
+
+def _table2(found: dict[str, Any]) -> dict[str, Any]:
+    """Minutes for FST's whole Table 2 on this device, from the best of the measured ways."""
+    images = TABLE2["models"] * TABLE2["epochs"] * TABLE2["images"]
+    ways = {"one at a time": found["eager"]["resnet18"]["images_per_second"]["median"]}
+    if isinstance(found["sharing"], dict):
+        ways |= {f"{count} at a time": value["sum"] for count, value in found["sharing"].items()}
+    best = max(ways, key=lambda name: ways[name])
+    training = images / ways[best] / 60
+    each = sum(value["seconds"]["median"] for value in found["defenses"].values()) / len(found["defenses"])
+    purifying = TABLE2["purifications"] * each / 60
+    minutes = {"training": training, "purifying, one at a time": purifying, "sum": training + purifying}
+    return {"minutes": minutes, "trained": best}
+
+
+if __name__ == "__main__":
+    main()
