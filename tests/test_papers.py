@@ -20,7 +20,7 @@ def paper(project: Project, *rows: str, table: str = "table1") -> None:
 def section(project: Project, title: str) -> list[str]:
     """What is told of the paper `one` below a title."""
     text = errata(project.path).split(f"## ONE: {title}\n\n")[1].split("\n\n## ")[0]
-    return [line for line in text.strip().splitlines() if not line.startswith(("| table", "|---"))]
+    return [line for line in text.strip().splitlines() if not line.startswith(("| table |", "|---"))]
 
 
 SUMS = "averages and standard deviations"

@@ -172,3 +172,19 @@ def test_snakemake_leaves_no_worker_behind(tiny):
     wait_until(lambda: not list(tiny.path.glob(".snakemake/depoison/*.sock")))
     here = str(tiny.path)
     wait_until(lambda: not [p for p in psutil.process_iter(["cwd", "cmdline"]) if p.info["cwd"] == here])
+
+
+def test_ctrl_c_ends_all_that_a_run_started(tiny):
+    target = cell(track="tiny", attack="badnet+epochs=5000+rate=0.1", defense="none")
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--", target]
+    run = subprocess.Popen(
+        command, cwd=tiny.path, env=tiny.environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until(lambda: list(tiny.path.glob("results/train/.*.building")) or run.poll() is not None)
+    os.killpg(run.pid, signal.SIGINT)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode != 0 and "Traceback" not in told
+    here = str(tiny.path)
+    wait_until(lambda: not [p for p in psutil.process_iter(["cwd", "cmdline"]) if p.info["cwd"] == here])
+    assert not list(tiny.path.glob("results/train/*/model.safetensors"))

@@ -16,10 +16,10 @@ from depoison.worker import ask
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if (code := ask(arguments)) is not None:
-        return code
-    options = _parser().parse_args(arguments)
     try:
+        if (code := ask(arguments)) is not None:
+            return code
+        options = _parser().parse_args(arguments)
         _set_up_logging(getattr(options, "log", None))
         return options.command(options) or 0
     except DepoisonError as error:

@@ -56,7 +56,7 @@ def _read(path: Path) -> list[Row]:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         for text in [row[metric] for row in rows for metric in METRICS]:
-            float(text or 0)
+            float(text if text != "" else 0)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DepoisonError(f"{path}: not readable as a table of published numbers ({error!r})") from None
     return rows
