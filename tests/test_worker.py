@@ -123,6 +123,26 @@ def test_the_death_of_a_client_is_the_death_of_its_stage(warm):
     assert warm.run("stage", "{}", "--output", "x")[0] == 1  # the worker itself is well
 
 
+def test_the_death_of_the_worker_is_heard_at_once_by_every_client(warm):
+    """Also while a process that it forked for another client lives on."""
+    first = warm.start(*long_training(warm.project))
+    wait_until(warm.forked)
+    (orphan,) = warm.forked()
+    folder, arguments = stage(warm.project, "results/train/*badnet*")
+    shutil.rmtree(warm.project / str(folder))
+    second = warm.start(*arguments)
+    wait_until(lambda: len(warm.forked()) == 2 or second.poll() is not None)
+    try:
+        for process in [warm.worker, *(p for p in warm.forked() if p.pid != orphan.pid)]:
+            process.kill()
+        assert second.wait(60) == 0 and first.poll() is None and orphan.is_running()
+        assert (warm.project / str(folder) / "model.safetensors").exists()
+    finally:
+        for process in (orphan, psutil.Process(first.pid)):
+            process.kill()
+        first.wait()
+
+
 def test_a_client_whose_worker_dies_does_the_work_itself(warm):
     folder, arguments = stage(warm.project, "results/train/*badnet*")
     before = warm.project.checksums(f"{folder}/*.safetensors")

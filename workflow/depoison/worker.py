@@ -20,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from depoison.plan.specs import STAGES
 
@@ -91,59 +92,78 @@ def serve(path: Path, listening: int, main: Callable[[list[str]], int]) -> None:
     for stage in STAGES:
         importlib.import_module(f"depoison.stages.{stage}")
     selector, listener = selectors.DefaultSelector(), socket.socket(fileno=listening)
-    running: dict[int, tuple[int, socket.socket]] = {}  # by pidfd: process, client
-    clients: dict[socket.socket, int] = {}
+    processes: dict[int, tuple[int, socket.socket]] = {}  # by pidfd: process, client
+    waiting: dict[socket.socket, int] = {}  # clients: their processes
     selector.register(sys.stdin, selectors.EVENT_READ)
     selector.register(listener, selectors.EVENT_READ)
     alive = True
-    while alive or running:
+    while alive or processes:
         for key, _ in selector.select():
+            # What an earlier event of the same round ended is no longer in any of these.
             if key.fileobj is sys.stdin:
                 alive = False
                 selector.unregister(sys.stdin)
                 selector.unregister(listener)
                 listener.close()
                 path.unlink(missing_ok=True)
-            elif key.fileobj is listener:
+            elif key.fileobj is listener and alive:
                 client, _ = listener.accept()
                 try:
-                    process = _fork(client, main)
+                    process = _fork(client, main, [listener, selector, *waiting])
                 except (OSError, ValueError):  # it died while it asked
                     client.close()
                     continue
                 watch = os.pidfd_open(process)
-                running[watch], clients[client] = (process, client), process
+                processes[watch], waiting[client] = (process, client), process
                 selector.register(watch, selectors.EVENT_READ)
                 selector.register(client, selectors.EVENT_READ)
-            elif key.fileobj in clients:
-                # Nobody waits any more: the client was killed, and so is its stage.
-                os.kill(clients.pop(key.fileobj), signal.SIGKILL)
+            elif key.fileobj in waiting:
+                # The client was killed, and so is its stage.
+                os.kill(waiting.pop(key.fileobj), signal.SIGKILL)
                 selector.unregister(key.fileobj)
-            else:
-                process, client = running.pop(key.fileobj)
-                _, status = os.waitpid(process, 0)
+            elif key.fileobj in processes:
+                process, client = processes.pop(key.fileobj)
                 selector.unregister(key.fileobj)
                 os.close(key.fileobj)
-                if clients.pop(client, None):
+                code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+                if waiting.pop(client, None):
                     selector.unregister(client)
-                    code = os.waitstatus_to_exitcode(status)
                     with contextlib.suppress(OSError):
                         client.send(bytes([code if code >= 0 else 128 - code]))
                 client.close()
 
 
-def _fork(client: socket.socket, main: Callable[[list[str]], int]) -> int:
-    """The process that does what a client asks for."""
+def _fork(client: socket.socket, main: Callable[[list[str]], int], inherited: Sequence[Any]) -> int:
+    """Fork the process that does what a client asks for.
+
+    Args:
+        inherited: closed there; a client learns of the worker's death by the end of its connection, which no other process
+            may hold.
+
+    Raises:
+        OSError, ValueError: no request, or no process.
+    """
     size, files, _, _ = socket.recv_fds(client, 4, 3)
-    with client.makefile("rb") as stream:
-        request = json.loads(stream.read(int.from_bytes(size)))
-    process = os.fork()
-    if process:
+    try:
+        with client.makefile("rb") as stream:
+            request = json.loads(stream.read(int.from_bytes(size)))
+        process = os.fork()
+        if not process:
+            os._exit(_work(request, files, [*inherited, client], main))
+        return process
+    finally:
         for file in files:
             os.close(file)
-        return process
+
+
+def _work(
+    request: dict[str, Any], files: Sequence[int], inherited: Sequence[Any], main: Callable[[list[str]], int]
+) -> int:
+    """In the forked process: become what the client would be; returns the exit code."""
     code = 1
     try:
+        for one in inherited:
+            one.close()
         for target, file in enumerate(files):
             os.dup2(file, target)
             os.close(file)
@@ -153,11 +173,11 @@ def _fork(client: socket.socket, main: Callable[[list[str]], int]) -> int:
         os.environ.clear()
         os.environ.update(request["environment"])
         code = main(request["arguments"])
-        sys.stdout.flush()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    return code
