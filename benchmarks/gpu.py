@@ -44,6 +44,7 @@ def main() -> None:
     arguments.add_argument("--json", type=Path, default=Path("gpu.json"))
     arguments.add_argument("--minutes", type=float, default=9.0, help="no part is begun that may end later")
     arguments.add_argument("--device", default="cuda")
+    arguments.add_argument("--parts", nargs="+", help="only these; later ones use what earlier ones found")
     arguments.add_argument("--quick", action="store_true", help="small networks and few steps, to try the script")
     arguments.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
     options = arguments.parse_args()
@@ -66,8 +67,10 @@ def main() -> None:
         "defenses": (90, lambda found: defenses.measure(device, 2, 1 if options.quick else 0, work.width)),
         "cell": (60, lambda found: _cell(options)),
         "compiled": (90, lambda found: _speeds(data, work, _compiled)),
+        "startup": (30, lambda found: _startup(options.device)),
         "table 2": (0, _table2),
     }
+    parts = {name: part for name, part in parts.items() if not options.parts or name in options.parts}
     started, found = time.perf_counter(), {"machine": machine(torch.get_num_threads()) | _device(device)}
     for name, (seconds, part) in parts.items():
         begun = time.perf_counter()
@@ -118,10 +121,15 @@ def _eager(data: Any, model: str, work: Work, found: dict[str, Any]) -> dict[str
     """Images per second, and the share of the ceiling that they are."""
     mine = _shorter(Work(model, work.width, work.steps, work.warmup, work.device), 1 if model == "resnet18" else 2)
     measure = ours(*data, "bf16", mine)
+    if work.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     speeds = spread([measure() for _ in range(3)])
+    memory = torch.cuda.max_memory_allocated() if work.device.type == "cuda" else None
     flops = _flops(mine)
     share = speeds["median"] * flops / found["ceiling"]["tflops"] / 1e12
-    return {"images_per_second": speeds, "flops_an_image": flops, "share_of_ceiling": share}
+    return {
+        "images_per_second": speeds, "flops_an_image": flops, "share_of_ceiling": share, "device_memory_bytes": memory,
+    }  # fmt: skip
 
 
 def _flops(work: Work) -> float:
@@ -207,14 +215,25 @@ def _cell(options: argparse.Namespace) -> dict[str, Any]:
                 for artifact in last:
                     _stage(artifact, runtime)
                 seconds.append(time.perf_counter() - begun)
-                stages = {a.stage: json.loads(Path(a.directory, RUN).read_text())["seconds"] for a in last}
+                stages = {a.stage: json.loads(Path(a.directory, RUN).read_text()) for a in last}
                 for artifact in last:
                     shutil.rmtree(artifact.directory)
             worker.stdin.close()
             worker.wait()
         finally:
             os.chdir(PROJECT)
-    return {"seconds": spread(seconds[1:]), "stages": stages}
+    keys = ("seconds", "peak_memory_bytes", "peak_device_memory_bytes")
+    facts = {stage: {key: record.get(key) for key in keys} for stage, record in stages.items()}
+    return {"seconds": spread(seconds[1:]), "stages": facts}
+
+
+def _startup(device: str) -> Any:
+    """Seconds from launching a stage, without a worker, to its first step, and where they go."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "startup.json"
+        script = str(PROJECT / "benchmarks/startup.py")
+        subprocess.run([sys.executable, script, "--repeats", "2", "--device", device, "--json", str(file)], check=True)
+        return json.loads(file.read_text())["result"]
 
 
 def _stage(artifact: Artifact, runtime: str) -> None:

@@ -27,6 +27,7 @@ PROBE = PROJECT / "benchmarks" / "startup_probe.py"
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--threads", type=int, default=1, help="of a stage; runtime.threads of config.yaml")
+    arguments.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = arguments.parse_args()
     facts = machine(options.threads)
     plan = Plan(PROJECT)
@@ -35,7 +36,9 @@ def main() -> None:
         next(artifact for artifact in plan.cell(name).evaluation.chain().values() if artifact.stage == stage)
         for name, stage in ((MEASURED, "train"), (INPUTS, "purify"))
     )
-    runtime = plan.configuration.config.runtime.model_copy(update={"threads": options.threads, "device": "cpu"})
+    runtime = plan.configuration.config.runtime.model_copy(
+        update={"threads": options.threads, "device": options.device}
+    )
     with tempfile.TemporaryDirectory() as folder:
         for artifact in chain:
             if artifact.stage in ("dataset", "split", "poison") or artifact is purify.upstream["model"]:

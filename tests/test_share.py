@@ -325,6 +325,26 @@ def test_gc_keeps_what_is_reached_and_what_is_nowhere_else(published):
     assert clone.jobs() == {}
 
 
+def test_gc_knows_what_killed_jobs_left(published):
+    clone = clone_of(published, "i")
+    wanted = next(clone.folder.glob("results/purify/*badnet*fst*")).name
+    left = [
+        clone.folder / "results/purify" / name
+        for name in (
+            f".{wanted}.scratch",
+            ".digits-old-0.05-s0-lp-0123456789.scratch",
+            ".digits-old-0123456789.ab_c.building",
+        )
+    ]
+    for folder in left:
+        folder.mkdir()
+        (folder / "state-3.safetensors").write_bytes(b"0" * 2048)
+    told = clone.depoison("gc", "--remove")
+    assert told.count("unfinished") == 2 and "2 stray artifacts, 0 removed" in told
+    clone.depoison("gc", "--remove", "--unshared-too")
+    assert [folder.exists() for folder in left] == [True, False, False]
+
+
 def test_push_refuses_other_bytes_than_the_published_ones(published):
     clone = clone_of(published, "g")
     shutil.rmtree(next(clone.folder.glob("results/evaluate/*badnet*fst*")))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -162,7 +163,8 @@ def status(plan: Plan, targets: Sequence[str]) -> str:
 def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -> str:
     """List artifacts that no table on any track, no cell made and none of `keep` reaches; free their space on request.
 
-    Only heavy files are ever removed: pointers, specs and evaluations are small and stay.
+    Only heavy files are ever removed: pointers, specs and evaluations are small and stay. What a killed job left of an
+    artifact that is no longer wanted counts as one that exists only here.
 
     Args:
         remove: whether to remove the files of those whose heavy files are all in the remote.
@@ -191,11 +193,26 @@ def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -
             for file in files:
                 file.unlink()
             removed += 1
-    kept = len(heavy) - removed
-    lines.append(f"{len(heavy)} stray artifacts, {removed} removed" + (f", {kept} kept" if removed and kept else ""))
-    if heavy and not remove:
+    unfinished = [path for path in Path("results").glob("*/.*") if _unfinished(path) not in {None, *reached}]
+    for path in unfinished:
+        gone = remove and unshared_too
+        size = _size(file for file in path.rglob("*") if file.is_file())
+        lines.append(f"{'removed' if gone else 'unfinished':<20}{size:>10}  {path}")
+        if gone:
+            shutil.rmtree(path)
+            removed += 1
+    stray_ones = len(heavy) + len(unfinished)
+    kept = stray_ones - removed
+    lines.append(f"{stray_ones} stray artifacts, {removed} removed" + (f", {kept} kept" if removed and kept else ""))
+    if stray_ones and not remove:
         lines.append("remove them with --remove; those that are nowhere else only with --unshared-too as well")
     return "\n".join(lines)
+
+
+def _unfinished(path: Path) -> str | None:
+    """The directory of the artifact whose resumable state or unfinished files these are; None for anything else."""
+    name = re.fullmatch(r"\.(.+-[0-9a-f]{10})\.(scratch|[^.]+\.building)", path.name)
+    return str(path.with_name(name[1])) if name else None
 
 
 def _cells_made(plan: Plan) -> list[str]:
