@@ -95,18 +95,28 @@ def test_a_killed_job_fails_the_run_and_the_next_resumes_it(stage, tiny):
 
 def test_a_training_killed_at_20_random_moments_ends_with_the_same_bytes(tiny):
     tiny.set("config/config.yaml", "runtime", "save_seconds", to=0)
-    target = cell(track="tiny", attack="badnet+epochs=300+rate=0.1", defense="none")
-    moments, killed = random.Random(20), 0
-    while killed < 20:
+    target = cell(track="tiny", attack="badnet+epochs=400+rate=0.1", defense="none")
+    moments, epochs = random.Random(20), [0]
+
+    def saved() -> int:
+        """The epoch from which the next run goes on."""
+        states = [path.read_text(encoding="utf-8") for path in tiny.path.glob("results/train/.*.scratch/state.json")]
+        return json.loads(states[0])["epoch"] if states else 0
+
+    for number in range(20):
         run = start(tiny, "depoison", "run", target)
-        time.sleep(moments.uniform(0.6, 2.2))
-        assert run.poll() is None, f"finished after {killed} kills: too short a training for this test"
+        end = time.monotonic() + NEVER
+        # One in four at any moment since its launch, the others at any moment of its work, saving included.
+        while number % 4 and saved() == epochs[-1]:
+            assert time.monotonic() < end and run.poll() is None
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.3 if number % 4 else 1.5))
+        assert run.poll() is None, f"finished after {number} kills: too short a training for this test"
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-        killed += 1
+        epochs.append(saved())
         assert not list(tiny.path.glob("results/train/*/model.safetensors"))
-    (state,) = tiny.path.glob("results/train/.*.scratch/state.json")
-    assert json.loads(state.read_text(encoding="utf-8"))["epoch"] > 20  # it went on from kill to kill
+    assert epochs == sorted(epochs) and len(set(epochs)) > 10, "it went on from kill to kill"
     assert tiny.depoison("run", target).returncode == 0
     assert leftovers(tiny) == []
 

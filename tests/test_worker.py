@@ -64,6 +64,10 @@ class Warm:
         _, errors = process.communicate(timeout=60)
         return process.returncode, errors
 
+    def wait_for_training(self) -> None:
+        """Until a training has begun. (That the worker has a child does not say so: imports start processes, too.)"""
+        wait_until(lambda: list(self.project.path.glob("results/train/.*.building")))
+
     def forked(self) -> list[psutil.Process]:
         return [child for child in self.worker.children() if child.status() != psutil.STATUS_ZOMBIE]
 
@@ -72,9 +76,10 @@ class Warm:
 def warm(made: Project) -> Iterator[Warm]:
     started = Warm(made)
     yield started
-    with contextlib.suppress(psutil.Error):
-        started.worker.kill()
-    started.owner.kill()
+    here = str(made.path)
+    for process in psutil.process_iter(["cwd"]):  # clients, the worker, what it forked
+        if process.info["cwd"] == here:
+            process.kill()
     started.owner.wait()
 
 
@@ -115,7 +120,7 @@ def test_errors_and_exit_codes_arrive(warm):
 
 def test_the_death_of_a_client_is_the_death_of_its_stage(warm):
     client = warm.start(*long_training(warm.project))
-    wait_until(lambda: list(warm.project.path.glob("results/train/.*.building")))
+    warm.wait_for_training()
     (process,) = warm.forked()
     client.send_signal(signal.SIGKILL)
     client.wait()
@@ -125,10 +130,10 @@ def test_the_death_of_a_client_is_the_death_of_its_stage(warm):
 
 def test_the_death_of_the_worker_is_heard_at_once_by_every_client(warm):
     """Also while a process that it forked for another client lives on."""
-    first = warm.start(*long_training(warm.project))
-    wait_until(warm.forked)
-    (orphan,) = warm.forked()
     folder, arguments = stage(warm.project, "results/train/*badnet*")
+    first = warm.start(*long_training(warm.project))
+    warm.wait_for_training()
+    (orphan,) = warm.forked()
     shutil.rmtree(warm.project / str(folder))
     second = warm.start(*arguments)
     wait_until(lambda: len(warm.forked()) == 2 or second.poll() is not None)
@@ -158,7 +163,7 @@ def test_a_client_whose_worker_dies_does_the_work_itself(warm):
 def test_another_environments_python_does_its_own_work(warm):
     warm.environment[PREFIX] = "/somewhere/else"
     client = warm.start(*long_training(warm.project))
-    wait_until(lambda: list(warm.project.path.glob("results/train/.*.building")))
+    warm.wait_for_training()
     assert warm.forked() == [] and client.poll() is None
     client.kill()
     client.wait()
@@ -176,7 +181,7 @@ def test_whoever_dies_while_asking_does_no_harm(warm):
 
 def test_a_worker_outlives_its_owner_by_its_stages_only(warm):
     client = warm.start(*long_training(warm.project))
-    wait_until(warm.forked)
+    warm.wait_for_training()
     os.kill(warm.owner.pid, signal.SIGKILL)
     warm.owner.wait()
     wait_until(lambda: not (warm.project / warm.environment[ADDRESS]).exists())
