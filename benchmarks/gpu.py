@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,13 @@ def main() -> None:
     data = pictures(steps * BATCH)
     parts: dict[str, tuple[float, Callable[[dict[str, Any]], Any]]] = {
         "ceiling": (10, lambda found: _ceiling(device, 256 if options.quick else 8192)),
-        "plain": (60, lambda found: {f"{n} workers": _plain(data, n, work) for n in (0, min(8, os.cpu_count() or 1))}),
-        "eager": (60, lambda found: {name: _eager(data, name, work, found) for name in MODELS}),
+        "plain": (
+            60,
+            lambda found: _each((0, min(8, os.cpu_count() or 1)), lambda workers: _plain(data, workers, work)),
+        ),
+        "eager": (60, lambda found: _each(MODELS, lambda model: _eager(data, model, work, found))),
         "graphs": (30, lambda found: _speeds(data, work, _graphs)),
-        "sharing": (80, lambda found: {str(n): _sharing(n, options) for n in (1, 2, 4, 8)}),
+        "sharing": (80, lambda found: _each((1, 2, 4, 8), lambda count: _sharing(count, options))),
         "defenses": (90, lambda found: defenses.measure(device, 2, 1 if options.quick else 0, work.width)),
         "cell": (60, lambda found: _cell(options)),
         "compiled": (90, lambda found: _speeds(data, work, _compiled)),
@@ -77,13 +80,21 @@ def main() -> None:
         if begun - started + seconds > 60 * options.minutes:
             found[name] = "left out: no time"
         else:
-            try:
-                found[name] = part(found)
-            except Exception as error:  # the others are worth having
-                traceback.print_exc()
-                found[name] = f"failed: {error}"
+            found[name] = _each([name], lambda _, part=part: part(found))[name]
         print(f"[{time.perf_counter() - begun:6.1f} s] {name}: {json.dumps(found[name], indent=1)}", flush=True)
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _each(items: Sequence[Any], measure: Callable[[Any], Any]) -> dict[str, Any]:
+    """{item: what was measured}; one that fails says so and leaves the others be."""
+    found = {}
+    for item in items:
+        try:
+            found[str(item)] = measure(item)
+        except Exception as error:
+            traceback.print_exc()
+            found[str(item)] = f"failed: {error}"
+    return found
 
 
 def _device(device: torch.device) -> dict[str, Any]:
@@ -266,7 +277,8 @@ def _table2(found: dict[str, Any]) -> dict[str, Any]:
     images = TABLE2["models"] * TABLE2["epochs"] * TABLE2["images"]
     ways = {"one at a time": found["eager"]["resnet18"]["images_per_second"]["median"]}
     if isinstance(found["sharing"], dict):
-        ways |= {f"{count} at a time": value["sum"] for count, value in found["sharing"].items()}
+        counted = {count: value for count, value in found["sharing"].items() if isinstance(value, dict)}
+        ways |= {f"{count} at a time": value["sum"] for count, value in counted.items()}
     best = max(ways, key=lambda name: ways[name])
     training = images / ways[best] / 60
     each = sum(value["seconds"]["median"] for value in found["defenses"].values()) / len(found["defenses"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.training.loop import Monitor, PlainBatches, fit
 from depoison.training.recipe import Recipe
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as stages do: deterministic matrix products on CUDA
 
 BATCH, SIZE, CLASSES, PADDING = 128, 32, 10, 4
 LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
