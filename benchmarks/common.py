@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -35,9 +36,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def environment() -> dict[str, str]:
-    """The environment of a child process: this project's package, wherever its working directory is."""
-    return os.environ | {"PYTHONPATH": str(PROJECT / "workflow")}
+def environment(project: Path = PROJECT) -> dict[str, str]:
+    """The environment of a child process: a project's package, wherever its working directory is, and our commands."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PYTHONPATH": str(project / "workflow"), "PATH": path}
 
 
 @contextlib.contextmanager

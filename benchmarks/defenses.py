@@ -48,7 +48,8 @@ def measure(device: torch.device, repeats: int, epochs: int, width: int | None) 
     """
     plan, result = Plan(PROJECT), {}
     torch.manual_seed(0)
-    tuning_set, model = TuningSet(*pictures(IMAGES)), Work("resnet18", width, 0, 0, device).network()
+    work = Work("resnet18", width, 0, 0, device)
+    tuning_set, model = TuningSet(*pictures(IMAGES)), work.network()
     for defense in plan.configuration.names("defense"):
         if defense == "none":
             continue
@@ -62,8 +63,7 @@ def measure(device: torch.device, repeats: int, epochs: int, width: int | None) 
             torch.use_deterministic_algorithms(True)
             started = time.perf_counter()
             purify(model, tuning_set, Tuner(timed, Rng(0, "purify"), Monitor()), **parameters["defense"]["parameters"])
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            work.wait()
             torch.use_deterministic_algorithms(False)
             if repeat:
                 factor = recipe.epochs / timed.epochs if recipe else 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -67,8 +66,7 @@ def _run(options: argparse.Namespace, seeds: int) -> dict[str, Any]:
             worker = copy / "workflow/depoison/worker.py"
             worker.write_text(worker.read_text().replace("SUPPORTED = ", "SUPPORTED = False and "))
         command = [sys.executable, "-m", "snakemake", "--cores", str(options.cores), "--configfile", "seeds.yaml", "--"]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environ = environment() | {"PYTHONPATH": str(copy / "workflow"), "PATH": path}
+        environ = environment(copy)
         started, clock = time.time(), time.perf_counter()
         done = subprocess.run([*command, *options.target], cwd=copy, env=environ, capture_output=True, text=True)
         seconds = time.perf_counter() - clock

@@ -9,6 +9,7 @@ time, so that a call that is cut off loses one part. `--device cpu --quick` runs
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -18,20 +19,21 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from hashlib import sha256
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import defenses
-from common import PROJECT, environment, machine, spread
-from depoison.files import RUN, SPEC, save_tensors, write_json
+from common import PROJECT, environment, machine, project_copy, spread
+from depoison.files import RUN, read_json, save_tensors, write_json
 from depoison.models.classifier import Classifier
 from depoison.plan.plan import Plan
-from depoison.plan.specs import STAGES, Artifact, canonical
+from depoison.plan.specs import Artifact, canonical
 from depoison.worker import ask, start_worker
 from loops import BATCH, SIZE, Work, ours, pictures, plain
+from sharing import complete
 
 MODELS = ("resnet18", "resnet50", "vgg19-bn", "densenet161", "preactresnet18")
 CELL = "results/cells/paper/cifar10/resnet18/badnet+epochs=1+evaluate_every=0/fst/s0.json"
@@ -59,7 +61,7 @@ def main() -> None:
     torch.manual_seed(0)
     data = pictures(steps * BATCH)
     parts: dict[str, tuple[float, Callable[[dict[str, Any]], Any]]] = {
-        "ceiling": (10, lambda found: _ceiling(device, 256 if options.quick else 8192)),
+        "ceiling": (10, lambda found: _ceiling(work, 256 if options.quick else 8192)),
         "plain": (
             60,
             lambda found: _each((0, min(8, os.cpu_count() or 1)), lambda workers: _plain(data, workers, work)),
@@ -104,18 +106,16 @@ def _device(device: torch.device) -> dict[str, Any]:
     return {"device": facts.name, "memory_bytes": facts.total_memory, "multiprocessors": facts.multi_processor_count}
 
 
-def _ceiling(device: torch.device, size: int) -> dict[str, float]:
+def _ceiling(work: Work, size: int) -> dict[str, float]:
     """TFLOP/s of a square bf16 matrix product: what a training could reach at best."""
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(size, size, device=work.device, dtype=torch.bfloat16) for _ in range(2))
     best = 0.0
     for _ in range(5):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        work.wait()
         begun = time.perf_counter()
         for _ in range(10):
             a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        work.wait()
         best = max(best, 10 * 2 * size**3 / (time.perf_counter() - begun) / 1e12)
     return {"tflops": best}
 
@@ -125,12 +125,12 @@ def _plain(data: Any, workers: int, work: Work) -> dict[str, Any]:
 
 
 def _shorter(work: Work, times: int) -> Work:
-    return Work(work.model, work.width, max(1, work.steps // times), max(1, work.warmup // times), work.device)
+    return replace(work, steps=max(1, work.steps // times), warmup=max(1, work.warmup // times))
 
 
 def _eager(data: Any, model: str, work: Work, found: dict[str, Any]) -> dict[str, Any]:
     """Images per second, and the share of the ceiling that they are."""
-    mine = _shorter(Work(model, work.width, work.steps, work.warmup, work.device), 1 if model == "resnet18" else 2)
+    mine = _shorter(replace(work, model=model), 1 if model == "resnet18" else 2)
     measure = ours(*data, "bf16", mine)
     if work.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -199,40 +199,29 @@ def _job(work: Work) -> None:
 
 def _cell(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds from a stored backdoored model to the metrics of its purified one: two stages, by the warm worker."""
-    with tempfile.TemporaryDirectory() as folder:
-        project = Path(folder) / "project"
-        for name in ("config", "workflow"):
-            shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-        os.chdir(project)
-        os.environ |= environment() | {"PYTHONPATH": str(project / "workflow")}
-        try:
-            track = "paper"
-            if options.quick:
-                track = "digits"
-            plan = Plan(project)
-            cell = plan.cell(CELL if track == "paper" else CELL.replace("paper/cifar10", "digits/digits"))
-            chain = cell.evaluation.chain()
-            if track == "paper":
-                _made_up_dataset(next(a for a in chain.values() if a.stage == "dataset"))
-            runtime = json.dumps({"device": "cuda" if options.device == "cuda" else "cpu"})
-            worker = start_worker(Path("."), 1)
-            seconds = []
-            last = [cell.evaluation.upstream["model"], cell.evaluation]
-            for artifact in chain.values():
-                if artifact not in last:
-                    _stage(artifact, runtime)
-            for _ in range(4):
-                begun = time.perf_counter()
-                for artifact in last:
-                    _stage(artifact, runtime)
-                seconds.append(time.perf_counter() - begun)
-                stages = {a.stage: json.loads(Path(a.directory, RUN).read_text()) for a in last}
-                for artifact in last:
-                    shutil.rmtree(artifact.directory)
-            worker.stdin.close()
-            worker.wait()
-        finally:
-            os.chdir(PROJECT)
+    with project_copy() as project, contextlib.chdir(project):
+        os.environ |= environment(project)
+        cell = Plan(project).cell(CELL.replace("paper/cifar10", "digits/digits") if options.quick else CELL)
+        chain = cell.evaluation.chain().values()
+        if not options.quick:
+            _made_up_dataset(next(artifact for artifact in chain if artifact.stage == "dataset"))
+        runtime = json.dumps({"device": options.device})
+        worker = start_worker(Path("."), 1)
+        last = [cell.evaluation.upstream["model"], cell.evaluation]
+        for artifact in chain:
+            if artifact not in last:
+                _stage(artifact, runtime)
+        seconds = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            for artifact in last:
+                _stage(artifact, runtime)
+            seconds.append(time.perf_counter() - begun)
+            stages = {artifact.stage: read_json(Path(artifact.directory, RUN)) for artifact in last}
+            for artifact in last:
+                shutil.rmtree(artifact.directory)
+        worker.stdin.close()
+        worker.wait()
     keys = ("seconds", "peak_memory_bytes", "peak_device_memory_bytes")
     facts = {stage: {key: record.get(key) for key in keys} for stage, record in stages.items()}
     return {"seconds": spread(seconds[1:]), "stages": facts}
@@ -244,7 +233,7 @@ def _startup(device: str) -> Any:
         file = Path(folder) / "startup.json"
         script = str(PROJECT / "benchmarks/startup.py")
         subprocess.run([sys.executable, script, "--repeats", "2", "--device", device, "--json", str(file)], check=True)
-        return json.loads(file.read_text())["result"]
+        return read_json(file)["result"]
 
 
 def _stage(artifact: Artifact, runtime: str) -> None:
@@ -267,9 +256,7 @@ def _made_up_dataset(artifact: Artifact) -> None:
         tensors[f"{part}_images"], tensors[f"{part}_labels"] = pictures(count)
     write_json(folder / "classes.json", [str(number) for number in range(10)])
     save_tensors(folder / "data.safetensors", tensors)
-    write_json(folder / SPEC, artifact.spec)
-    sums = {name: sha256((folder / name).read_bytes()).hexdigest() for name in STAGES["dataset"].files}
-    write_json(folder / RUN, {"sha256": sums, "seconds": 0.0})
+    complete(artifact)
 
 
 def _table2(found: dict[str, Any]) -> dict[str, Any]:

@@ -66,9 +66,9 @@ class Work:
             torch.cuda.synchronize()
 
 
-def recipe(precision: str, epochs: int = 1) -> Recipe:
+def recipe(precision: str) -> Recipe:
     return Recipe(
-        lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, epochs=epochs, batch_size=BATCH, schedule="constant",
+        lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, epochs=1, batch_size=BATCH, schedule="constant",
         precision=precision, crop=PADDING, crop_probability=1.0, flip=0.5, rotation=0.0, rotation_probability=0.0,
         evaluate_every=0,
     )  # fmt: skip

@@ -72,7 +72,7 @@ def main() -> None:
 
 def _run(arguments: list[str], copy: Path) -> dict[str, Any]:
     """Run Snakemake once; returns the jobs that it plans, its seconds and its peak resident memory."""
-    environ = environment() | {"PYTHONPATH": str(copy / "workflow"), "XDG_CACHE_HOME": str(copy.parent / "cache")}
+    environ = environment(copy) | {"XDG_CACHE_HOME": str(copy.parent / "cache")}
     output = copy.parent / "output.txt"
     started = time.perf_counter()
     with output.open("wb") as file:

@@ -6,20 +6,18 @@ The artifacts are made up: right names, records and checksums, random content. T
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from hashlib import sha256
 from pathlib import Path
 
 from common import environment, machine, parser, project_copy, report, spread, table
-from depoison.files import RUN, SPEC, write_json
+from depoison.files import RUN, SPEC, sha256_of, write_json
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact
-from depoison.share import evaluations
+from depoison.share import evaluations, heavy_files
 
 TARGET = "reports/table2.md"
 
@@ -71,16 +69,20 @@ def _fill(project: Path, files: int, kilobytes: int) -> int:
 
 
 def _make_up(artifact: Artifact, kilobytes: int) -> int:
-    folder, heavy, sums = Path(artifact.directory), 0, {}
-    folder.mkdir(parents=True)
-    for name in STAGES[artifact.stage].files:
-        is_heavy = name.endswith(".safetensors")
-        content = os.urandom(1024 * kilobytes) if is_heavy else b"{}"
-        (folder / name).write_bytes(content)
-        sums[name], heavy = sha256(content).hexdigest(), heavy + is_heavy
+    heavy = heavy_files(artifact)
+    for file in (Path(artifact.directory, name) for name in STAGES[artifact.stage].files):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(os.urandom(1024 * kilobytes) if file in heavy else b"{}")
+    complete(artifact)
+    return len(heavy)
+
+
+def complete(artifact: Artifact) -> None:
+    """Write what makes an artifact of its files: its spec, and its record with their checksums."""
+    folder = Path(artifact.directory)
     write_json(folder / SPEC, artifact.spec)
-    (folder / RUN).write_text(json.dumps({"sha256": sums, "seconds": 1.0}))
-    return heavy
+    sums = {name: sha256_of(folder / name) for name in STAGES[artifact.stage].files}
+    write_json(folder / RUN, {"sha256": sums, "seconds": 1.0})
 
 
 def _depoison(*arguments: str) -> list[str]:
@@ -93,9 +95,8 @@ def _share(folder: Path, action: str) -> float:
 
 def _call(folder: Path, *command: str) -> float:
     """Run a command; returns its seconds."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     started = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=environment() | {"PATH": path}, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr.strip()}")
     return time.perf_counter() - started

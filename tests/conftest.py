@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ TINY = {
     "summary": "for tests",
     "replace": {"datasets": {"*": "digits"}, "models": {"*": "resnet18"}},
     "datasets": {"digits": {"size": 8}},
-    "models": {"resnet18": {"width": 2}},
+    "models": {"resnet18": {"width": 8}},
     "training": {"epochs": 1, "batch_size": 128, "evaluate_every": 0},
     "tuning": {"epochs": 1, "batch_size": 64},
 }
@@ -48,6 +50,23 @@ def cell(
     track="digits", dataset="digits", model="resnet18", attack="badnet", defense="fst", seed: int | str = 0
 ) -> str:
     return f"results/cells/{track}/{dataset}/{model}/{attack}/{defense}/s{seed}.json"
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
+    """Returns as soon as `holds` does."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def job_counts(told: str) -> dict[str, int]:
+    """How many jobs of each rule Snakemake says that it ran, or with -n would run."""
+    if "Job stats:" not in told:
+        assert "Nothing to be done" in told, told
+        return {}
+    table = told.split("Job stats:")[1].split("total")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
 
 
 class Project:

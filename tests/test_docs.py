@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = """
 summary: a budget for tests
 datasets: {digits: {size: 8}}
-models: {resnet18: {width: 2}}
+models: {resnet18: {width: 8}}
 training: {epochs: 1, batch_size: 128, evaluate_every: 0}
 tuning: {epochs: 1, batch_size: 64}
 """

@@ -17,15 +17,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import Project, cell, with_tiny
+from conftest import Project, cell, wait_until, with_tiny
 from depoison.files import RUN, sha256_of
 from depoison.plan.specs import STAGES
 
 pytestmark = pytest.mark.pipeline
 
 TABLE = "reports/tiny/table1.md"
-NEVER = 120.0
-"""Seconds that no healthy step takes."""
 
 
 def start(project: Project, *command: str) -> subprocess.Popen[bytes]:
@@ -79,10 +77,8 @@ def test_a_killed_job_fails_the_run_and_the_next_resumes_it(stage, tiny):
     target = cell(track="tiny", attack=f"{attack}+rate=0.1", defense=defense)
     tiny.set("config/config.yaml", "runtime", "save_seconds", to=0)
     run = start(tiny, "snakemake", "--cores", "1", "--", target)
-    end = time.monotonic() + NEVER
-    while not any(tiny.path.glob(f"results/{stage}/.*.scratch/state.json")):
-        assert time.monotonic() < end and run.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: any(tiny.path.glob(f"results/{stage}/.*.scratch/state.json")) or run.poll() is not None)
+    assert run.poll() is None
     child_of(run, stage).send_signal(signal.SIGKILL)
     assert run.wait(60) != 0
     assert not list(tiny.path.glob(f"results/{stage}/*/model.safetensors"))
@@ -105,11 +101,9 @@ def test_a_training_killed_at_20_random_moments_ends_with_the_same_bytes(tiny):
 
     for number in range(20):
         run = start(tiny, "depoison", "run", target)
-        end = time.monotonic() + NEVER
-        # One in four at any moment since its launch, the others at any moment of its work, saving included.
-        while number % 4 and saved() == epochs[-1]:
-            assert time.monotonic() < end and run.poll() is None
-            time.sleep(0.002)
+        if number % 4:
+            # At any moment of its work, saving included; one in four at any moment since its launch.
+            wait_until(lambda run=run: saved() != epochs[-1] or run.poll() is not None)
         time.sleep(moments.uniform(0, 0.3 if number % 4 else 1.5))
         assert run.poll() is None, f"finished after {number} kills: too short a training for this test"
         os.killpg(run.pid, signal.SIGKILL)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import shutil
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, Project, cell, with_tiny
+from conftest import ROOT, Project, cell, job_counts, with_tiny
 from depoison.plan.tables import read_table
 from depoison.reporting.tables import write_table
 
@@ -34,11 +33,7 @@ def asked(project: Project, *arguments: str) -> dict[str, int]:
     done = project.snakemake("--cores", "2", *arguments)
     text = done.stdout + done.stderr
     assert done.returncode == 0, text
-    if "Job stats:" not in text:
-        assert "Nothing to be done" in text
-        return NOTHING
-    table = text.split("Job stats:")[1].split("total")[0]
-    return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+    return job_counts(text)
 
 
 @pytest.fixture(scope="module")

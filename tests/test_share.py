@@ -16,17 +16,10 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
+from conftest import ROOT, TINY, job_counts
+
 pytestmark = pytest.mark.pipeline
 
-ROOT = Path(__file__).parents[1]
-TRACK = """
-summary: a budget for tests
-replace: {datasets: {"*": digits}, models: {"*": resnet18}}
-datasets: {digits: {size: 8}}
-models: {resnet18: {width: 2}}
-training: {epochs: 1, batch_size: 128, evaluate_every: 0}
-tuning: {epochs: 1, batch_size: 64}
-"""
 TABLE = """
 title: small
 caption: a small table
@@ -36,7 +29,6 @@ columns: [{defense: none, label: No defense}, {defense: fst, label: FST}, {defen
 rows: [{attack: badnet, label: BadNet, rates: [0.05]}, {attack: blended, label: Blended, rates: [0.05]}]
 """
 REPORT = "reports/tiny/small.md"
-NOTHING = "Nothing to be done"
 
 
 class Clone:
@@ -58,11 +50,7 @@ class Clone:
 
     def jobs(self, *arguments: str) -> dict[str, int]:
         """What a dry run would do: {rule: count}; empty for nothing."""
-        output = self.run("snakemake", "-n", "--cores", "2", *arguments, "--", REPORT)
-        if NOTHING in output:
-            return {}
-        table = output.split("Job stats:")[1].split("total")[0]
-        return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+        return job_counts(self.run("snakemake", "-n", "--cores", "2", *arguments, "--", REPORT))
 
     def scramble(self) -> None:
         """Give every file a random modification time in the past."""
@@ -91,7 +79,7 @@ def published(tmp_path_factory):
             clone.folder / name,
             **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}),
         )
-    (clone.folder / "config/tracks/tiny.yaml").write_text(TRACK)
+    (clone.folder / "config/tracks/tiny.yaml").write_text(yaml.safe_dump(TINY))
     (clone.folder / "config/papers/fst/small.yaml").write_text(TABLE)
     stages = yaml.safe_load((clone.folder / "dvc.yaml").read_text())
     stages["stages"]["table"]["foreach"] = {"tiny-small": "tiny/small"}

@@ -14,14 +14,13 @@ import shutil
 import socket
 import stat
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, Project, cell, with_tiny
+from conftest import ROOT, Project, cell, wait_until, with_tiny
 
 pytestmark = pytest.mark.cluster
 
@@ -67,13 +66,6 @@ OPTIONS = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-stat
 
 def shell(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
-def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

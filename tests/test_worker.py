@@ -11,13 +11,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from conftest import Project, cell
+from conftest import Project, cell, wait_until
 from depoison.plan.specs import canonical
 from depoison.worker import ADDRESS, PREFIX, SUPPORTED
 
@@ -33,13 +33,6 @@ sys.stdin.read()
 worker.stdin.close()
 worker.wait()
 """
-
-
-def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 class Warm:

@@ -279,18 +279,15 @@ def _not_in_remote(files: Sequence[Path]) -> set[Path]:
     return {file for file in files if told.get(str(file)) in ("missing", "new")}
 
 
-def _command(*arguments: str) -> list[str]:
-    return [shutil.which("dvc") or str(Path(sys.executable).with_name("dvc")), *arguments]
-
-
 def _dvc(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run DVC.
 
     Args:
         check: whether a failure is an error. Not being able to ask the remote must be: silence never means "it has all".
     """
+    command = [shutil.which("dvc") or str(Path(sys.executable).with_name("dvc")), *arguments]
     try:
-        done = subprocess.run(_command(*arguments), capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         raise DepoisonError("dvc: not installed; install the environment with `make environment`") from None
     if check and done.returncode:

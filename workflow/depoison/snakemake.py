@@ -70,13 +70,12 @@ class Lookup:
 
         A dry run does not come here: it may plan for another machine.
         """
+        missing = [a for a in self.plan.artifacts.values() if not Path(a.product).exists()]
         if self._workflow.executor_plugin.name != "local":
             HANDED_ON.parent.mkdir(parents=True, exist_ok=True)
             with HANDED_ON.open("a", encoding="utf-8") as file:
                 file.writelines(
-                    canonical([a.directory, a.spec, self.plan.local_copies.get(a.directory)]) + "\n"
-                    for a in self.plan.artifacts.values()
-                    if not Path(a.product).exists()
+                    canonical([a.directory, a.spec, self.plan.local_copies.get(a.directory)]) + "\n" for a in missing
                 )
             return
         limit, found = self._workflow.global_resources.get("gpu"), len(devices())
@@ -85,7 +84,7 @@ class Lookup:
             instead = "leave it out to compute on the CPU" if not found else f"valid: at most {found}"
             with _refusing():
                 raise DepoisonError(f"--resources gpu={wanted}: this machine has {found} GPUs; {instead}")
-        if any(not Path(artifact.product).exists() for artifact in self.plan.artifacts.values()):
+        if missing:
             self._worker = start_worker(RUNNING.parent, self.runtime.threads)
 
     def inputs(self, stage: str) -> Callable[[Any], list[Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor, nn
 
 
@@ -15,3 +17,25 @@ class GlobalAverage(nn.Module):
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
     """Without bias, padded so that stride 1 keeps the size."""
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+
+
+def residual_stages(
+    width: int, counts: Sequence[int], block: Callable[[int, int, int], nn.Module], expansion: int = 1
+) -> tuple[list[nn.Module], int]:
+    """The blocks of a ResNet: `width` channels in the first stage, doubled in each of the next, which halve the image.
+
+    Args:
+        counts: blocks of each stage.
+        block: (input channels, inner channels, stride) → a block with `expansion` × inner channels as output.
+
+    Returns:
+        The blocks, and the output channels of the last.
+    """
+    blocks: list[nn.Module] = []
+    inputs = width
+    for stage, count in enumerate(counts):
+        inner = width * 2**stage
+        for number in range(count):
+            blocks.append(block(inputs, inner, 2 if stage and not number else 1))
+            inputs = expansion * inner
+    return blocks, inputs

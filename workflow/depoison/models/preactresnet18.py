@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from depoison.models.layers import GlobalAverage, convolution
+from depoison.models.layers import GlobalAverage, convolution, residual_stages
 
 
 def preactresnet18(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.Module]:
@@ -16,13 +16,8 @@ def preactresnet18(classes: int, channels: int, *, width: int) -> tuple[nn.Modul
     Returns:
         The feature extractor, (B, channels, H, W) → (B, 8 * width), and the linear classifier.
     """
-    blocks: list[nn.Module] = []
-    inputs = width
-    for stage in range(4):
-        outputs = width * 2**stage
-        blocks += [_PreActBlock(inputs, outputs, 1 if stage == 0 else 2), _PreActBlock(outputs, outputs, 1)]
-        inputs = outputs
-    return nn.Sequential(convolution(channels, width, 3), *blocks, GlobalAverage()), nn.Linear(inputs, classes)
+    blocks, features = residual_stages(width, (2, 2, 2, 2), _PreActBlock)
+    return nn.Sequential(convolution(channels, width, 3), *blocks, GlobalAverage()), nn.Linear(features, classes)
 
 
 class _PreActBlock(nn.Module):

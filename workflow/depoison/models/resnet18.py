@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from depoison.models.layers import GlobalAverage, convolution
+from depoison.models.layers import GlobalAverage, convolution, residual_stages
 
 
 def resnet18(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.Module]:
@@ -14,15 +14,10 @@ def resnet18(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.
     Returns:
         The feature extractor, (B, channels, H, W) → (B, 8 * width), and the linear classifier.
     """
-    blocks: list[nn.Module] = []
-    inputs = width
-    for stage in range(4):
-        outputs = width * 2**stage
-        blocks += [_BasicBlock(inputs, outputs, 1 if stage == 0 else 2), _BasicBlock(outputs, outputs, 1)]
-        inputs = outputs
+    blocks, features = residual_stages(width, (2, 2, 2, 2), _BasicBlock)
     stem = (convolution(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
     extractor = nn.Sequential(*stem, *blocks, GlobalAverage())
-    return extractor, nn.Linear(inputs, classes)
+    return extractor, nn.Linear(features, classes)
 
 
 class _BasicBlock(nn.Module):

@@ -5,9 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from depoison.models.layers import GlobalAverage, convolution
-
-BLOCKS = (3, 4, 6, 3)
+from depoison.models.layers import GlobalAverage, convolution, residual_stages
 
 
 def resnet50(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.Module]:
@@ -16,15 +14,9 @@ def resnet50(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.
     Returns:
         The feature extractor, (B, channels, H, W) → (B, 32 * width), and the linear classifier.
     """
-    blocks: list[nn.Module] = []
-    inputs = width
-    for stage, count in enumerate(BLOCKS):
-        inner = width * 2**stage
-        for number in range(count):
-            blocks.append(_Bottleneck(inputs, inner, 2 if stage and not number else 1))
-            inputs = 4 * inner
+    blocks, features = residual_stages(width, (3, 4, 6, 3), _Bottleneck, expansion=4)
     stem = (convolution(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
-    return nn.Sequential(*stem, *blocks, GlobalAverage()), nn.Linear(inputs, classes)
+    return nn.Sequential(*stem, *blocks, GlobalAverage()), nn.Linear(features, classes)
 
 
 class _Bottleneck(nn.Module):
