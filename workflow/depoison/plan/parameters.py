@@ -23,6 +23,7 @@ class Parameter(BaseModel):
         range: the valid interval in the usual notation, such as "(0, 1]" or "[0, inf)"; for `floats`, of each number.
         choices: the valid values, where there are few.
         optional: whether "none" is valid.
+        budget: whether a track may set it, as it may epochs.
         source: where in which paper the default stands.
         help: one line on what it does.
     """
@@ -34,6 +35,7 @@ class Parameter(BaseModel):
     range: str | None = None
     choices: tuple[Any, ...] | None = None
     optional: bool = False
+    budget: bool = False
     source: str = ""
     help: str
 

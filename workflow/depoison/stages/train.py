@@ -37,7 +37,7 @@ def run(job: Job) -> None:
         scratch=job.scratch,
         save_seconds=job.runtime.save_seconds,
     )
-    fit(model, batches, recipe, rng, monitor)
+    fit(model, batches, recipe, rng, monitor, **batches.hooks())
     save_tensors(job.folder / "trigger.safetensors", trigger)
     job.facts |= write_history(job.folder / "history.csv", monitor.history)
     save_tensors(job.folder / "model.safetensors", model.state_dict())

@@ -48,7 +48,7 @@ class Monitor:
 
 
 class BatchSource(Protocol):
-    """Where batches come from: the plain one below, or an attack that makes its own (WaNet)."""
+    """Where batches come from: the plain one below, or an attack that makes its own (WaNet). To be subclassed."""
 
     def __len__(self) -> int: ...
 
@@ -59,8 +59,12 @@ class BatchSource(Protocol):
         """
         ...
 
+    def hooks(self) -> dict[str, Any]:
+        """What else of `fit` an attack that controls training changes, by parameter."""
+        return {}
 
-class PlainBatches:
+
+class PlainBatches(BatchSource):
     """Images with fixed labels.
 
     Args:
@@ -87,6 +91,7 @@ def fit(
     monitor: Monitor,
     *,
     trainable: str = "all",
+    objective: Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     extra_loss: Callable[[Classifier], Tensor] | None = None,
     after_step: Callable[[Classifier], None] | None = None,
     perturbed: Callable[[list[nn.Parameter]], AbstractContextManager[None]] | None = None,
@@ -97,6 +102,8 @@ def fit(
     Args:
         data: on the same device as the model.
         trainable: "all", "head" (the linear classifier) or "extractor"; the rest keeps its values.
+        objective: from the model, a batch's images and its labels to the loss and the (B, K) float logits, in place of
+            cross-entropy (`classification`).
         extra_loss: a term added to the loss of each batch.
         after_step: a change of weights after each optimizer step, such as a projection; runs without gradients.
         perturbed: a context in which the weights are moved, entered after a first backward pass with the gradients in
@@ -122,8 +129,7 @@ def fit(
     def gradients(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         with autocast(device, recipe.precision):
-            logits = model(images).float()
-        loss = cross_entropy(logits, labels)
+            loss, logits = (objective or classification)(model, images, labels)
         total = loss if extra_loss is None else loss + extra_loss(model)
         total.backward()
         return loss.detach(), logits.detach()
@@ -171,6 +177,12 @@ def fit(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
+
+
+def classification(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in fp32, and the logits."""
+    logits = model(images).float()
+    return cross_entropy(logits, labels), logits
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
