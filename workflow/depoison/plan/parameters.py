@@ -177,8 +177,8 @@ SHARED: dict[str, dict[str, Parameter]] = {
         "batch_size": Parameter(type="int", range="[2, inf)", help="images in a batch"),
         "schedule": Parameter(
             type="str",
-            choices=("cosine", "constant", "onecycle"),
-            help="cosine by epoch, constant, or one cycle by step",
+            choices=("cosine", "constant", "multistep", "onecycle"),
+            help="cosine by epoch, constant, a tenth after 35% and again after 75% of the epochs, or one cycle by step",
         ),
         "precision": Parameter(type="str", choices=("fp32", "bf16"), help="fp32, or bf16 autocast"),
         "crop": Parameter(type="int", range="[0, 64]", help="zero padding of the random crop, in pixels; 0: no crop"),
