@@ -26,7 +26,7 @@ PLAIN = {
     "covariance_every": 1, "inverse_every": 1,
 }  # fmt: skip
 RELEASED = {
-    "trainable": "all", "fisher": "empirical", "eigenvalues": "corrected", "damping": 1e-3, "kl_clip": 1e-2,
+    "trainable": "all", "layers": "last", "fisher": "empirical", "eigenvalues": "corrected", "damping": 1e-3, "kl_clip": 1e-2,
     "decay": 0.95, "covariance_every": 2, "inverse_every": 5, "retention": 0.0,
 }  # fmt: skip
 HEAD = {"classifier.weight", "classifier.bias"}
@@ -55,7 +55,7 @@ def stepped(
 
 
 def replaced(model: Classifier, images: Tensor, labels: Tensor, steps: int = 1, **changes: Any) -> list[Any]:
-    natural = NaturalGradient(model, RNG, **(PLAIN | changes))
+    natural = NaturalGradient(model.head, RNG, **(PLAIN | changes))
     return [stepped(model, natural, images, labels) for _ in range(steps)][-1] + (natural,)
 
 
@@ -178,7 +178,7 @@ def test_kl_clip_bounds_the_step_over_all_layers_and_keeps_its_direction(kl_clip
     lr, free = 0.7, double(layers)
     _, unclipped, _ = replaced(free, DATA.images, DATA.labels)
     model = double(layers)
-    natural = NaturalGradient(model, RNG, **(PLAIN | {"kl_clip": kl_clip}))
+    natural = NaturalGradient(model.head, RNG, **(PLAIN | {"kl_clip": kl_clip}))
     before, after = stepped(model, natural, DATA.images, DATA.labels, lr)
     whole = lr**2 * sum((v * g).sum() for v, g in zip(unclipped, before, strict=True))
     nu = min(1.0, (kl_clip / whole) ** 0.5)
@@ -190,7 +190,9 @@ def test_kl_clip_bounds_the_step_over_all_layers_and_keeps_its_direction(kl_clip
 def test_averages_and_bases_are_renewed_at_their_intervals_alone():
     model = double()
     natural = NaturalGradient(
-        model, RNG, **(PLAIN | {"eigenvalues": "corrected", "decay": 0.5, "covariance_every": 2, "inverse_every": 3})
+        model.head,
+        RNG,
+        **(PLAIN | {"eigenvalues": "corrected", "decay": 0.5, "covariance_every": 2, "inverse_every": 3}),
     )
     renewed = []
     for step in range(7):
@@ -214,7 +216,7 @@ def test_true_fisher_is_that_of_the_models_probabilities_whatever_the_labels():
     expected = (np.einsum("ni,ij->nij", p, np.eye(3)) - np.einsum("ni,nj->nij", p, p)).mean(0)
     wrong = torch.from_numpy(p).argmin(1)
     for fisher, close_to_it in (("true", True), ("empirical", False)):
-        natural = NaturalGradient(model, RNG, **(PLAIN | {"fisher": fisher}))
+        natural = NaturalGradient(model.head, RNG, **(PLAIN | {"fisher": fisher}))
         found = []
         for _ in range(200):
             stepped(model, natural, DATA.images, wrong)
@@ -342,7 +344,7 @@ def test_fisher_of_drawn_labels_depends_on_the_seed_alone():
     found = []
     for seed in (0, 0, 1):
         model = double()
-        natural = NaturalGradient(model, Rng(seed, "purify"), **(PLAIN | {"fisher": "true"}))
+        natural = NaturalGradient(model.head, Rng(seed, "purify"), **(PLAIN | {"fisher": "true"}))
         found.append(stepped(model, natural, DATA.images, DATA.labels)[1][0])
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
 
@@ -378,7 +380,7 @@ def test_statistics_are_fp32_under_bf16_autocast():
     found = {}
     for precision in ("fp32", "bf16"):
         model = network()
-        natural = NaturalGradient(model, RNG, **(PLAIN | {"decay": 0.5}))
+        natural = NaturalGradient(model.head, RNG, **(PLAIN | {"decay": 0.5}))
         with natural.watching(model), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = model(DATA.images)
         cross_entropy(logits.float(), DATA.labels).backward()

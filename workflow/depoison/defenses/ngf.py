@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ def ngf(
     tune: Tuner,
     *,
     trainable: str,
+    layers: str,
     fisher: str,
     eigenvalues: str,
     damping: float,
@@ -43,12 +44,13 @@ def ngf(
     Args:
         trainable: "all": the weights before the classifier take plain SGD steps and BatchNorm follows the data, as in
             the released code; or "head": they stay as they are, statistics included, as the paper's one layer.
+        layers: "last": only the classifier's last linear layer takes natural steps, as in the released code; or "all".
         retention: weight of the pull towards the original classifier; 0 (released code) switches it off.
         fisher, eigenvalues, damping, kl_clip, decay, covariance_every, inverse_every: see `NaturalGradient`.
     """
     tuned = copy.deepcopy(model)
     natural = NaturalGradient(
-        tuned,
+        tuned.head if layers == "all" else tuned.head[-1:],
         tune.rng,
         fisher=fisher,
         eigenvalues=eigenvalues,
@@ -87,7 +89,7 @@ class NaturalGradient:
 
     def __init__(
         self,
-        model: Classifier,
+        layers: Sequence[nn.Linear],
         rng: Rng,
         *,
         fisher: str,
@@ -98,7 +100,7 @@ class NaturalGradient:
         covariance_every: int,
         inverse_every: int,
     ):
-        self.blocks = [_Block(layer) for layer in model.head]
+        self.blocks = [_Block(layer) for layer in layers]
         self.rng, self.fisher, self.eigenvalues = rng, fisher, eigenvalues
         self.damping, self.kl_clip, self.decay = damping, kl_clip, decay
         self.covariance_every, self.inverse_every = covariance_every, inverse_every
