@@ -540,6 +540,23 @@ def test_one_seed_is_enough_to_compare(compared):
     assert "| Vanilla FT − LP | 3 |" in text and "mean over its seeds" not in text
 
 
+def test_cells_that_stand_twice_are_no_evidence_twice(there):
+    """On a track that replaces both datasets of Table 5 by one, each row counts once; the published mean is of all."""
+    table = read_table(there.plan(), "reports/tiny/table5")
+    (found,) = compare(table, read_metrics)
+    rows = [row for row in table.rows if all(entry.cells for entry in table.entries if entry.row == row)]
+    assert found.rows == len(rows) >= 9 and found.pairs == 2 * len(rows)
+    rates = {(row.attack.name, str(row.rate)) for row in rows}
+    numbers = {
+        defense: [float(line["asr"]) for line in printed("table5")
+                  if line["defense"] == defense and (line["attack"], line["rate"]) in rates]
+        for defense in ("fst", "none")
+    }  # fmt: skip
+    assert len(numbers["fst"]) == 2 * len(rows)
+    expected = statistics.fmean(numbers["fst"]) - statistics.fmean(numbers["none"])
+    assert found.differences["asr"].published == pytest.approx(expected)
+
+
 def test_the_published_differences_of_table_2(there):
     """What the paper's own numbers say of FST and FT-init, over the rows that are here."""
     table = read_table(there.plan(), "reports/tiny/table2")

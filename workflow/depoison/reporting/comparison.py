@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,8 @@ TIE = 0.005
 class Difference:
     """One metric of one defense minus that of another, in percentage points.
 
-    The rows of the table are the unit: a row's difference is the mean over the seeds that both defenses have.
+    The rows of the table are the unit: a row's difference is the mean over the seeds that both defenses have. Cells that
+    stand in several places of the table count once.
 
     Attributes:
         rows: how many rows both have.
@@ -90,30 +92,37 @@ def compare(table: Table, metrics: Callable[[str], dict[str, Any]]) -> list[Comp
     entries = {(entry.row, entry.column): entry for entry in table.entries}
     result = []
     for pair in table.comparisons:
-        matched = [(entries[row, first], entries[row, second]) for row in table.rows for first, second in pair]
-        differences = {metric: _difference(table, matched, metric, metrics) for metric in METRICS}
+        # What a track makes the same, such as two datasets that it replaces by one, is one row and not evidence twice.
+        places = defaultdict(list)
+        for row in table.rows:
+            for first, second in pair:
+                place = entries[row, first], entries[row, second]
+                places[tuple(cell.evaluation.product for entry in place for cell in entry.cells)].append(place)
+        differences = {metric: _difference(table, list(places.values()), metric, metrics) for metric in METRICS}
         result.append(Comparison(*(column.label for column in pair[0]), differences))
     return result
 
 
 def _difference(
-    table: Table, matched: list[tuple[Entry, Entry]], metric: str, metrics: Callable[[str], dict[str, Any]]
+    table: Table, rows: list[list[tuple[Entry, Entry]]], metric: str, metrics: Callable[[str], dict[str, Any]]
 ) -> Difference:
-    rows, printed, pairs = [], [], 0
-    for entries in matched:
-        values = [[metrics(cell.evaluation.product)[metric] for cell in entry.cells] for entry in entries]
+    """Of rows, each with all places of the table where its two cells stand."""
+    ours, printed, pairs = [], [], 0
+    for places in rows:
+        values = [[metrics(cell.evaluation.product)[metric] for cell in entry.cells] for entry in places[0]]
         seeds = [a - b for a, b in zip(*values, strict=False) if a is not None and b is not None]
         if not seeds:
             continue
         pairs += len(seeds)
-        rows.append(statistics.fmean(seeds))
-        numbers = [table.published.get(table.key(entry.row, entry.column), {}).get(metric) for entry in entries]
-        printed += [numbers[0] - numbers[1]] if None not in numbers else []
-    if not rows:
+        ours.append(statistics.fmean(seeds))
+        numbers = [[table.published.get(table.key(e.row, e.column), {}).get(metric) for e in place] for place in places]
+        if not any(None in both for both in numbers):
+            printed.append(statistics.fmean(first - second for first, second in numbers))
+    if not ours:
         return Difference(0, 0, None, None, None, 0, 0, 0, None)
-    gains = [BETTER[metric] * row for row in rows]
+    gains = [BETTER[metric] * row for row in ours]
     wins, losses = sum(gain >= TIE for gain in gains), sum(gain <= -TIE for gain in gains)
-    mean, interval = mean_and_interval(rows)
-    published = statistics.fmean(printed) if len(printed) == len(rows) else None
-    ties = len(rows) - wins - losses
-    return Difference(len(rows), pairs, mean, interval, published, wins, ties, losses, sign_test(wins, losses))
+    mean, interval = mean_and_interval(ours)
+    published = statistics.fmean(printed) if len(printed) == len(ours) else None
+    ties = len(ours) - wins - losses
+    return Difference(len(ours), pairs, mean, interval, published, wins, ties, losses, sign_test(wins, losses))
