@@ -152,14 +152,14 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from depoison.gpu import lease
-    from depoison.plan.tables import read_table
+    from depoison.plan.tables import read_report
     from depoison.stages.runner import devices_wanted, run_stage
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
-    tables = [read_table(plan, target) for target in options.targets if not target.startswith("results/")]
+    tables = [read_report(plan, target) for target in options.targets if not target.startswith("results/")]
     cells = [plan.cell(target) for target in options.targets if target.startswith("results/")]
-    wanted = [cell for table in tables for entry in table.entries for cell in entry.cells] + cells
+    wanted = [cell for table in tables for cell in table.cells()] + cells
     chain = {directory: artifact for cell in wanted for directory, artifact in cell.evaluation.chain().items()}
     missing = [artifact for artifact in chain.values() if not Path(artifact.product).exists()]
     with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
@@ -197,10 +197,10 @@ def _cell(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from depoison.plan.tables import read_table
+    from depoison.plan.tables import read_report
 
     plan = _plan(options)
-    _write_reports(plan, [read_table(plan, options.target)], [])
+    _write_reports(plan, [read_report(plan, options.target)], [])
 
 
 def _stage(options: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from depoison.files import RUN, read_json, sha256_of
 from depoison.plan.cells import PREFIX
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact
-from depoison.plan.tables import all_tables, read_table
+from depoison.plan.tables import all_tables, read_report
 
 
 @dataclass
@@ -46,10 +46,7 @@ def evaluations(plan: Plan, targets: Iterable[str]) -> list[Artifact]:
     """The evaluations behind cells and tables, each once."""
     found: dict[str, Artifact] = {}
     for target in targets:
-        if target.startswith(PREFIX):
-            cells = [plan.cell(target)]
-        else:
-            cells = [cell for entry in read_table(plan, target).entries for cell in entry.cells]
+        cells = [plan.cell(target)] if target.startswith(PREFIX) else read_report(plan, target).cells()
         found.update((cell.evaluation.directory, cell.evaluation) for cell in cells)
     return list(found.values())
 

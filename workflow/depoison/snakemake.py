@@ -23,7 +23,7 @@ from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes
-from depoison.plan.tables import Table, read_table
+from depoison.plan.tables import Table, Tables, read_report
 from depoison.reporting.cells import cell_is_current
 from depoison.reporting.tables import table_is_current
 from depoison.worker import start_worker
@@ -52,7 +52,7 @@ class Lookup:
 
     def __init__(self, workflow: Any, config: Mapping[str, Any]):
         self._workflow, self._config = workflow, dict(config)
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[str, Table | Tables] = {}
         # Planning makes millions of objects that live until its end: looking for garbage among them is a fifth of its time.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -138,7 +138,7 @@ class Lookup:
         """Input function: a table's evaluations, and a stamp that is new where the table is out of date."""
         target = f"reports/{wildcards.where}{wildcards.table}"
         with _refusing():
-            table = self._tables[target] = self._tables.get(target) or read_table(self.plan, target)
+            table = self._tables[target] = self._tables.get(target) or read_report(self.plan, target)
         return self._view(table.target, table.evaluations(), table_is_current(self.plan, table))
 
     def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:

@@ -23,6 +23,6 @@ def check(plan: Plan) -> str:
     for track in configuration.names("track"):
         configuration.track(track)
     tables = [read_table(plan, target) for target in all_tables(plan)]
-    cells = {cell.name for table in tables for entry in table.entries for cell in entry.cells}
+    cells = {cell.name for table in tables for cell in table.cells()}
     counts = ", ".join(f"{len(configuration.names(kind))} {folder}" for kind, folder in KINDS.items())
     return f"valid: {counts}, {len(configuration.names('track'))} tracks, {len(tables)} tables, {len(cells)} cells"
