@@ -75,8 +75,8 @@ class Entry:
     """A cell of the table.
 
     Attributes:
-        cells: one for each seed; empty where a method has no implementation.
-        gap: the method that has none, "" where there is a cell.
+        cells: one for each seed; empty where a method has no implementation, or does not go with the dataset or model.
+        gap: the method that has none, or the sentence that says why they do not go together; "" where there is a cell.
     """
 
     row: Row
@@ -164,7 +164,7 @@ def read_table(plan: Plan, target: str) -> Table:
     entries = []
     for row in rows:
         for column in columns:
-            gap = _gap(plan, row, column)
+            gap = _gap(plan, row, column, dataset, model)
             choices = (
                 Choice(dataset),
                 Choice(model),
@@ -230,10 +230,13 @@ def _without(choice: Choice, fixed: dict[str, dict[str, set[str]]], folder: str)
     return Choice(choice.name, tuple((key, value) for key, value in choice.overrides if key not in keys))
 
 
-def _gap(plan: Plan, row: Row, column: Column) -> str:
+def _gap(plan: Plan, row: Row, column: Column, dataset: str, model: str) -> str:
     for kind, choice in (("attack", row.attack), ("defense", column.defense)):
         if choice.name not in plan.configuration.names(kind):
             return f"the {kind} {choice.name}"
+        why = plan.configuration.excluded(kind, choice.name, dataset=dataset, model=model)
+        if why:
+            return why
     return ""
 
 
