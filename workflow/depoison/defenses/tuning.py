@@ -49,6 +49,29 @@ class Tuner:
         return fit(model, batches, self.recipe, self.rng, self.monitor, **hooks)
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """What a defense returns where its paper chose among models by looking at the test set (`select=oracle`).
+
+    The defense never sees that data: the stage measures each candidate and chooses.
+
+    Attributes:
+        parameter: what the candidates differ in, such as "threshold".
+        values: its values, the mildest change of the backdoored model first.
+        model: the candidate of a value, made when it is asked for, so that only one is in memory.
+        max_drop: the largest fall of clean accuracy that a choice may cost, in percentage points.
+    """
+
+    parameter: str
+    values: tuple[float, ...]
+    model: Callable[[float], Classifier]
+    max_drop: float
+
+    def allows(self, before: float, after: float) -> bool:
+        """Whether a fall of clean accuracy (percent) from `before` to `after` is small enough."""
+        return before - after <= self.max_drop + 1e-9  # a fall of exactly max_drop is, whatever its rounding
+
+
 def reinitialized_head(model: Classifier, rng: Rng) -> Classifier:
     """A copy of the model whose linear layers are drawn afresh: weight and bias uniform in ±1 / sqrt(inputs).
 

@@ -71,6 +71,13 @@ class Config(_Strict):
     defenses: dict[str, Values] = Field(default={}, description="your values for a defense")
 
 
+class Excludes(_Strict):
+    """What a method cannot be combined with, each with the sentence that says why."""
+
+    datasets: dict[str, str] = {}
+    models: dict[str, str] = {}
+
+
 class Method(_Strict):
     """A dataset, model, attack or defense: config/<kind>s/<name>.yaml."""
 
@@ -91,6 +98,7 @@ class Method(_Strict):
     values: Values = Field(default={}, description="its defaults for shared hyper-parameters")
     datasets: dict[str, Values] = Field(default={}, description="its values on a dataset")
     models: dict[str, Values] = Field(default={}, description="its values with a model")
+    excludes: Excludes = Field(Excludes(), description="datasets and models that it does not work on, and why")
     grids: dict[str, list[Any]] = Field(default={}, description="values that the paper sweeps, by hyper-parameter")
     training: Values = Field(default={}, description="(datasets only) how models are trained on it")
     tuning: Values = Field(default={}, description="(datasets only) how models are tuned on it")
@@ -246,6 +254,9 @@ class Configuration:
                 if target not in self.names(other):
                     raise unknown(other, target, self.names(other), document.place(folder, target))
                 self._check_values(values, {**own, **shared}, (folder, target), document.place)
+            for target in getattr(method.excludes, folder):
+                if target not in self.names(other):
+                    raise unknown(other, target, self.names(other), document.place("excludes", folder, target))
         return loaded
 
     def _check_code(self, kind: str, name: str, loaded: Loaded) -> None:
@@ -270,6 +281,11 @@ class Configuration:
     def _shared(kind: str, method: Method) -> dict[str, Parameter]:
         groups = SHARED_BY[kind] if method.shared is None else method.shared
         return {key: parameter for group in groups for key, parameter in SHARED[group].items()}
+
+    def excluded(self, kind: str, name: str, *, dataset: str, model: str) -> str:
+        """Why a method cannot be used on a dataset or with a model, a sentence; "" where it can."""
+        excludes = self.method(kind, name).content.excludes
+        return excludes.datasets.get(dataset) or excludes.models.get(model) or ""
 
     def parameters(self, kind: str, name: str) -> dict[str, Parameter]:
         """Every hyper-parameter that can be set for a method: its own, then the shared ones."""

@@ -59,7 +59,7 @@ class Plan:
         """Resolve a cell.
 
         Raises:
-            DepoisonError: an unknown track, method or key, or an invalid value.
+            DepoisonError: an unknown track, method or key, an invalid value, or methods that do not go together.
         """
         name = CellName.parse(name) if isinstance(name, str) else name
         if name not in self._cells:
@@ -94,6 +94,12 @@ class Plan:
         if name.track not in self.configuration.names("track"):
             raise unknown("track", name.track, self.configuration.names("track"), name.path)
         settings = {kind: self._settings(kind, name) for kind in KINDS}
+        for kind in KINDS:
+            why = self.configuration.excluded(
+                kind, getattr(name, kind).name, dataset=name.dataset.name, model=name.model.name
+            )
+            if why:
+                raise DepoisonError(f"{name.path}: {why}")
         value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
         dataset = make_artifact("dataset", {}, self._dataset_parameters(name.dataset.name, value["dataset"]))
         self.local_copies[dataset.directory] = value["dataset"]["root"]

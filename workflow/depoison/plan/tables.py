@@ -129,8 +129,8 @@ class Entry:
     """A cell of the table.
 
     Attributes:
-        cells: one for each seed; empty where a method or the model has no implementation.
-        gap: the method that has none, "" where there is a cell.
+        cells: one for each seed; empty where a method has no implementation, or does not go with the others.
+        gap: the method or model that has none, or a sentence that says why they do not go together; "" for a cell.
     """
 
     row: Row
@@ -410,11 +410,12 @@ def _without(choice: Choice, fixed: dict[str, dict[str, set[str]]], folder: str)
 
 
 def _gap(plan: Plan, row: Row, column: Column) -> str:
-    for kind, name in (
-        ("model", column.subject.model), ("attack", row.attack.name), ("defense", column.defense.name)
-    ):  # fmt: skip
+    dataset, model = column.subject
+    for kind, name in (("model", model), ("attack", row.attack.name), ("defense", column.defense.name)):
         if name not in plan.configuration.names(kind):
             return f"the {kind} {name}"
+        if kind != "model" and (why := plan.configuration.excluded(kind, name, dataset=dataset, model=model)):
+            return why
     return ""
 
 

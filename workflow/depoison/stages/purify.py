@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
-from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.defenses.tuning import Candidates, Tuner, TuningSet
 from depoison.files import load_tensors, save_tensors
+from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
-from depoison.stages.inputs import read_dataset, read_model
+from depoison.stages.inputs import read_dataset, read_model, read_spec
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
-from depoison.training.loop import Monitor
+from depoison.training.loop import Evaluate, Monitor
 from depoison.training.recipe import Recipe
 
 
 def run(job: Job) -> None:
-    """Call the defense with the model and the first `tuning_ratio` of the defender's data, nothing else."""
+    """Call the defense with the model and the first `tuning_ratio` of the defender's data, nothing else.
+
+    Where it returns candidates, the choice is the oracle's: by test data.
+    """
     dataset = read_dataset(job.upstream("dataset"))
     defender = load_tensors(job.upstream("split") / "split.safetensors")["defender"]
     backdoored = job.upstream("model")
@@ -37,6 +42,34 @@ def run(job: Job) -> None:
     purify = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
     tune = Tuner(recipe, Rng(job.seed, "purify"), monitor)
     purified = purify(model, tuning_set, tune, **defense["parameters"])
+    if isinstance(purified, Candidates):
+        # Measured as the evaluation will measure it: in the precision that the backdoored model was trained in.
+        test, precision = Test.of(backdoored, dataset), read_spec(backdoored)["parameters"]["recipe"]["precision"]
+        purified, job.facts["selection"] = pick(purified, model, lambda model: test.measure(model, precision))
     job.facts |= write_history(job.folder / "history.csv", monitor.history)
     save_tensors(job.folder / "model.safetensors", purified.state_dict())
-    job.facts |= {"tuning_images": len(defender)}
+    job.facts |= {"tuning_images": len(defender)} | monitor.facts
+
+
+def pick(candidates: Candidates, backdoored: Classifier, measure: Evaluate) -> tuple[Classifier, dict[str, Any]]:
+    """The candidate with the lowest ASR among those that cost at most `max_drop` of the backdoored model's C-Acc.
+
+    Where none does, and where there is no attack, the one with the highest C-Acc. Of equals, the higher C-Acc and then
+    the milder change wins.
+
+    Args:
+        measure: C-Acc and, where there is an attack, ASR on the test set, in percent.
+
+    Returns:
+        The model, and for the record the whole sweep and the choice.
+    """
+    before = measure(backdoored)["c_acc"]
+    sweep = []
+    for value in candidates.values:
+        found = measure(candidates.model(value))
+        sweep.append({candidates.parameter: value, "c_acc": found["c_acc"], "asr": found.get("asr")})
+    allowed = [row for row in sweep if row["asr"] is not None and candidates.allows(before, row["c_acc"])]
+    ranked = sorted(allowed or sweep, key=lambda row: (row["asr"] if allowed else 0.0, -row["c_acc"]))
+    chosen = ranked[0][candidates.parameter]
+    selection = {"by": "oracle", "max_drop": candidates.max_drop, "before": before, "sweep": sweep, "chosen": chosen}
+    return candidates.model(chosen), selection

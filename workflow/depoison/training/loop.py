@@ -38,6 +38,7 @@ class Monitor:
         report: takes a history row after each epoch.
         scratch: a folder for resumable state; None: nothing is saved.
         save_seconds: least time between two saves.
+        facts: what else the record of the run shall say.
     """
 
     evaluate: Evaluate | None = None
@@ -45,6 +46,7 @@ class Monitor:
     scratch: Path | None = None
     save_seconds: float = 30.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class BatchSource(Protocol):
@@ -93,6 +95,45 @@ class PlainBatches(BatchSource):
         return self.images.batch(index, draws), self.labels[index]
 
 
+class Course:
+    """The history of a run: a row after each epoch, with C-Acc and ASR where the recipe asks for them.
+
+    Args:
+        first: the epoch that the run starts or resumes with.
+    """
+
+    def __init__(self, recipe: Recipe, monitor: Monitor, device: torch.device, first: int = 0):
+        self.recipe, self.monitor, self.device, self.first = recipe, monitor, device, first
+        self.started = time.monotonic()
+
+    def begin(self, epoch: int) -> None:
+        self.epoch, self.begun = epoch, time.monotonic()
+        self.loss, self.correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        self.images = 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: its mean loss, logits (B, K) and labels (B,), without gradients."""
+        self.loss += loss * len(labels)
+        self.correct += (logits.argmax(1) == labels).sum()
+        self.images += len(labels)
+
+    def end(self, model: Classifier) -> None:
+        """Report the epoch."""
+        epoch, epochs, every = self.epoch + 1, self.recipe.epochs, self.recipe.evaluate_every
+        row = {
+            "epoch": epoch,
+            "epochs": epochs,
+            "loss": self.loss.item() / self.images,
+            "train_acc": 100 * self.correct.item() / self.images,
+            "images_per_second": self.images / (time.monotonic() - self.begun),
+        }
+        if self.monitor.evaluate and every and (epoch == epochs or epoch % every == 0):
+            row |= self.monitor.evaluate(model)
+        row["seconds_left"] = (time.monotonic() - self.started) / (epoch - self.first) * (epochs - epoch)
+        self.monitor.history.append(row)
+        self.monitor.report(row)
+
+
 def fit(
     model: Classifier,
     data: BatchSource,
@@ -135,10 +176,10 @@ def fit(
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = SGD(parameters, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    sizes = _batch_sizes(len(data), recipe.batch_size)
+    sizes = batch_sizes(len(data), recipe.batch_size)
     steps = recipe.epochs * len(sizes)
     first = _resume(model, optimizer, monitor, extra_state)
-    saved, started = time.monotonic(), time.monotonic()
+    course, saved = Course(recipe, monitor, device, first), time.monotonic()
 
     def gradients(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
@@ -152,16 +193,9 @@ def fit(
         model.train()
         if frozen_statistics:
             model.extractor.eval()
-        begun = time.monotonic()
-        generator = rng.generator("epoch", epoch)
-        order = torch.randperm(len(data), generator=generator).to(device)
-        draws = draw(recipe, len(data), generator).to(device)
-        seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
-        loss_sum, correct, at = torch.zeros((), device=device), torch.zeros((), device=device), 0
-        for number, size in enumerate(sizes):
-            part = slice(at, at + size)
-            at += size
-            images, labels = data.batch(order[part], draws[part], torch.Generator().manual_seed(seeds[number]))
+        course.begin(epoch)
+        shuffled = batches(data, recipe, rng.generator("epoch", epoch), device, sizes)
+        for number, (images, labels) in enumerate(shuffled):
             loss, logits = gradients(images, labels)
             if perturbed is not None:
                 with perturbed(parameters), unchanged_statistics(model):
@@ -174,21 +208,9 @@ def fit(
             if after_step is not None:
                 with torch.no_grad():
                     after_step(model)
-            loss_sum += loss * size
-            correct += (logits.argmax(1) == labels).sum()
-        row = {
-            "epoch": epoch + 1,
-            "epochs": recipe.epochs,
-            "loss": loss_sum.item() / at,
-            "train_acc": 100 * correct.item() / at,
-            "images_per_second": at / (time.monotonic() - begun),
-        }
+            course.add(loss, logits, labels)
+        course.end(model)
         last = epoch + 1 == recipe.epochs
-        if monitor.evaluate and recipe.evaluate_every and (last or (epoch + 1) % recipe.evaluate_every == 0):
-            row |= monitor.evaluate(model)
-        row["seconds_left"] = (time.monotonic() - started) / (epoch + 1 - first) * (recipe.epochs - epoch - 1)
-        monitor.history.append(row)
-        monitor.report(row)
         if monitor.scratch and not last and time.monotonic() - saved >= monitor.save_seconds:
             _save(model, optimizer, monitor, extra_state, epoch + 1)
             saved = time.monotonic()
@@ -220,12 +242,41 @@ def unchanged_statistics(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def _batch_sizes(count: int, batch_size: int) -> list[int]:
+def batch_sizes(count: int, batch_size: int) -> list[int]:
     """Sizes that cover every image once; a last batch of one joins the one before, which BatchNorm needs."""
     sizes = [batch_size] * (count // batch_size) + ([count % batch_size] if count % batch_size else [])
     if len(sizes) > 1 and sizes[-1] == 1:
         sizes[-2:] = [sizes[-2] + 1]
     return sizes
+
+
+def batches(
+    data: BatchSource,
+    recipe: Recipe,
+    generator: torch.Generator,
+    device: torch.device,
+    sizes: list[int],
+    *,
+    replacement: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of these sizes in random order, augmented: images (B, C, H, W), pixels in [0, 255], and labels (B,).
+
+    Args:
+        sizes: where images are not drawn with replacement, they sum to the number of images.
+        replacement: whether each image of a batch is drawn from all.
+    """
+    count = sum(sizes)
+    if replacement:
+        order = torch.randint(len(data), (count,), generator=generator).to(device)
+    else:
+        order = torch.randperm(len(data), generator=generator).to(device)
+    draws = draw(recipe, count, generator).to(device)
+    seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
+    at = 0
+    for size, seed in zip(sizes, seeds, strict=True):
+        part = slice(at, at + size)
+        at += size
+        yield data.batch(order[part], draws[part], torch.Generator().manual_seed(seed))
 
 
 def _save(model: nn.Module, optimizer: SGD, monitor: Monitor, extra_state: Stateful | None, epoch: int) -> None:

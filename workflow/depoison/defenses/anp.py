@@ -1,0 +1,209 @@
+"""Adversarial neuron pruning (ANP). Wu and Wang, NeurIPS 2021, Algorithm 1.
+
+A neuron is a channel of a BatchNorm layer with weight w and bias b. Its mask m in [0, 1] minimizes
+
+    alpha L(m w, b) + (1 - alpha) max over delta, xi in [-eps, eps] of L((m + delta) w, (1 + xi) b)
+
+on the defender's data, and neurons whose mask ends at or below a threshold are pruned: w becomes 0; b stays, and so does
+everything else of the backdoored model, its running statistics included.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from depoison.defenses.tuning import Candidates, Tuner, TuningSet
+from depoison.errors import DepoisonError
+from depoison.evaluation.metrics import clean_accuracy, predict
+from depoison.models.classifier import Classifier
+from depoison.training.loop import Course, PlainBatches, autocast, batches
+from depoison.training.sgd import SGD
+
+HELD_OUT = 0.2
+"""The fraction of the defender's images on which `select=defender` chooses; the masks never see them."""
+
+
+def anp(
+    model: Classifier,
+    tuning_set: TuningSet,
+    tune: Tuner,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    projection: str,
+    thresholds: list[float],
+    select: str,
+    max_drop: float,
+) -> Classifier | Candidates:
+    """Purify `model` by pruning the neurons that small perturbations of neurons single out.
+
+    Args:
+        eps: largest perturbation, relative to a channel's weight and bias.
+        alpha: weight of the loss without perturbation.
+        steps: ascent steps to find a perturbation, of eps / steps each.
+        projection: "eps" keeps perturbations in [-eps, eps]; "none" lets them leave it, as the released code.
+        thresholds: what is tried, in any order.
+        select: "oracle" returns every candidate; "defender" holds out a part of the defender's own images and takes the
+            highest threshold that costs at most `max_drop` there (if none does, the one with the highest accuracy).
+        max_drop: largest fall of clean accuracy below the backdoored model's, in percentage points.
+
+    Raises:
+        DepoisonError: a model without BatchNorm.
+    """
+    assert tune.recipe is not None
+    learning, held_out = tuning_set, None
+    if select == "defender":
+        order = torch.randperm(len(tuning_set.labels), generator=tune.rng.generator("held out"))
+        count = max(1, round(HELD_OUT * len(order)))
+        held_out, rest = order[:count], order[count:]
+        learning = TuningSet(tuning_set.images[rest], tuning_set.labels[rest])
+    # As many steps whatever is held out.
+    per_epoch = -(-len(tuning_set.labels) // tune.recipe.batch_size)
+    mask = learn_mask(model, learning, tune, per_epoch, eps=eps, alpha=alpha, steps=steps, clipped=projection == "eps")
+    values = tuple(sorted(set(thresholds)))
+    candidates = Candidates("threshold", values, lambda value: pruned(model, mask, value), max_drop)
+    if held_out is None:
+        return candidates
+
+    def accuracy(of: Classifier) -> float:
+        predictions = predict(of, tuning_set.images[held_out], tune.recipe.precision)
+        return clean_accuracy(predictions, tuning_set.labels[held_out])
+
+    before, found = accuracy(model), {value: accuracy(candidates.model(value)) for value in values}
+    allowed = [value for value in values if candidates.allows(before, found[value])]
+    chosen = max(allowed) if allowed else max(values, key=lambda value: found[value])
+    sweep = [{"threshold": value, "held_out_acc": found[value]} for value in values]
+    tune.monitor.facts["selection"] = {
+        "by": "defender", "max_drop": max_drop, "held_out_images": len(held_out), "before": before, "sweep": sweep,
+        "chosen": chosen,
+    }  # fmt: skip
+    return candidates.model(chosen)
+
+
+class Neurons:
+    """The BatchNorm channels of a model, as one vector over all layers.
+
+    Attributes:
+        weight, bias: (C,) the backdoored model's.
+    """
+
+    def __init__(self, model: Classifier):
+        self.model = model
+        self.layers = {
+            name: layer
+            for name, layer in model.named_modules()
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.affine
+        }
+        if not self.layers:
+            raise DepoisonError("anp: the model has no BatchNorm layers, whose channels are what ANP prunes")
+        self.sizes = [layer.num_features for layer in self.layers.values()]
+        self.weight = torch.cat([layer.weight.detach() for layer in self.layers.values()])
+        self.bias = torch.cat([layer.bias.detach() for layer in self.layers.values()])
+
+    def logits(self, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(B, K) logits of the model with these (C,) weights and biases in place of its own."""
+        values = {}
+        for name, w, b in zip(self.layers, weight.split(self.sizes), bias.split(self.sizes), strict=True):
+            values |= {f"{name}.weight": w, f"{name}.bias": b}
+        return functional_call(self.model, values, (images,))
+
+    @torch.no_grad()
+    def set_weight(self, weight: Tensor) -> None:
+        for layer, part in zip(self.layers.values(), weight.split(self.sizes), strict=True):
+            layer.weight.copy_(part)
+
+
+def worst(
+    start: Tensor, loss: Callable[[Tensor, Tensor], Tensor], *, eps: float, steps: int, clipped: bool
+) -> tuple[Tensor, Tensor]:
+    """delta and xi, each (C,), that raise `loss(delta, xi)`: ascent by eps / steps along the gradient's sign.
+
+    Args:
+        start: (2, C) where it starts, in [-eps, eps].
+        clipped: whether each step ends in [-eps, eps] again. The released code leaves that out: from a random start, its
+            perturbations reach 2 eps.
+    """
+    found = start
+    for _ in range(steps):
+        found = found.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(*found), found)
+        found = found.detach() + eps / steps * gradient.sign()
+        if clipped:
+            found.clamp_(-eps, eps)
+    return found[0], found[1]
+
+
+@torch.random.fork_rng(devices=[])  # leaves the global random state alone
+def learn_mask(
+    model: Classifier,
+    tuning_set: TuningSet,
+    tune: Tuner,
+    per_epoch: int,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    clipped: bool,
+) -> Tensor:
+    """(C,) the mask of each neuron, found from 1 by SGD on batches drawn with replacement.
+
+    BatchNorm is in training mode, as in the released code: it normalizes by the batch, and its running statistics, which
+    no purified model takes over, follow all passes.
+
+    Args:
+        per_epoch: steps in an epoch of the recipe.
+    """
+    recipe, device = tune.recipe, model.mean.device
+    assert recipe is not None
+    masked = copy.deepcopy(model).requires_grad_(False)
+    neurons = Neurons(masked)
+    mask = nn.Parameter(torch.ones_like(neurons.weight))
+    optimizer = SGD([mask], momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    data = PlainBatches(tuning_set.images, tuning_set.labels, recipe, device)
+    course = Course(recipe, tune.monitor, device)
+
+    def logits_at(images: Tensor, delta: Tensor | float = 0.0, xi: Tensor | float = 0.0) -> Tensor:
+        with autocast(device, recipe.precision):
+            return neurons.logits(images, (mask + delta) * neurons.weight, (1 + xi) * neurons.bias).float()
+
+    for epoch in range(recipe.epochs):
+        masked.train()
+        torch.manual_seed(tune.rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
+        course.begin(epoch)
+        drawn = batches(
+            data, recipe, tune.rng.generator("epoch", epoch), device, [recipe.batch_size] * per_epoch, replacement=True
+        )
+        starts = tune.rng.generator("perturbation", epoch)
+        for number, (images, labels) in enumerate(drawn):
+            start = ((torch.rand(2, len(mask), generator=starts) * 2 - 1) * eps).to(device)
+
+            def perturbed(delta: Tensor, xi: Tensor, images: Tensor = images, labels: Tensor = labels) -> Tensor:
+                return cross_entropy(logits_at(images, delta, xi), labels)
+
+            delta, xi = worst(start, perturbed, eps=eps, steps=steps, clipped=clipped)
+            logits = logits_at(images)
+            loss = alpha * cross_entropy(logits, labels) + (1 - alpha) * perturbed(delta, xi)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step(recipe.learning_rate(epoch * per_epoch + number, recipe.epochs * per_epoch))
+            with torch.no_grad():
+                mask.clamp_(0, 1)
+            course.add(loss.detach(), logits.detach(), labels)
+        neurons.set_weight(mask * neurons.weight)
+        course.end(masked)
+    return mask.detach()
+
+
+def pruned(model: Classifier, mask: Tensor, threshold: float) -> Classifier:
+    """A copy of the model in which the BatchNorm weight of each channel with mask <= threshold is 0."""
+    model = copy.deepcopy(model)
+    neurons = Neurons(model)
+    neurons.set_weight(torch.where(mask <= threshold, 0.0, neurons.weight))
+    return model
