@@ -450,7 +450,7 @@ def defended(defense, monitor: Monitor) -> Classifier:
 RUNS = {
     "plain": plain_run,
     "ft-sam": functools.partial(defended, functools.partial(ft_sam, rho=0.5)),
-    "fst": functools.partial(defended, functools.partial(fst, alpha=0.2, projection="fst")),
+    "fst": functools.partial(defended, functools.partial(fst, alpha=0.2, projection="fst", layers="all")),
 }
 
 
