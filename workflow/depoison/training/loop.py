@@ -79,6 +79,7 @@ class PlainBatches:
         return self.images.batch(index, draws), self.labels[index]
 
 
+@torch.random.fork_rng(devices=[])  # leaves the global random state alone
 def fit(
     model: Classifier,
     data: BatchSource,
@@ -137,6 +138,7 @@ def fit(
         order = torch.randperm(len(data), generator=generator).to(device)
         draws = draw(recipe, len(data), generator).to(device)
         seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
+        torch.manual_seed(rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
         loss_sum, correct, at = torch.zeros((), device=device), torch.zeros((), device=device), 0
         for number, size in enumerate(sizes):
             part = slice(at, at + size)
