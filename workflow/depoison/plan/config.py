@@ -84,6 +84,9 @@ class Method(_Strict):
     datasets: dict[str, Values] = Field(default={}, description="its values on a dataset")
     models: dict[str, Values] = Field(default={}, description="its values with a model")
     grids: dict[str, list[Any]] = Field(default={}, description="values that the paper sweeps, by hyper-parameter")
+    normalization: Values = Field(
+        default={}, description="(models only) mean and std that it was pre-trained with, in place of the dataset's"
+    )
     training: Values = Field(default={}, description="(datasets only) how models are trained on it")
     tuning: Values = Field(default={}, description="(datasets only) how models are tuned on it")
 
@@ -227,6 +230,10 @@ class Configuration:
             for section in ("training", "tuning"):
                 if getattr(method, section):
                     raise DepoisonError(f"{document.place(section)}: only a dataset has a section {section!r}")
+        if method.normalization and kind != "model":
+            raise DepoisonError(f"{document.place('normalization')}: only a model has a section 'normalization'")
+        normalization = {key: SHARED["dataset"][key] for key in ("mean", "std")}
+        self._check_values(method.normalization, normalization, ("normalization",), document.place)
         self._check_values(method.values, shared, ("values",), document.place)
         for section in ("training", "tuning"):
             self._check_values(getattr(method, section), self._group_of(section), (section,), document.place)
@@ -337,6 +344,9 @@ class Configuration:
         yield "method", method.values, at(document, "values")
         yield "method on this dataset", method.datasets.get(dataset, {}), at(document, "datasets", dataset)
         yield "method with this model", method.models.get(model, {}), at(document, "models", model)
+        if kind == "dataset":
+            loaded = self.method("model", model)
+            yield f"model {model}", loaded.content.normalization, at(loaded.document, "normalization")
         folder = KINDS[kind]
         yield "your configuration", getattr(self.config, folder).get(name, {}), at(self._document, folder, name)
         for section in SECTIONS_OF[kind]:

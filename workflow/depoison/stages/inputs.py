@@ -12,7 +12,7 @@ from torch import Tensor
 from depoison.attacks.base import Attack, Poisoning, make
 from depoison.errors import DepoisonError
 from depoison.files import SPEC, load_tensors, read_json
-from depoison.models.classifier import Classifier, build
+from depoison.models.classifier import Classifier, build, load_pretrained
 from depoison.plan.specs import directory_of
 from depoison.rng import Rng
 
@@ -74,14 +74,21 @@ def read_attack(poison: Path) -> tuple[Attack | None, Poisoning | None]:
     return make(parameters["attack"]), Poisoning(**poisoning) if poisoning else None
 
 
-def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng) -> Classifier:
-    return build(model, classes=len(dataset.classes), channels=dataset.shape[0], generator=rng.generator("model"))
+def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: Path) -> Classifier:
+    """The model that training starts from; pre-trained weights are in the folder `downloads`, or go there."""
+    made = _built(model, dataset, rng)
+    load_pretrained(made, model, downloads)
+    return made
 
 
 def read_model(directory: Path, dataset: Dataset) -> Classifier:
     """The model of a train or purify artifact, on the CPU, in evaluation mode."""
     spec = read_spec(directory)
     trained = spec if spec["stage"] == "train" else read_spec(Path(spec["upstream"]["model"]))
-    model = new_model(trained["parameters"]["model"], dataset, Rng(0, "unused"))
+    model = _built(trained["parameters"]["model"], dataset, Rng(0, "unused"))
     model.load_state_dict(load_tensors(directory / "model.safetensors"))
     return model.eval()
+
+
+def _built(model: Mapping[str, Any], dataset: Dataset, rng: Rng) -> Classifier:
+    return build(model, classes=len(dataset.classes), channels=dataset.shape[0], generator=rng.generator("model"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from depoison.files import load_tensors, save_tensors
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
@@ -29,7 +31,7 @@ def run(job: Job) -> None:
         batches = PlainBatches(images, labels, recipe, job.device)
     else:
         batches = attack.batches(images, labels, trigger, poisoning, len(dataset.classes), recipe, job.device)
-    model = new_model(job.parameters["model"], dataset, rng).to(job.device)
+    model = new_model(job.parameters["model"], dataset, rng, Path(job.runtime.downloads).expanduser()).to(job.device)
     test = Test(dataset, attack, poisoning, trigger)
     monitor = Monitor(
         evaluate=lambda model: test.measure(model, recipe.precision),
