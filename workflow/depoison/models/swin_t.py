@@ -34,7 +34,8 @@ def swin_t(
 ) -> tuple[nn.Module, nn.Module]:
     """Four stages of 2, 2, `depth` and 2 blocks with `width`, 2, 4 and 8 × `width` channels, over patches of 4 × 4 px.
 
-    Attention is within windows of `window` × `window` patches, to whose multiple torchvision pads: small images want small ones.
+    Attention is within windows of `window` × `window` patches, to whose multiples torchvision pads: a small `size` wants a
+    small one.
 
     Returns:
         The feature extractor, (B, channels, H, W) → (B, 8 * width), 768 for the paper's 96, and the linear classifier.

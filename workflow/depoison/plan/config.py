@@ -41,7 +41,7 @@ class Runtime(_Strict):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     jobs_per_gpu: int = Field(1, ge=1, le=64, description="jobs that may share a device")
     save_seconds: float = Field(30, ge=0, description="least time between two saves of a training that may be resumed")
-    downloads: str = Field("data", description="folder that keeps downloaded archives")
+    downloads: str = Field("data", description="folder that keeps downloaded archives and pre-trained weights")
 
 
 class Config(_Strict):
