@@ -22,7 +22,7 @@ from depoison.errors import DepoisonError
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
 from depoison.plan.plan import Plan
-from depoison.plan.specs import Artifact, canonical
+from depoison.plan.specs import Artifact, canonical, computes
 from depoison.plan.tables import Table, read_table
 from depoison.reporting.cells import cell_is_current
 from depoison.reporting.tables import table_is_current
@@ -110,6 +110,10 @@ class Lookup:
             return shlex.join(words)
 
         return told
+
+    def gpus(self, stage: str) -> Callable[[Any], int]:
+        """Resource function: how many GPUs an artifact of a stage that seldom computes wants."""
+        return lambda wildcards: int(computes(stage, self._artifact(stage, wildcards).upstream))
 
     def _artifact(self, stage: str, wildcards: Any) -> Artifact:
         directory = f"results/{stage}/{wildcards.id}"

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from depoison.attacks.base import Attack, Poisoning, make
+from depoison.attacks.base import Attack, Poisoning, Pool, make
 from depoison.errors import DepoisonError
 from depoison.files import SPEC, load_tensors, read_json
 from depoison.models.classifier import Classifier, build, load_pretrained
 from depoison.plan.specs import directory_of
 from depoison.rng import Rng
+from depoison.stages.runner import Job
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,20 @@ def read_attack(poison: Path) -> tuple[Attack | None, Poisoning | None]:
     parameters = read_spec(poison)["parameters"]
     poisoning = parameters["poisoning"]
     return make(parameters["attack"]), Poisoning(**poisoning) if poisoning else None
+
+
+def read_pool(job: Job, dataset: Dataset, model: Mapping[str, Any] | None = None) -> Pool:
+    """The attacker's clean pool; `model` is that of a spec, for an attack that trains one."""
+    where = load_tensors(job.upstream("split") / "split.safetensors")["attacker"]
+
+    def fresh(rng: Rng) -> Classifier:
+        assert model is not None
+        if job.spec["stage"] != "asset":  # the weights are the asset's
+            return _built(model, dataset, rng)
+        return new_model(model, dataset, rng, job.downloads)
+
+    images, labels = dataset.train_images[where], dataset.train_labels[where]
+    return Pool(images, labels, len(dataset.classes), job.device or torch.device("cpu"), new_model=fresh)
 
 
 def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: Path) -> Classifier:

@@ -48,7 +48,7 @@ class Monitor:
 
 
 class BatchSource(Protocol):
-    """Where batches come from: the plain one below, or an attack that makes its own (WaNet)."""
+    """Where batches come from: the plain one below, or an attack that makes its own (WaNet). To be subclassed."""
 
     def __len__(self) -> int: ...
 
@@ -59,8 +59,22 @@ class BatchSource(Protocol):
         """
         ...
 
+    def hooks(self) -> dict[str, Any]:
+        """What else of `fit` an attack that controls training changes, by parameter."""
+        return {}
 
-class PlainBatches:
+
+class Stateful(Protocol):
+    """What a hook carries from step to step; it is saved and restored with the model."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave; the tensors are on the CPU."""
+        ...
+
+
+class PlainBatches(BatchSource):
     """Images with fixed labels.
 
     Args:
@@ -88,21 +102,28 @@ def fit(
     monitor: Monitor,
     *,
     trainable: str = "all",
+    objective: Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     extra_loss: Callable[[Classifier], Tensor] | None = None,
+    before_step: Callable[[Classifier, float], None] | None = None,
     after_step: Callable[[Classifier], None] | None = None,
     perturbed: Callable[[list[nn.Parameter]], AbstractContextManager[None]] | None = None,
     frozen_statistics: bool = False,
+    extra_state: Stateful | None = None,
 ) -> Classifier:
     """Train `model` in place with SGD on cross-entropy.
 
     Args:
         data: on the same device as the model.
         trainable: "all", "head" (the linear classifier) or "extractor"; the rest keeps its values.
+        objective: from the model, a batch's images and its labels to the loss and the (B, K) float logits, in place of
+            cross-entropy (`classification`).
         extra_loss: a term added to the loss of each batch.
+        before_step: a change of gradients before each optimizer step, given its learning rate; runs without gradients.
         after_step: a change of weights after each optimizer step, such as a projection; runs without gradients.
         perturbed: a context in which the weights are moved, entered after a first backward pass with the gradients in
             place; the step is then taken with the gradients found inside (SAM).
         frozen_statistics: whether BatchNorm keeps, and uses, its running statistics.
+        extra_state: what hooks carry from step to step, so that a resumed run goes on with it.
 
     Returns:
         The model, in evaluation mode.
@@ -117,14 +138,13 @@ def fit(
     optimizer = SGD(parameters, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     sizes = _batch_sizes(len(data), recipe.batch_size)
     steps = recipe.epochs * len(sizes)
-    first = _resume(model, optimizer, monitor)
+    first = _resume(model, optimizer, monitor, extra_state)
     saved, started = time.monotonic(), time.monotonic()
 
     def gradients(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         with autocast(device, recipe.precision):
-            logits = model(images).float()
-        loss = cross_entropy(logits, labels)
+            loss, logits = (objective or classification)(model, images, labels)
         total = loss if extra_loss is None else loss + extra_loss(model)
         total.backward()
         return loss.detach(), logits.detach()
@@ -148,7 +168,11 @@ def fit(
             if perturbed is not None:
                 with perturbed(parameters), unchanged_statistics(model):
                     gradients(images, labels)
-            optimizer.step(recipe.learning_rate(epoch * len(sizes) + number, steps))
+            lr = recipe.learning_rate(epoch * len(sizes) + number, steps)
+            if before_step is not None:
+                with torch.no_grad():
+                    before_step(model, lr)
+            optimizer.step(lr)
             if after_step is not None:
                 with torch.no_grad():
                     after_step(model)
@@ -168,11 +192,17 @@ def fit(
         monitor.history.append(row)
         monitor.report(row)
         if monitor.scratch and not last and time.monotonic() - saved >= monitor.save_seconds:
-            _save(model, optimizer, monitor, epoch + 1)
+            _save(model, optimizer, monitor, extra_state, epoch + 1)
             saved = time.monotonic()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
+
+
+def classification(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in fp32, and the logits."""
+    logits = model(images).float()
+    return cross_entropy(logits, labels), logits
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -200,12 +230,13 @@ def _batch_sizes(count: int, batch_size: int) -> list[int]:
     return sizes
 
 
-def _save(model: nn.Module, optimizer: SGD, monitor: Monitor, epoch: int) -> None:
+def _save(model: nn.Module, optimizer: SGD, monitor: Monitor, extra_state: Stateful | None, epoch: int) -> None:
     """Save all that the next epoch depends on; its random numbers follow from the spec."""
     assert monitor.scratch is not None
     monitor.scratch.mkdir(parents=True, exist_ok=True)
     momentum = {f"momentum.{i}": buffer for i, buffer in enumerate(optimizer.buffers or [])}
-    tensors = {**{f"model.{name}": tensor for name, tensor in model.state_dict().items()}, **momentum}
+    extra = {f"extra.{name}": tensor for name, tensor in (extra_state.state() if extra_state else {}).items()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | momentum | extra
     # Tensors and history must be of one epoch: the file names carry it, and the JSON, written last, says which counts.
     save_tensors(monitor.scratch / f"state-{epoch}.safetensors", tensors)
     write_json(monitor.scratch / "state.json", {"epoch": epoch, "history": monitor.history})
@@ -214,7 +245,7 @@ def _save(model: nn.Module, optimizer: SGD, monitor: Monitor, epoch: int) -> Non
             stale.unlink()
 
 
-def _resume(model: nn.Module, optimizer: SGD, monitor: Monitor) -> int:
+def _resume(model: nn.Module, optimizer: SGD, monitor: Monitor, extra_state: Stateful | None) -> int:
     """Load a saved state, if there is one; returns the epoch to go on with."""
     if monitor.scratch is None or not (monitor.scratch / "state.json").exists():
         return 0
@@ -231,6 +262,8 @@ def _resume(model: nn.Module, optimizer: SGD, monitor: Monitor) -> int:
         for i, parameter in enumerate(optimizer.parameters)
         if optimizer.momentum
     ]
+    if extra_state is not None:
+        extra_state.load({k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")})
     monitor.history[:] = state["history"]
     log.info("resuming after epoch %d", state["epoch"])
     return state["epoch"]
