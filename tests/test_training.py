@@ -420,6 +420,14 @@ def test_same_spec_gives_the_same_weights_whatever_was_drawn_before(precision):
     assert changed(found[0], state_of(trained(recipe(**FULL, precision=precision), seed=1)))
 
 
+def test_dropout_draws_from_the_seed_alone():
+    found = []
+    for noise, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(noise)
+        found.append(state_of(dropped(Monitor(), seed)))
+    assert not changed(found[0], found[1]) and changed(found[0], found[2])
+
+
 def test_fit_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
     trained(recipe(**FULL))
@@ -491,11 +499,20 @@ def defended(defense, monitor: Monitor) -> Classifier:
     return defense(network(), TuningSet(pixels(20), classes_of(20)), Tuner(recipe(**FULL), RNG, monitor))
 
 
+def dropped(monitor: Monitor, seed: int = 0) -> Classifier:
+    """A run of a network that draws random numbers itself."""
+    model = network()
+    model.classifier = nn.Sequential(nn.Dropout(0.5), model.classifier)
+    plan = recipe(**FULL)
+    return fit(model, PlainBatches(pixels(20), classes_of(20), plan, CPU), plan, Rng(seed, "train"), monitor)
+
+
 RUNS = {
     "plain": plain_run,
+    "dropout": dropped,
     "hook with a state": counted_run,
     "ft-sam": functools.partial(defended, functools.partial(ft_sam, rho=0.5)),
-    "fst": functools.partial(defended, functools.partial(fst, alpha=0.2, projection="fst")),
+    "fst": functools.partial(defended, functools.partial(fst, alpha=0.2, projection="fst", layers="all")),
 }
 
 

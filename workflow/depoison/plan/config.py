@@ -44,7 +44,7 @@ class Runtime(_Strict):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     jobs_per_gpu: int = Field(1, ge=1, le=64, description="jobs that may share a device")
     save_seconds: float = Field(30, ge=0, description="least time between two saves of a training that may be resumed")
-    downloads: str = Field("data", description="folder that keeps downloaded archives")
+    downloads: str = Field("data", description="folder that keeps downloaded archives and pre-trained weights")
 
 
 class Config(_Strict):
@@ -100,6 +100,9 @@ class Method(_Strict):
     models: dict[str, Values] = Field(default={}, description="its values with a model")
     excludes: Excludes = Field(Excludes(), description="datasets and models that it does not work on, and why")
     grids: dict[str, list[Any]] = Field(default={}, description="values that the paper sweeps, by hyper-parameter")
+    normalization: Values = Field(
+        default={}, description="(models only) mean and std that it was pre-trained with, in place of the dataset's"
+    )
     training: Values = Field(default={}, description="(datasets only) how models are trained on it")
     tuning: Values = Field(default={}, description="(datasets only) how models are tuned on it")
 
@@ -243,6 +246,10 @@ class Configuration:
             for section in ("training", "tuning"):
                 if getattr(method, section):
                     raise DepoisonError(f"{document.place(section)}: only a dataset has a section {section!r}")
+        if method.normalization and kind != "model":
+            raise DepoisonError(f"{document.place('normalization')}: only a model has a section 'normalization'")
+        normalization = {key: SHARED["dataset"][key] for key in ("mean", "std")}
+        self._check_values(method.normalization, normalization, ("normalization",), document.place)
         self._check_values(method.values, shared, ("values",), document.place)
         for section in ("training", "tuning"):
             self._check_values(getattr(method, section), self._group_of(section), (section,), document.place)
@@ -370,6 +377,9 @@ class Configuration:
         yield "method", method.values, at(document, "values")
         yield "method on this dataset", method.datasets.get(dataset, {}), at(document, "datasets", dataset)
         yield "method with this model", method.models.get(model, {}), at(document, "models", model)
+        if kind == "dataset":
+            loaded = self.method("model", model)
+            yield f"model {model}", loaded.content.normalization, at(loaded.document, "normalization")
         folder = KINDS[kind]
         yield "your configuration", getattr(self.config, folder).get(name, {}), at(self._document, folder, name)
         for section in SECTIONS_OF[kind]:

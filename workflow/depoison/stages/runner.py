@@ -58,6 +58,11 @@ class Job:
     def seed(self) -> int:
         return self.spec["seed"]
 
+    @property
+    def downloads(self) -> Path:
+        """The folder that keeps what was downloaded."""
+        return Path(self.runtime.downloads).expanduser()
+
     def upstream(self, role: str) -> Path:
         """The directory of an artifact that this one is made from."""
         return Path(self.spec["upstream"][role])
@@ -157,6 +162,7 @@ def _device(compute: bool, runtime: Runtime) -> Any:
         import torch
 
         torch.set_num_threads(runtime.threads)
+        torch.manual_seed(0)  # layers that draw, such as dropout, draw the same whatever this process did before
         # The same flag as use_deterministic_algorithms(True), which would import torch's compiler: a second and a half.
         torch.set_deterministic_debug_mode("error")
         torch.backends.cudnn.benchmark = False

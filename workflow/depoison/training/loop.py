@@ -134,6 +134,7 @@ class Course:
         self.monitor.report(row)
 
 
+@torch.random.fork_rng(devices=[])  # leaves the global random state alone
 def fit(
     model: Classifier,
     data: BatchSource,
@@ -194,6 +195,7 @@ def fit(
         if frozen_statistics:
             model.extractor.eval()
         course.begin(epoch)
+        torch.manual_seed(rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
         shuffled = batches(data, recipe, rng.generator("epoch", epoch), device, sizes)
         for number, (images, labels) in enumerate(shuffled):
             loss, logits = gradients(images, labels)
