@@ -33,6 +33,8 @@ STAGES: dict[str, Stage] = {
     "train": Stage(1, ("trigger.safetensors", "history.csv", "model.safetensors")),
     "purify": Stage(1, ("history.csv", "model.safetensors")),
     "evaluate": Stage(1, ("metrics.json",)),
+    "embedding": Stage(1, ("embedding.csv",)),
+    "examples": Stage(1, ("examples.safetensors",)),
 }
 
 
@@ -118,5 +120,7 @@ def _readable_name(spec: dict[str, Any]) -> str:
             return f"{name_of('poison')}-{parameters['model']['name']}"
         case "purify":
             return f"{name_of('model')}-{parameters['defense']['name']}"
+        case "examples":
+            return name_of("poison")
         case _:
             return name_of("model")

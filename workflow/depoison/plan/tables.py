@@ -120,11 +120,11 @@ class Table:
         return fingerprint([self.definition, self.target, contents])
 
 
-def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
-    """(paper, track, table) of reports/[{track}/][{paper}/]{table}, with any suffix.
+def locate(plan: Plan, target: str) -> tuple[str, str, str]:
+    """(paper, track, name) of reports/[{track}/][{paper}/]{name}, with any suffix.
 
     Raises:
-        DepoisonError: not of that form, or an unknown paper, track or table.
+        DepoisonError: not of that form, or an unknown paper or track.
     """
     match = re.fullmatch(r"reports/((?:[^/]+/)*)([^/.]+)(\.[a-z]+)?", target)
     if not match:
@@ -138,11 +138,20 @@ def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
             track = part
         else:
             raise unknown("track or paper", part, [*papers, *plan.configuration.names("track")], target)
-    paper, track = paper or DEFAULT_PAPER, track or DEFAULT_TRACK
+    return paper or DEFAULT_PAPER, track or DEFAULT_TRACK, match[2]
+
+
+def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
+    """(paper, track, table) of reports/[{track}/][{paper}/]{table}, with any suffix.
+
+    Raises:
+        DepoisonError: as `locate`, or an unknown table.
+    """
+    paper, track, name = locate(plan, target)
     tables = [path.stem for path in (plan.root / PAPERS / paper).glob("*.yaml")]
-    if match[2] not in tables:
-        raise unknown(f"table of {paper}", match[2], tables, target)
-    return paper, track, match[2]
+    if name not in tables:
+        raise unknown(f"table of {paper}", name, tables, target)
+    return paper, track, name
 
 
 def read_table(plan: Plan, target: str) -> Table:

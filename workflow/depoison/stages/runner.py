@@ -28,7 +28,7 @@ from depoison.plan.specs import STAGES, directory_of
 
 log = logging.getLogger("depoison")
 
-ON_DEVICE = ("train", "purify", "evaluate")
+ON_DEVICE = ("train", "purify", "evaluate", "embedding")
 """Stages that use a GPU where there is one."""
 
 
