@@ -224,7 +224,7 @@ class Figure:
 
     def gaps(self) -> list[str]:
         """The methods whose points are missing, each once."""
-        return list(dict.fromkeys(point.gap for point in self.points if point.gap))
+        return list(dict.fromkeys(gap for point in self.points if point.gap for gap in point.gap.split(", ")))
 
     def axis(self, row: Part, column: Part) -> AxisFile:
         """The x axis of a panel of a sweep."""

@@ -22,7 +22,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
     def style(i: int) -> dict[str, Any]:
         found = look[labels[i]]
         return {
-            "color": found.color,
+            "facecolor": found.color,
             "hatch": HATCHES[found.variant % len(HATCHES)],
             "edgecolor": "white",
             "linewidth": 0,
@@ -46,7 +46,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
                 ha="center",
                 va="bottom",
             )
-        axes.set_xticks(range(len(groups)), groups)
+        axes.set_xticks(range(len(groups)), [group.replace(" ", "\n") for group in groups])
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.grid(False, axis="x")
 

@@ -26,8 +26,12 @@ def where(point: Point) -> Row:
 
 def evaluated(figure: Figure) -> list[Row]:
     """A row for each point and metric, from evaluations."""
-    metrics = cache(lambda cell: read_json(Path(cell.evaluation.product))["metrics"])
-    return [row for point in figure.points for row in measured(figure, point, point.x, metrics)]
+    read = cache(lambda product: read_json(Path(product))["metrics"])
+    return [
+        row
+        for point in figure.points
+        for row in measured(figure, point, point.x, lambda cell: read(cell.evaluation.product))
+    ]
 
 
 def measured(figure: Figure, point: Point, x: Any, metrics: Callable[[Cell], dict[str, Any]]) -> Iterator[Row]:

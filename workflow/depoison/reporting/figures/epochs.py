@@ -10,7 +10,6 @@ from typing import Any
 from depoison.errors import DepoisonError
 from depoison.files import read_json
 from depoison.plan.figures import Figure, Part, history_of
-from depoison.plan.plan import Cell
 from depoison.reporting.figures.curves import Row, draw_line, legend_of_lines, measured, of_panel
 from depoison.reporting.figures.style import curves_grid, looks
 
@@ -19,29 +18,32 @@ def numbers(figure: Figure) -> list[Row]:
     read = cache(_course)
     rows = []
     for point in figure.points:
-        epochs = min((len(read(cell)) for cell in point.cells), default=1)
-        for epoch in range(epochs):
-            rows += measured(figure, point, epoch if point.cells else None, lambda cell, epoch=epoch: read(cell)[epoch])
+        courses = {
+            cell.name: read(cell.evaluation.upstream["undefended"].product, history_of(cell)) for cell in point.cells
+        }
+        if not courses:
+            rows += measured(figure, point, None, lambda cell: {})
+        for epoch in range(min(map(len, courses.values()), default=0)):
+            rows += measured(figure, point, epoch, lambda cell, epoch=epoch, courses=courses: courses[cell.name][epoch])
     return rows
 
 
-def _course(cell: Cell) -> list[dict[str, float | None]]:
+def _course(undefended: str, history: str) -> list[dict[str, float | None]]:
     """C-Acc and ASR, by epoch.
 
     Raises:
         DepoisonError: no history, or one that cannot be read.
     """
-    before = read_json(Path(cell.evaluation.upstream["undefended"].product))["metrics"]
-    path = Path(history_of(cell))
+    before, path = read_json(Path(undefended))["metrics"], Path(history)
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines))
-        numbers = [{key: float(row[key]) if row[key] else None for key in ("c_acc", "asr")} for row in rows]
+        found = [{key: float(row[key]) if row[key] else None for key in ("c_acc", "asr")} for row in rows]
     except FileNotFoundError:
         raise DepoisonError(f"{path}: missing; delete {path.parent} and run again") from None
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DepoisonError(f"{path}: corrupted ({error!r}); delete {path.parent} and run again") from None
-    return [before, *numbers]
+    return [before, *found]
 
 
 def draw(figure: Figure, rows: list[Row]) -> Any:

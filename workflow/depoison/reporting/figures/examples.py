@@ -9,7 +9,7 @@ from depoison.errors import DepoisonError
 from depoison.files import sha256_of
 from depoison.plan.figures import Figure
 from depoison.reporting.figures.curves import Row, where
-from depoison.reporting.figures.style import new_canvas
+from depoison.reporting.figures.style import WIDTHS, blank, new_canvas
 
 
 def numbers(figure: Figure) -> list[Row]:
@@ -49,14 +49,14 @@ def residual_of(clean: Any, backdoored: Any) -> Any:
     return backdoored.astype("int16") - clean.astype("int16")
 
 
-def amplification(residual: Any) -> int:
-    """The largest whole factor at which no pixel leaves the range around gray."""
-    return max(1, 127 // max(1, int(abs(residual).max())))
+def amplification(residual: Any) -> float:
+    """The largest whole factor, or a half, at which no pixel leaves the range around gray."""
+    return 127 // max(1, int(abs(residual).max())) or 0.5
 
 
 def draw(figure: Figure, rows: list[Row]) -> Any:
     columns = len(figure.points)
-    side = {"column": 3.3, "full": 6.9}[figure.file.width] / (columns + 0.6)
+    side = WIDTHS[figure.file.width] / (columns + 0.6)
     canvas = new_canvas(figure, 3 * side + 0.45)
     grid = canvas.subplots(3, columns, squeeze=False)
     for i, (point, row) in enumerate(zip(figure.points, rows, strict=True)):
@@ -65,7 +65,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             clean, backdoored, _ = _images(figure, point.artifacts[0])
             changed = (128 + residual_of(clean, backdoored) * row["amplified"]).clip(0, 255).astype("uint8")
             panels = [clean, backdoored, changed]
-            grid[2][i].set_xlabel(f"× {row['amplified']}, at most {row['largest']}")
+            grid[2][i].set_xlabel(f"× {row['amplified']:g}, at most {row['largest']}")
         for axes, pixels in zip(grid[:, i], panels, strict=True):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
@@ -75,9 +75,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
                 axes.imshow(picture[..., 0] if gray else picture, interpolation="nearest", **gray)
             else:
                 axes.set_box_aspect(1)
-                axes.text(
-                    0.5, 0.5, "not\navailable", transform=axes.transAxes, ha="center", va="center", color="#777777"
-                )
+                blank(axes, "not\navailable")
         grid[0][i].set_title(", ".join(filter(None, [point.row, point.column])))
     for axes, label in zip(grid[:, 0], ("Clean", "Backdoored", "Difference"), strict=True):
         axes.set_ylabel(label)

@@ -109,12 +109,19 @@ def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: b
             if i == 0:
                 axes.set_title(column.label)
             if not axes.has_data():
-                axes.text(
-                    0.5, 0.5, "not available", transform=axes.transAxes, ha="center", va="center", color="#777777"
-                )
+                blank(axes)
         grid[i][0].set_ylabel("\n".join(filter(None, [row.label, METRICS[metric]])))
     canvas.align_ylabels(list(grid[:, 0]))
     return canvas
+
+
+def blank(axes: Any, words: str = "not available") -> None:
+    """Say in a panel that nothing is drawn in it."""
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("")
+    axes.tick_params(bottom=False, left=False, labelbottom=False)
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="#777777")
 
 
 def new_canvas(figure: Figure, height: float) -> Any:
@@ -146,11 +153,10 @@ def _wrapped(line: str, width: int) -> list[str]:
     return textwrap.wrap(line, width)
 
 
-def legend(canvas: Any, handles: Sequence[Any], labels: Sequence[str], width: str) -> None:
+def legend(canvas: Any, handles: Sequence[Any], labels: Sequence[str], width: str, handle_length: float = 2.4) -> None:
     """One legend above all panels, in as few rows as fit."""
     if len(labels) < 2:
         return
-    longest = max(map(len, labels))
-    fitting = max(1, int(WIDTHS[width] / (0.55 + 0.062 * longest)))
-    rows = -(-len(labels) // fitting)
-    canvas.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // rows))
+    inches = sum(0.25 + 0.097 * handle_length + 0.061 * len(label) for label in labels)
+    columns = -(-len(labels) // (int(inches / WIDTHS[width]) + 1))
+    canvas.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=handle_length)

@@ -10,7 +10,7 @@ from depoison.errors import DepoisonError
 from depoison.files import read_json
 from depoison.plan.figures import Figure
 from depoison.reporting.figures.curves import Row, where
-from depoison.reporting.figures.style import legend, new_canvas
+from depoison.reporting.figures.style import blank, legend, new_canvas
 
 # Petroff's ten colors, which the color-blind can tell apart; red is kept for the target class, as in the paper.
 TARGET = "#bd1f01"
@@ -60,7 +60,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
         axes.grid(False)
         if shown[0]["gap"]:
             axes.set_title(title)
-            axes.text(0.5, 0.5, "not available", transform=axes.transAxes, ha="center", va="center", color="#777777")
+            blank(axes)
             continue
         axes.set_title(title if shown[0]["asr"] is None else f"{title}\nASR {shown[0]['asr']:.2f}%")
         colors = _colors(shown)
@@ -106,4 +106,4 @@ def _legend(canvas: Any, figure: Figure, rows: list[Row], colors: dict[int, Any]
             str(label): color for label, color in sorted(colors.items(), key=str) if label not in (None, target)
         }
     if colors:
-        legend(canvas, [dot(color) for color in entries.values()], list(entries), figure.file.width)
+        legend(canvas, [dot(color) for color in entries.values()], list(entries), figure.file.width, handle_length=1.0)
