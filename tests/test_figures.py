@@ -75,9 +75,9 @@ def values_of(figure: Figure, line: str, column: str) -> list[Any]:
 def test_figure_2_sweeps_the_poisoning_rate():
     figure = read_figure(Plan(ROOT), "reports/figure2")
     assert len(figure.points) == (3 * 5 + 4) * 7
-    assert values_of(figure, "LP, 0.5", "Blended") == [0.005, 0.01, 0.05, 0.1, 0.2]
-    assert values_of(figure, "LP, 0.5", "LC") == [0.005, 0.01, 0.05, 0.1]
-    (point,) = (p for p in figure.points if (p.line, p.column, p.x) == ("LP, 0.5", "Blended", 0.05))
+    assert values_of(figure, "LP, lr 0.5", "Blended") == [0.005, 0.01, 0.05, 0.1, 0.2]
+    assert values_of(figure, "LP, lr 0.5", "LC") == [0.005, 0.01, 0.05, 0.1]
+    (point,) = (p for p in figure.points if (p.line, p.column, p.x) == ("LP, lr 0.5", "Blended", 0.05))
     (cell,) = point.cells
     assert cell.name.path == "results/cells/paper/cifar10/resnet18/blended+rate=0.05/lp+lr=0.5/s0.json"
 

@@ -29,7 +29,7 @@ RC = {
 
 # Okabe and Ito's colors, which the color-blind can tell apart, and two more in lightness between them.
 COLORS = {
-    "fst": ("#D55E00", "o"), "ft": ("#0072B2", "s"), "lp": ("#CC79A7", "D"), "ft-sam": ("#009E73", "^"),
+    "fst": ("#D55E00", "o"), "ft": ("#0072B2", "s"), "lp": ("#AA3377", "D"), "ft-sam": ("#009E73", "^"),
     "ngf": ("#E69F00", "v"), "fe-tuning": ("#56B4E9", "P"), "ft-init": ("#7A5195", "X"), "none": ("#555555", "."),
     "anp": ("#8C6D1F", "<"), "i-bau": ("#999999", ">"),
     "badnet": ("#0072B2", "s"), "blended": ("#D55E00", "o"), "ssba": ("#009E73", "^"), "label-consistent": ("#CC79A7", "D"),
@@ -109,7 +109,8 @@ def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: b
             if i == 0:
                 axes.set_title(column.label)
             if not axes.has_data():
-                blank(axes)
+                there = any((point.row, point.column) == (row.label, column.label) for point in figure.points)
+                blank(axes, "not available" if there else "not shown")
         grid[i][0].set_ylabel("\n".join(filter(None, [row.label, METRICS[metric]])))
     canvas.align_ylabels(list(grid[:, 0]))
     return canvas
@@ -132,16 +133,18 @@ def new_canvas(figure: Figure, height: float) -> Any:
     notes = footnotes(figure)
     canvas = Canvas(figsize=(WIDTHS[figure.file.width], height + 0.13 * len(notes)), layout="constrained")
     FigureCanvasAgg(canvas)
-    canvas.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.03)
+    canvas.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.03)
     if notes:
         canvas.supxlabel("\n".join(notes), x=0.01, ha="left", color="#555555")
     return canvas
 
 
 def footnotes(figure: Figure) -> list[str]:
-    """Lines below the picture: the track where it is not the paper's, and what is missing."""
+    """Lines below the picture: the track where it is not the paper's, the seeds, and what is missing."""
     width = 58 if figure.file.width == "column" else 125
     lines = [] if figure.track == "paper" else [f"track {figure.track}: {figure.dataset}, {figure.model}"]
+    if len(figure.seeds) > 1:
+        lines.append(f"mean of seeds {', '.join(map(str, figure.seeds))}, with its 95% confidence interval")
     if gaps := figure.gaps():
         lines.append(f"not implemented: {', '.join(gaps)}")
     return [part for line in lines for part in _wrapped(line, width)]
