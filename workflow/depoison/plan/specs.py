@@ -35,12 +35,14 @@ STAGES: dict[str, Stage] = {
     "train": Stage(1, ("trigger.safetensors", "history.csv", "model.safetensors")),
     "purify": Stage(1, ("history.csv", "model.safetensors")),
     "evaluate": Stage(1, ("metrics.json",)),
+    "embedding": Stage(1, ("embedding.csv",)),
+    "examples": Stage(1, ("examples.safetensors",)),
 }
 
 
 def computes(stage: str, upstream: Container[str]) -> bool:
     """Whether a stage uses a GPU where there is one; poisoning does with a network that the attack made."""
-    return stage in ("asset", "train", "purify", "evaluate") or (stage == "poison" and "asset" in upstream)
+    return stage in ("asset", "train", "purify", "evaluate", "embedding") or (stage == "poison" and "asset" in upstream)
 
 
 def canonical(value: Any) -> str:
@@ -127,5 +129,7 @@ def _readable_name(spec: dict[str, Any]) -> str:
             return f"{name_of('poison')}-{parameters['model']['name']}"
         case "purify":
             return f"{name_of('model')}-{parameters['defense']['name']}"
+        case "examples":
+            return name_of("poison")
         case _:
             return name_of("model")

@@ -211,11 +211,11 @@ class Tables:
         return fingerprint([table.made_from() for table in self.tables])
 
 
-def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
-    """(paper, track, table) of reports/[{track}/][{paper}/]{table}, with any suffix; the table may be `ALL`.
+def locate(plan: Plan, target: str) -> tuple[str, str, str]:
+    """(paper, track, name) of reports/[{track}/][{paper}/]{name}, with any suffix.
 
     Raises:
-        DepoisonError: not of that form, or an unknown paper, track or table.
+        DepoisonError: not of that form, or an unknown paper or track.
     """
     match = re.fullmatch(r"reports/((?:[^/]+/)*)([^/.]+)(\.[a-z]+)?", target)
     if not match:
@@ -229,11 +229,20 @@ def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
             track = part
         else:
             raise unknown("track or paper", part, [*papers, *plan.configuration.names("track")], target)
-    paper, track = paper or DEFAULT_PAPER, track or DEFAULT_TRACK
+    return paper or DEFAULT_PAPER, track or DEFAULT_TRACK, match[2]
+
+
+def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
+    """(paper, track, table) of reports/[{track}/][{paper}/]{table}, with any suffix; the table may be `ALL`.
+
+    Raises:
+        DepoisonError: as `locate`, or an unknown table.
+    """
+    paper, track, name = locate(plan, target)
     tables = [path.stem for path in _table_files(plan.root / PAPERS / paper)]
-    if match[2] not in (ALL, *tables):
-        raise unknown(f"table of {paper}", match[2], [*tables, ALL], target)
-    return paper, track, match[2]
+    if name not in (ALL, *tables):
+        raise unknown(f"table of {paper}", name, [*tables, ALL], target)
+    return paper, track, name
 
 
 def read_report(plan: Plan, target: str) -> Table | Tables:
@@ -246,8 +255,7 @@ def read_report(plan: Plan, target: str) -> Table | Tables:
     stem = re.sub(r"\.[a-z]+$", "", target)
     if name != ALL:
         return _read(plan, stem, paper, track, name)
-    # A figure's numbers are no table of the paper.
-    names = [path.stem for path in _table_files(plan.root / PAPERS / paper) if not path.stem.startswith("figure")]
+    names = [path.stem for path in _table_files(plan.root / PAPERS / paper)]
     return Tables(stem, tuple(_read(plan, stem, paper, track, name) for name in names))
 
 
