@@ -251,7 +251,7 @@ def test_own_picture_that_changed_since_the_plan_is_refused(triggers):
 
 
 def test_missing_or_unreadable_own_picture_is_refused(triggers):
-    with pytest.raises(DepoisonError, match=r"config/triggers/mine\.png: no readable picture"):
+    with pytest.raises(DepoisonError, match=r"config/triggers/mine\.png: no readable file"):
         picture("mine.png@sha256:00", (3, 4, 4), torch.Generator())
     (triggers / "mine.png").write_text("no picture")
     with pytest.raises(DepoisonError, match=r"config/triggers/mine\.png: no readable picture"):

@@ -66,12 +66,16 @@ class Workshop:
         pool: without an asset yet.
         recipe: how the backdoored model is trained, for an asset that lists `recipe`.
         monitor: progress and resumable state of a training.
+        train_images, test_images: (N, C, H, W) uint8, all of the dataset's, which the attacker does not know: only to look
+            up images that were made of them elsewhere.
     """
 
     pool: Pool
     recipe: Recipe | None
     rng: Rng
     monitor: Monitor
+    train_images: Tensor
+    test_images: Tensor
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +32,34 @@ def picture(name: str, shape: tuple[int, int, int], generator: torch.Generator) 
     return drawn if channels == 3 else drawn.mean(0, keepdim=True).expand(channels, -1, -1).clone()
 
 
+def content_of(name: str) -> bytes:
+    """The bytes of a file that a user put into config/triggers/.
+
+    Args:
+        name: "<file>@sha256:<hex>", with the content that the plan saw.
+
+    Raises:
+        DepoisonError: the file is missing, or has changed since it was planned.
+    """
+    file, _, checksum = name.partition("@sha256:")
+    try:
+        content = (TRIGGERS / file).read_bytes()
+    except OSError as error:
+        raise DepoisonError(f"{TRIGGERS / file}: no readable file ({error})") from None
+    if hashlib.sha256(content).hexdigest() != checksum:
+        raise DepoisonError(f"{TRIGGERS / file}: changed since the run was planned; start the run again")
+    return content
+
+
 def _file(name: str, height: int, width: int) -> Tensor:
     from PIL import Image, UnidentifiedImageError
 
-    file, _, checksum = name.partition("@sha256:")
-    path = TRIGGERS / file
+    content = content_of(name)
     try:
-        content = path.read_bytes()
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
     except (OSError, UnidentifiedImageError) as error:
-        raise DepoisonError(f"{path}: no readable picture ({error})") from None
-    if hashlib.sha256(content).hexdigest() != checksum:
-        raise DepoisonError(f"{path}: changed since the run was planned; start the run again")
+        raise DepoisonError(f"{TRIGGERS / name.partition('@')[0]}: no readable picture ({error})") from None
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
 
 

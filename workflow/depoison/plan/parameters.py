@@ -17,8 +17,8 @@ class Parameter(BaseModel):
     """One hyper-parameter of a method.
 
     Attributes:
-        type: what a value is; `floats` is a list of numbers, `picture` one of the choices, which our code draws, or the
-            stem of a file in config/triggers/.
+        type: what a value is; `floats` is a list of numbers, `picture` one of the choices, which our code makes, or the
+            stem of a file in config/triggers/, whose content goes into the spec.
         default: the value where nothing else sets one; a shared parameter has none and takes it from config.yaml.
         range: the valid interval in the usual notation, such as "(0, 1]" or "[0, inf)"; for `floats`, of each number.
         choices: the valid values, where there are few.
@@ -98,7 +98,7 @@ class Parameter(BaseModel):
             "floats": "numbers",
         }
         if self.type == "picture":
-            words = f"{' or '.join(self.choices or ())}, or the stem of a picture in config/triggers/"
+            words = f"{' or '.join(self.choices or ())}, or the stem of a file in config/triggers/"
         elif self.choices is not None:
             words = " or ".join(map(str, self.choices))
         else:

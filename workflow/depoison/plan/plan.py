@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from depoison.errors import DepoisonError, unknown
+from depoison.files import sha256_of
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.config import KINDS, Configuration, Setting
 from depoison.plan.documents import read_document
@@ -53,6 +53,7 @@ class Plan:
         self.local_copies: dict[str, str | None] = {}
         """By a dataset's directory, the local copy that the configuration names: no part of the spec."""
         self._cells: dict[CellName, Cell] = {}
+        self._checksums: dict[Path, str] = {}
         self._settings_of: dict[tuple[Any, ...], dict[str, list[Setting]]] = {}
 
     def cell(self, name: CellName | str) -> Cell:
@@ -178,12 +179,14 @@ class Plan:
         return {"asset": make_artifact("asset", data, parameters, seed)}
 
     def _picture(self, stem: str, where: str) -> str:
-        """A user's picture by its content: its name may stay while its bytes change."""
+        """A user's file by its content: its name may stay while its bytes change."""
         files = sorted((self.root / "config" / "triggers").glob(f"{stem}.*"))
         if len(files) != 1:
             found = "no file" if not files else "more than one file"
-            raise DepoisonError(f"{where}: {found} config/triggers/{stem}.*; put exactly one picture there")
-        return f"{files[0].name}@sha256:{hashlib.sha256(files[0].read_bytes()).hexdigest()}"
+            raise DepoisonError(f"{where}: {found} config/triggers/{stem}.*; put exactly one file there")
+        if files[0] not in self._checksums:
+            self._checksums[files[0]] = sha256_of(files[0])
+        return f"{files[0].name}@sha256:{self._checksums[files[0]]}"
 
     def _dataset_parameters(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """What a dataset's content follows from: its source, and for a folder of images which one or what is in it."""
