@@ -3,7 +3,7 @@ triggers", ICCV 2021, section 4.1 and Fig. 3.
 
 A steganographic encoder hides one and the same string of bits, the fingerprint, in every triggered image; what it adds is
 nearly invisible and another one for each image. Encoder and decoder are those of StegaStamp (Tancik et al., CVPR 2020),
-trained as in Yu et al., "Artificial fingerprinting for generative models", ICCV 2021, section 3.1, which BackdoorBench's
+trained as in Yu et al., "Artificial fingerprinting for generative models", ICCV 2021, which BackdoorBench's
 set was made with; on the attacker's own images, at their own size. A set made elsewhere may be used instead.
 """
 
