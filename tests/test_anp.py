@@ -226,7 +226,9 @@ def test_history_has_an_epoch_a_row_and_is_evaluated_on_the_masked_network():
 # Pruning
 
 
-@pytest.mark.parametrize(("threshold", "gone"), [(0.1, []), (0.3, [1]), (0.5, [1, 3]), (0.55, [1, 3]), (1.0, [0, 1, 2, 3])])
+@pytest.mark.parametrize(
+    ("threshold", "gone"), [(0.1, []), (0.3, [1]), (0.5, [1, 3]), (0.55, [1, 3]), (1.0, [0, 1, 2, 3])]
+)
 def test_pruning_zeroes_the_weight_of_channels_at_or_below_the_threshold_and_nothing_else(threshold, gone):
     model, mask = network(), torch.tensor([0.9, 0.3, 1.0, 0.5])
     before = state_of(model)
