@@ -1,4 +1,4 @@
-# depoison: from datasets to the papers' tables. The rules are in workflow/rules/, the work in workflow/depoison/.
+# depoison: from datasets to the papers' tables and figures. The rules are in workflow/rules/, the work in workflow/depoison/.
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -13,6 +13,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/purify.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/tables.smk"
+include: "workflow/rules/figures.smk"
 
 
 rule all:

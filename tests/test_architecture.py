@@ -80,7 +80,17 @@ def test_imports_run_in_no_circle():
 
 
 @pytest.mark.parametrize(
-    "module", ["plan.plan", "plan.tables", "plan.check", "reporting.tables", "reporting.explain", "gpu"]
+    "module",
+    [
+        "plan.plan",
+        "plan.tables",
+        "plan.check",
+        "plan.figures",
+        "reporting.tables",
+        "reporting.figures.write",
+        "reporting.explain",
+        "gpu",
+    ],
 )
 def test_importing_imports_no_torch(module):
     code = f"import sys, depoison.{module}; assert 'torch' not in sys.modules"

@@ -56,9 +56,10 @@ DEFENSES = {
     "lp": functools.partial(lp, projection="none", batchnorm="frozen"),
     "lp+updated": functools.partial(lp, projection="none", batchnorm="updated"),
     "lp+projection": functools.partial(lp, projection="all", batchnorm="frozen"),
-    "fst": functools.partial(fst, alpha=0.1, projection="fst"),
-    "fst+none": functools.partial(fst, alpha=0.1, projection="none"),
-    "fst+all": functools.partial(fst, alpha=0.1, projection="all"),
+    "fst": functools.partial(fst, alpha=0.1, projection="fst", layers="all"),
+    "fst+none": functools.partial(fst, alpha=0.1, projection="none", layers="all"),
+    "fst+last": functools.partial(fst, alpha=0.1, projection="fst", layers="last"),
+    "fst+all": functools.partial(fst, alpha=0.1, projection="all", layers="all"),
     "ft-sam": functools.partial(ft_sam, rho=0.5),
 }
 HEAD = {"classifier.weight", "classifier.bias"}
@@ -180,7 +181,7 @@ def test_fresh_classifier_changes_the_linear_layers_and_nothing_else(layers):
 
 def test_all_defenses_of_a_seed_share_one_fresh_classifier():
     fresh = []
-    for name in ("fst", "fst+none", "ft-init", "ft-init+projection", "fe-tuning"):
+    for name in ("fst", "fst+none", "fst+last", "ft-init", "ft-init+projection", "fe-tuning"):
         caught = Caught()
         DEFENSES[name](network(), DATA, caught)
         fresh.append(state_of(caught.model))
@@ -198,7 +199,9 @@ def test_defenses_without_a_fresh_classifier_start_from_the_backdoored_model(nam
 # What is tuned
 
 
-@pytest.mark.parametrize("name", ["ft", "ft+projection", "ft-init", "ft-init+projection", "fst", "fst+none", "ft-sam"])
+@pytest.mark.parametrize(
+    "name", ["ft", "ft+projection", "ft-init", "ft-init+projection", "fst", "fst+none", "fst+last", "ft-sam"]
+)
 def test_end_to_end_defenses_change_every_weight_and_statistic(name):
     before = state_of(network())
     purified = DEFENSES[name](network(), DATA, Tune())
@@ -269,7 +272,7 @@ def test_projected_fe_tuning_scales_its_fresh_classifier_to_the_original_norm(la
 
 def penalty_of(model: Classifier, alpha: float) -> tuple[Any, Classifier]:
     caught = Caught()
-    fst(model, DATA, caught, alpha=alpha, projection="fst")
+    fst(model, DATA, caught, alpha=alpha, projection="fst", layers="all")
     return caught.hooks["extra_loss"], caught.model
 
 
@@ -310,7 +313,7 @@ def test_fst_penalty_is_the_inner_product_and_nothing_but_linear_weights_enter(l
 def test_fst_penalty_and_projection_keep_the_original_weights_in_mind():
     model = network()
     caught = Caught()
-    fst(model, DATA, caught, alpha=1.0, projection="fst")
+    fst(model, DATA, caught, alpha=1.0, projection="fst", layers="all")
     norm, before = norms_of(model), caught.hooks["extra_loss"](caught.model).item()
     with torch.no_grad():
         model.head[0].weight.mul_(3)
@@ -320,14 +323,16 @@ def test_fst_penalty_and_projection_keep_the_original_weights_in_mind():
 
 
 @pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("chosen", ["all", "last"])
 @pytest.mark.parametrize("projection", ["fst", "none"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_fst_is_algorithm_1(layers, projection, momentum):
+def test_fst_is_algorithm_1(layers, chosen, projection, momentum):
     alpha, model = 0.3, network(layers=layers)
     names = ["classifier.weight"] if layers == 1 else [f"classifier.{i}.weight" for i in (0, 2, 4)]
+    names = names[-1:] if chosen == "last" else names
     original = {name: state_of(model)[name].double() for name in names}
     tune = Tune(epochs=4, momentum=momentum)
-    found = state_of(fst(model, DATA, tune, alpha=alpha, projection=projection))
+    found = state_of(fst(model, DATA, tune, alpha=alpha, projection=projection, layers=chosen))
 
     def project(state):
         for name, weight in original.items():
@@ -345,13 +350,26 @@ def test_fst_is_algorithm_1(layers, projection, momentum):
     assert not close(found, without, 1e-3)
 
 
+def test_fst_on_the_last_layer_draws_it_alone_afresh_and_tunes_the_others_freely():
+    model, tune = network(layers=3), Tune(epochs=3, batch_size=4, lr=0.3)
+    DEFENSES["fst+last"](model, DATA, tune)
+    assert changed(state_of(model), state_of(tune.start)) == {"classifier.4.weight", "classifier.4.bias"}
+    moved = abs(np.array([norms(weights) for weights in tune.steps]) / norms_of(model) - 1)
+    assert (moved[:, 2] < 1e-6).all() and (moved[-1, :2] > 1e-4).all()
+
+
+def test_fst_on_the_last_of_one_layer_is_fst():
+    found = [state_of(DEFENSES[name](network(), DATA, Tune(epochs=2))) for name in ("fst", "fst+last")]
+    assert not changed(*found)
+
+
 def test_fst_with_projection_all_is_fst():
     found = [state_of(DEFENSES[name](network(), DATA, Tune(epochs=2))) for name in ("fst", "fst+all")]
     assert not changed(*found)
 
 
 def test_fst_with_alpha_0_and_no_projection_is_ft_init():
-    shifted = fst(network(), DATA, Tune(epochs=2), alpha=0.0, projection="none")
+    shifted = fst(network(), DATA, Tune(epochs=2), alpha=0.0, projection="none", layers="all")
     assert close(state_of(shifted), state_of(DEFENSES["ft-init"](network(), DATA, Tune(epochs=2))), 1e-6)
 
 

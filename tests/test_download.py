@@ -188,8 +188,8 @@ def test_no_server_at_all(server, tmp_path):
     server.http.shutdown()
     server.http.server_close()
     with pytest.raises(DepoisonError) as error:
-        download(server.url, tmp_path / "set.tar.gz", checksum=MD5, retries=1, backoff=0.001)
-    assert server.url in one_line(error)
+        download(server.url, tmp_path / "set.tar.gz", checksum=MD5, offline="wait", retries=1, backoff=0.001)
+    assert server.url in one_line(error) and one_line(error).endswith("; offline, wait")
 
 
 @pytest.mark.parametrize("status", [403, 404])
@@ -198,6 +198,7 @@ def test_not_found_fails_at_once(server, tmp_path, status):
     with pytest.raises(DepoisonError) as error:
         download(server.url, tmp_path / "set.tar.gz", checksum=MD5)
     assert server.url in one_line(error) and str(status) in one_line(error)
+    assert one_line(error).endswith("; offline, set root to a local copy")
     assert len(server.requests) == 1
     assert not (tmp_path / "set.tar.gz").exists()
 
@@ -262,6 +263,9 @@ def test_verify(tmp_path):
     path.write_bytes(CONTENT)
     verify(path, MD5)
     verify(path, SHA256)
+    verify(path, SHA256[:15])  # the first eight digits
+    with pytest.raises(DepoisonError, match=f"expected {SHA256[:14]}0"):
+        verify(path, f"{SHA256[:14]}0")
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(DepoisonError) as error:
         verify(path, MD5)

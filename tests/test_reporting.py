@@ -151,7 +151,7 @@ def test_summaries_are_of_the_rows_that_we_have(reported):
 def test_summaries_are_the_papers(name, c_acc, asr):
     """As Table 2 prints them for FST: the standard deviation is that of a sample."""
     printed = read_table(Plan(ROOT), "reports/table2").published
-    rows = [numbers for (_, rate, defense), numbers in printed.items() if rate and defense == "fst"]
+    rows = [numbers for key, numbers in printed.items() if key.rate and key.defense == "fst"]
     function = SUMMARIES[name][1]
     assert [round(function([float(row[m]) for row in rows]), 2) for m in METRICS] == [c_acc, asr]
 

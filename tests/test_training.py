@@ -69,6 +69,8 @@ def test_fit_is_sgd_with_momentum_and_weight_decay(batchnorm, momentum, weight_d
         ("constant", [0.1] * 12),
         # Four epochs of three batches: (1 + cos(0, 45, 90, 135 degrees)) / 20.
         ("cosine", [r for r in (0.1, 0.1 * (2 + 2**0.5) / 4, 0.05, 0.1 * (2 - 2**0.5) / 4) for _ in range(3)]),
+        # 35% and 75% of four epochs: from the third and from the fourth.
+        ("multistep", [0.1] * 6 + [0.01] * 3 + [0.001] * 3),
         # The peak is at step 3.6 of 12.
         (
             "onecycle",
@@ -182,6 +184,15 @@ def test_cosine_falls_by_epoch_and_is_constant_within_one(batches, epochs):
     assert (
         by_epoch[0, 0] == 0.2 and by_epoch[epochs // 2, 0] == pytest.approx(0.1) and (np.diff(by_epoch[:, 0]) < 0).all()
     )
+
+
+@pytest.mark.parametrize(("epochs", "falls"), [(100, (35, 75)), (20, (7, 15)), (10, (4, 8)), (2, (1, 2)), (1, (1, 1))])
+def test_multistep_falls_to_a_tenth_after_35_and_75_percent_of_the_epochs(epochs, falls):
+    plan = recipe(lr=0.5, epochs=epochs, schedule="multistep")
+    first, second = falls
+    by_hand = [0.5] * first + [0.05] * (second - first) + [0.005] * (epochs - second)
+    found = [plan.learning_rate(step, 8 * epochs) for step in range(8 * epochs)]
+    assert found == pytest.approx([rate for rate in by_hand for _ in range(8)])
 
 
 def test_constant_learning_rate_stays():
@@ -409,6 +420,14 @@ def test_same_spec_gives_the_same_weights_whatever_was_drawn_before(precision):
     assert changed(found[0], state_of(trained(recipe(**FULL, precision=precision), seed=1)))
 
 
+def test_dropout_draws_from_the_seed_alone():
+    found = []
+    for noise, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(noise)
+        found.append(state_of(dropped(Monitor(), seed)))
+    assert not changed(found[0], found[1]) and changed(found[0], found[2])
+
+
 def test_fit_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
     trained(recipe(**FULL))
@@ -439,6 +458,39 @@ class Interrupted(Exception):
     pass
 
 
+class Counted:
+    """Scales the gradients of step n by n + 1, with a hook that counts the steps and keeps the learning rates."""
+
+    def __init__(self):
+        self.number, self.rates = torch.zeros((), dtype=torch.int64), []
+
+    def __call__(self, model, lr):
+        assert not torch.is_grad_enabled()
+        self.number += 1
+        self.rates.append(lr)
+        for parameter in model.parameters():
+            parameter.grad.mul_(self.number)
+
+    def state(self):
+        return {"number": self.number}
+
+    def load(self, state):
+        self.number = state["number"]
+
+
+def test_before_step_changes_the_gradients_that_the_optimizer_takes():
+    plan, hook = recipe(epochs=3, schedule="cosine", batch_size=20), Counted()
+    steps = [(pixels(20), classes_of(20), lr * (n + 1)) for n, lr in enumerate([0.1, 0.075, 0.025])]
+    found = state_of(trained(plan, before_step=hook))
+    assert close(found, tune_by_hand(network(), steps))
+    assert hook.rates == pytest.approx([0.1, 0.075, 0.025])
+
+
+def counted_run(monitor: Monitor) -> Classifier:
+    hook = Counted()
+    return trained(recipe(**FULL), monitor, before_step=hook, extra_state=hook)
+
+
 def plain_run(monitor: Monitor) -> Classifier:
     return trained(recipe(**FULL), monitor)
 
@@ -447,10 +499,20 @@ def defended(defense, monitor: Monitor) -> Classifier:
     return defense(network(), TuningSet(pixels(20), classes_of(20)), Tuner(recipe(**FULL), RNG, monitor))
 
 
+def dropped(monitor: Monitor, seed: int = 0) -> Classifier:
+    """A run of a network that draws random numbers itself."""
+    model = network()
+    model.classifier = nn.Sequential(nn.Dropout(0.5), model.classifier)
+    plan = recipe(**FULL)
+    return fit(model, PlainBatches(pixels(20), classes_of(20), plan, CPU), plan, Rng(seed, "train"), monitor)
+
+
 RUNS = {
     "plain": plain_run,
+    "dropout": dropped,
+    "hook with a state": counted_run,
     "ft-sam": functools.partial(defended, functools.partial(ft_sam, rho=0.5)),
-    "fst": functools.partial(defended, functools.partial(fst, alpha=0.2, projection="fst")),
+    "fst": functools.partial(defended, functools.partial(fst, alpha=0.2, projection="fst", layers="all")),
 }
 
 

@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("target", help="a cell, results/cells/…/s0.json")
     sub.add_argument("--all", action="store_true", help="also show the values that were overruled")
 
-    sub = configured(command("run", _run, "make cells and tables without Snakemake, one job after the other"))
-    sub.add_argument("targets", nargs="+", help="cells (results/cells/…) and tables (reports/…)")
+    sub = configured(command("run", _run, "make cells and reports without Snakemake, one job after the other"))
+    sub.add_argument("targets", nargs="+", help="cells (results/cells/…), tables and figures (reports/…)")
 
     sub = configured(command("check", _check, "validate every file below config/"))
 
@@ -60,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--log")
 
     sub = configured(command("table", _table, "write a table as .md, .tex, .csv and .json from its evaluations"))
+    sub.add_argument("target")
+    sub.add_argument("--log")
+
+    sub = configured(
+        command("figure", _figure, "draw a figure as .png, .pdf and .csv, or write the page of all figures")
+    )
     sub.add_argument("target")
     sub.add_argument("--log")
 
@@ -84,10 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = configured(share.add_parser(action, help=help, description=help))
         sub.set_defaults(command=_share, action=action)
-        sub.add_argument("targets", nargs="+", help="cells (results/cells/…) and tables (reports/…)")
+        sub.add_argument("targets", nargs="+", help="cells (results/cells/…), tables and figures (reports/…)")
 
-    sub = configured(command("gc", _gc, "list, or remove, artifacts that no table of the configuration reaches"))
-    sub.add_argument("targets", nargs="*", help="further cells and tables to keep")
+    sub = configured(
+        command("gc", _gc, "list, or remove, artifacts that no table or figure of the configuration reaches")
+    )
+    sub.add_argument("targets", nargs="*", help="further cells, tables and figures to keep")
     sub.add_argument("--remove", action="store_true", help="remove those that DVC's remote has")
     sub.add_argument("--unshared-too", action="store_true", help="with --remove: also those that exist nowhere else")
 
@@ -152,21 +160,31 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from depoison.gpu import lease
-    from depoison.plan.tables import read_table
+    from depoison.plan.figures import is_figure, is_page, read_figures, read_page
+    from depoison.plan.tables import read_report
+    from depoison.reporting.figures.write import write_figure, write_page
     from depoison.stages.runner import devices_wanted, run_stage
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
-    tables = [read_table(plan, target) for target in options.targets if not target.startswith("results/")]
+    reports = [target for target in options.targets if not target.startswith("results/")]
+    tables = [read_report(plan, target) for target in reports if not is_figure(target)]
+    figures = [figure for target in reports if is_figure(target) for figure in read_figures(plan, target)]
     cells = [plan.cell(target) for target in options.targets if target.startswith("results/")]
-    wanted = [cell for table in tables for entry in table.entries for cell in entry.cells] + cells
+    wanted = [cell for table in tables for cell in table.cells()] + cells
     chain = {directory: artifact for cell in wanted for directory, artifact in cell.evaluation.chain().items()}
+    for artifact in (artifact for figure in figures for artifact in figure.artifacts()):
+        chain |= artifact.chain()
     missing = [artifact for artifact in chain.values() if not Path(artifact.product).exists()]
     with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
         for number, artifact in enumerate(missing, 1):
             logging.getLogger("depoison").info("[%d/%d] %s", number, len(missing), artifact.directory)
             run_stage(artifact.spec, artifact.directory, runtime, plan.local_copies.get(artifact.directory))
     _write_reports(plan, tables, cells)
+    for figure in figures:
+        write_figure(figure)
+    for target in filter(is_page, reports):
+        write_page(plan, read_page(plan, target))
 
 
 def _write_reports(plan: Any, tables: list[Any], cells: list[Any]) -> None:
@@ -197,10 +215,21 @@ def _cell(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from depoison.plan.tables import read_table
+    from depoison.plan.tables import read_report
 
     plan = _plan(options)
-    _write_reports(plan, [read_table(plan, options.target)], [])
+    _write_reports(plan, [read_report(plan, options.target)], [])
+
+
+def _figure(options: argparse.Namespace) -> None:
+    from depoison.plan.figures import is_page, read_figure, read_page
+    from depoison.reporting.figures.write import write_figure, write_page
+
+    plan = _plan(options)
+    if is_page(options.target):
+        write_page(plan, read_page(plan, options.target))
+    else:
+        write_figure(read_figure(plan, options.target))
 
 
 def _stage(options: argparse.Namespace) -> None:

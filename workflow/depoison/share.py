@@ -22,9 +22,10 @@ import yaml
 from depoison.errors import DepoisonError
 from depoison.files import RUN, read_json, sha256_of
 from depoison.plan.cells import PREFIX
+from depoison.plan.figures import all_figures, is_figure, read_figures
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact
-from depoison.plan.tables import all_tables, read_table
+from depoison.plan.tables import all_tables, read_report
 
 
 @dataclass
@@ -46,12 +47,18 @@ def evaluations(plan: Plan, targets: Iterable[str]) -> list[Artifact]:
     """The evaluations behind cells and tables, each once."""
     found: dict[str, Artifact] = {}
     for target in targets:
-        if target.startswith(PREFIX):
-            cells = [plan.cell(target)]
-        else:
-            cells = [cell for entry in read_table(plan, target).entries for cell in entry.cells]
+        cells = [plan.cell(target)] if target.startswith(PREFIX) else read_report(plan, target).cells()
         found.update((cell.evaluation.directory, cell.evaluation) for cell in cells)
     return list(found.values())
+
+
+def artifacts(plan: Plan, targets: Iterable[str]) -> list[Artifact]:
+    """What cells, tables and figures are made from, each once."""
+    targets = list(targets)
+    found = evaluations(plan, (target for target in targets if not is_figure(target)))
+    drawn = (figure for target in targets if is_figure(target) for figure in read_figures(plan, target))
+    found += (artifact for figure in drawn for artifact in figure.artifacts())
+    return list({artifact.directory: artifact for artifact in found}.values())
 
 
 def heavy_files(artifact: Artifact) -> list[Path]:
@@ -81,8 +88,8 @@ def need(plan: Plan, targets: Iterable[str]) -> Need:
                 walk(upstream)
             found.compute.append(artifact)
 
-    for evaluation in evaluations(plan, targets):
-        walk(evaluation)
+    for artifact in artifacts(plan, targets):
+        walk(artifact)
     return found
 
 
@@ -98,7 +105,7 @@ def push(plan: Plan, targets: Sequence[str]) -> str:
         DepoisonError: no DVC repository or remote, or DVC failed.
     """
     _require_remote()
-    chain = {a.directory: a for e in evaluations(plan, targets) for a in e.chain().values()}
+    chain = {a.directory: a for made in artifacts(plan, targets) for a in made.chain().values()}
     files = [file for artifact in chain.values() for file in heavy_files(artifact) if file.exists()]
     if not files:
         raise DepoisonError(f"{' '.join(targets)}: nothing to push; make it first with snakemake")
@@ -161,7 +168,7 @@ def status(plan: Plan, targets: Sequence[str]) -> str:
 
 
 def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -> str:
-    """List artifacts that no table on any track, no cell made and none of `keep` reaches; free their space on request.
+    """List artifacts that no table or figure, no cell made and none of `keep` reaches; free their space on request.
 
     Only heavy files are ever removed: pointers, specs and evaluations are small and stay. What a killed job left of an
     artifact that is no longer wanted counts as one that exists only here.
@@ -174,8 +181,8 @@ def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -
         One line for each artifact, and the sum.
     """
     reached: set[str] = set()
-    for evaluation in evaluations(plan, [*all_tables(plan), *_cells_made(plan), *keep]):
-        reached.update(evaluation.chain())
+    for artifact in artifacts(plan, [*all_tables(plan), *all_figures(plan), *_cells_made(plan), *keep]):
+        reached.update(artifact.chain())
     stray = [path for stage in STAGES for path in sorted(Path("results", stage).glob("*")) if path.is_dir()]
     stray = [path for path in stray if str(path) not in reached and not path.name.startswith(".")]
     heavy = {path: files for path in stray if (files := sorted(path.glob("*.safetensors")))}

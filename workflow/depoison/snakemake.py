@@ -21,10 +21,12 @@ from snakemake.io import flag
 from depoison.errors import DepoisonError
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
+from depoison.plan.figures import Figure, read_figure, read_page
 from depoison.plan.plan import Plan
-from depoison.plan.specs import Artifact, canonical
-from depoison.plan.tables import Table, read_table
+from depoison.plan.specs import Artifact, canonical, computes
+from depoison.plan.tables import Table, Tables, read_report
 from depoison.reporting.cells import cell_is_current
+from depoison.reporting.figures.write import figure_is_current, page_is_current
 from depoison.reporting.tables import table_is_current
 from depoison.worker import start_worker
 
@@ -52,7 +54,8 @@ class Lookup:
 
     def __init__(self, workflow: Any, config: Mapping[str, Any]):
         self._workflow, self._config = workflow, dict(config)
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[str, Table | Tables] = {}
+        self._figures: dict[str, Figure] = {}
         # Planning makes millions of objects that live until its end: looking for garbage among them is a fifth of its time.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -111,6 +114,10 @@ class Lookup:
 
         return told
 
+    def gpus(self, stage: str) -> Callable[[Any], int]:
+        """Resource function: how many GPUs an artifact of a stage that seldom computes wants."""
+        return lambda wildcards: int(computes(stage, self._artifact(stage, wildcards).upstream))
+
     def _artifact(self, stage: str, wildcards: Any) -> Artifact:
         directory = f"results/{stage}/{wildcards.id}"
         if directory not in self.plan.artifacts and HANDED_ON.exists():
@@ -134,8 +141,23 @@ class Lookup:
         """Input function: a table's evaluations, and a stamp that is new where the table is out of date."""
         target = f"reports/{wildcards.where}{wildcards.table}"
         with _refusing():
-            table = self._tables[target] = self._tables.get(target) or read_table(self.plan, target)
+            table = self._tables[target] = self._tables.get(target) or read_report(self.plan, target)
         return self._view(table.target, table.evaluations(), table_is_current(self.plan, table))
+
+    def figure_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function: what a figure draws, and a stamp that is new where one of its files is out of date."""
+        target = f"reports/{wildcards.where}{wildcards.figure}"
+        with _refusing():
+            figure = self._figures[target] = self._figures.get(target) or read_figure(self.plan, target)
+            products = [artifact.product for artifact in figure.artifacts()]
+            return self._view(figure.target, products, figure_is_current(figure))
+
+    def figure_page_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function: the pictures beside the page, and a stamp that is new where its text is out of date."""
+        with _refusing():
+            page = read_page(self.plan, f"reports/{wildcards.where}figures")
+        pictures = [f"{figure.target}.png" for figure in page.figures]
+        return self._view(page.target, pictures, page_is_current(self.plan, page))
 
     def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:
         # Each in a folder of its own: Snakemake lists a folder once, and would not see what joins it later.

@@ -12,7 +12,8 @@ LOOKUP = Lookup(workflow, config)
 wildcard_constraints:
     id=r"[^/]+-[0-9a-f]{10}",
     where=r"([^/]+/)*",
-    table=r"[^/.]+",
+    table=r"(?!figure)[^/.]+",
+    figure=r"figure[0-9][^/.]*",
 
 
 onstart:

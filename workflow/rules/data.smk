@@ -1,4 +1,4 @@
-# Datasets, the split into the attacker's and the defender's part, and poisoned sets.
+# Datasets, what attacks make beforehand, the split into the attacker's and the defender's part, and poisoned sets.
 
 
 rule dataset:
@@ -37,6 +37,26 @@ rule split:
         "python -m depoison stage {params.arguments} --log {log:q}"
 
 
+rule asset:
+    input:
+        LOOKUP.inputs("asset"),
+    output:
+        "results/asset/{id}/asset.safetensors",
+    log:
+        "logs/asset/{id}.log",
+    benchmark:
+        "logs/asset/{id}.tsv"
+    conda:
+        "../../envs/torch.yaml"
+    threads: LOOKUP.runtime.threads
+    resources:
+        gpu=1,
+    params:
+        arguments=LOOKUP.arguments("asset"),
+    shell:
+        "python -m depoison stage {params.arguments} --log {log:q}"
+
+
 rule poison:
     input:
         LOOKUP.inputs("poison"),
@@ -49,6 +69,8 @@ rule poison:
     conda:
         "../../envs/torch.yaml"
     threads: LOOKUP.runtime.threads
+    resources:
+        gpu=LOOKUP.gpus("poison"),
     params:
         arguments=LOOKUP.arguments("poison"),
     shell:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from depoison.errors import DepoisonError
+from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.loop import BatchSource, PlainBatches
+from depoison.training.loop import BatchSource, Monitor, PlainBatches
 from depoison.training.recipe import Recipe
 
 
@@ -35,11 +37,71 @@ class Poisoning:
         return (labels + 1) % classes if self.labels == "all-to-all" else torch.full_like(labels, self.target)
 
 
+@dataclass(frozen=True)
+class Pool:
+    """The attacker's training pool, and what he has to poison it with.
+
+    Attributes:
+        images: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        classes: their number.
+        device: where to compute.
+        asset: what the attack's `make_asset` made; empty where it has none.
+        new_model: a freshly initialized network, for an asset that lists `model`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+    device: torch.device
+    asset: Mapping[str, Tensor] = field(default_factory=dict)
+    new_model: Callable[[Rng], Classifier] | None = None
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What an attack makes its asset with.
+
+    Attributes:
+        pool: without an asset yet.
+        recipe: how the backdoored model is trained, for an asset that lists `recipe`.
+        monitor: progress and resumable state of a training.
+    """
+
+    pool: Pool
+    recipe: Recipe | None
+    rng: Rng
+    monitor: Monitor
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What an attack changes of a pool.
+
+    Attributes:
+        indices: (n,) int64 into the pool, sorted.
+        images: (n, C, H, W) uint8.
+        labels: (n,) int64.
+        covers: how many of them have the trigger but keep their label.
+    """
+
+    indices: Tensor
+    images: Tensor
+    labels: Tensor
+    covers: int = 0
+
+
 class Attack:
     """A trigger, and how it gets into a training set.
 
     A subclass is a frozen dataclass whose fields are the attack's own hyper-parameters. An attack that only poisons data
-    defines `make_trigger` and `apply`; one that also controls training overrides `poisons_data` and `batches`.
+    defines `make_trigger` and `apply`; one that changes training images in another way than test images overrides `poison`;
+    one that also controls training overrides `poisons_data` and `batches`. One that needs a network of its own, or anything
+    else that takes work and is the same for every poisoning rate, has a function
+
+        def make_asset(workshop: Workshop, *, …) -> dict[str, Tensor]
+
+    in its file, and lists what it depends on under `asset` in its YAML: a stage of its own makes it.
     """
 
     clean_label: ClassVar[bool] = False
@@ -48,8 +110,23 @@ class Attack:
     """Whether a fixed set of images is poisoned before training."""
 
     def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
-        """The tensors that make up the trigger for images of (C, H, W); stored with the backdoored model."""
+        """The tensors that make up the trigger for images of (C, H, W); stored with the backdoored model.
+
+        An attack with an asset takes its tensors as third argument.
+        """
         raise NotImplementedError
+
+    def poison(self, pool: Pool, poisoning: Poisoning, trigger: Mapping[str, Tensor], rng: Rng) -> Overlay:
+        """Choose images of the pool and put the trigger on them.
+
+        Raises:
+            DepoisonError: as `choose`.
+        """
+        where = choose(poisoning, self, pool.labels, pool.classes, rng.generator("indices"))
+        if not self.poisons_data:
+            where = where[:0]
+        goals = poisoning.goals(pool.labels[where], pool.classes)
+        return Overlay(where, self.stamp(pool.images[where], trigger), goals)
 
     def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
         """Put the trigger on images.
@@ -87,11 +164,16 @@ class Attack:
         return PlainBatches(images, labels, recipe, device)
 
 
+def module_of(attack: str) -> ModuleType:
+    """The module of an attack, by its name."""
+    return importlib.import_module(f"depoison.attacks.{attack.replace('-', '_')}")
+
+
 def make(attack: Mapping[str, Any]) -> Attack | None:
     """The attack of a spec's {name, version, parameters}; None for "none", a clean model."""
     if attack["name"] == "none":
         return None
-    module = importlib.import_module(f"depoison.attacks.{attack['name'].replace('-', '_')}")
+    module = module_of(attack["name"])
     classes = [
         value
         for value in vars(module).values()

@@ -62,7 +62,7 @@ class WaNet(Attack):
         return _WarpedBatches(self, images, labels, trigger["grid"].to(device), poisoning, classes, recipe, device)
 
 
-class _WarpedBatches:
+class _WarpedBatches(BatchSource):
     """Warps a part of every batch, then augments."""
 
     def __init__(

@@ -29,13 +29,26 @@ class _Retry(Exception):
     """This attempt failed in a way that another one may not."""
 
 
-def download(url: str, path: Path, *, checksum: str, retries: int = 5, backoff: float = 1.0) -> Path:
+class _Unavailable(Exception):
+    """The server cannot be reached, or does not give the file."""
+
+
+def download(
+    url: str,
+    path: Path,
+    *,
+    checksum: str,
+    offline: str = "set root to a local copy",
+    retries: int = 5,
+    backoff: float = 1.0,
+) -> Path:
     """Download `url` to `path`, unless the right file is there already.
 
     The bytes go to `path`.partial, which a later call (or another process, one at a time) resumes.
 
     Args:
-        checksum: "md5:<hex>" or "sha256:<hex>" of the whole file.
+        checksum: "md5:<hex>" or "sha256:<hex>" of the whole file, or the first digits where no more is published.
+        offline: what to do where the file cannot be downloaded, for the message.
         retries: attempts in a row that may fail without one new byte before giving up.
         backoff: seconds before the first of them; doubled for each next one, up to LONGEST_WAIT.
 
@@ -59,6 +72,8 @@ def download(url: str, path: Path, *, checksum: str, retries: int = 5, backoff: 
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
+    except _Unavailable as error:
+        raise DepoisonError(f"{url}: {error}; offline, {offline}") from error
     except OSError as error:
         raise DepoisonError(f"{path}: cannot be written ({error})") from error
     return path
@@ -79,13 +94,13 @@ def verify(path: Path, checksum: str) -> None:
 
 
 def _digest(path: Path, checksum: str) -> str:
-    """The checksum of a file by the algorithm of `checksum`, written the same way."""
+    """The checksum of a file by the algorithm of `checksum`, written the same way, with as many digits."""
     algorithm, _, digits = checksum.partition(":")
     if algorithm not in ("md5", "sha256") or not re.fullmatch("[0-9a-f]+", digits):
         raise DepoisonError(f"checksum {checksum!r}: valid: md5:<hex> or sha256:<hex>, in lower case")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
-    return f"{algorithm}:{digest.hexdigest()}"
+    return f"{algorithm}:{digest.hexdigest()[: len(digits)]}"
 
 
 @contextlib.contextmanager
@@ -118,9 +133,7 @@ def _fetch(url: str, partial: Path, retries: int, backoff: float) -> None:
         failures = 1 if _size(partial) > furthest else failures + 1
         furthest = max(furthest, _size(partial))
         if failures > retries:
-            raise DepoisonError(
-                f"{url}: download failed, {retries} retries used up ({reason}); offline, set root to a local copy"
-            )
+            raise _Unavailable(f"download failed, {retries} retries used up ({reason})")
         wait = min(backoff * 2 ** (failures - 1), LONGEST_WAIT)
         log.warning("%s: %s; trying again in %.3g s at byte %d", url, reason, wait, _size(partial))
         time.sleep(wait)
@@ -141,7 +154,7 @@ def _attempt(url: str, partial: Path) -> None:
         if status >= 500 or status in BUSY:
             raise _Retry(f"HTTP {status} {response.reason}")
         if status not in (200, 206):
-            raise DepoisonError(f"{url}: cannot be downloaded: HTTP {status} {response.reason}")
+            raise _Unavailable(f"cannot be downloaded: HTTP {status} {response.reason}")
         if status == 206 and not content_range.replace(" ", "").startswith(f"bytes{offset}-"):
             partial.unlink(missing_ok=True)
             raise _Retry(f"asked from byte {offset}, the server sent {content_range!r}")

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from depoison.defenses.tuning import Tuner, TuningSet, projection_to_norm_of, reinitialized_head
+from depoison.defenses.tuning import ALL, Tuner, TuningSet, projection_to_norm_of, reinitialized_head
 from depoison.models.classifier import Classifier
 
 
-def fst(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, alpha: float, projection: str) -> Classifier:
+def fst(
+    model: Classifier, tuning_set: TuningSet, tune: Tuner, *, alpha: float, projection: str, layers: str
+) -> Classifier:
     """Purify `model` by feature shift tuning.
 
     Args:
-        model: the backdoored classifier; left as it is. `model.head` lists its linear layers (VGG has three: the penalty
-            sums over all of them, appendix D.2).
+        model: the backdoored classifier; left as it is.
         alpha: weight of the inner product; 0 switches the shift off.
         projection: "fst" (Algorithm 1, line 7), "none" (the ablation of Figure 5), or "all", which for FST is "fst".
+        layers: what w is where the classifier has several linear layers, as VGG's has three: "all" of them, over which the
+            penalty sums, or only the "last" one, and those before it are tuned like the extractor (appendix D.2).
     """
-    original = [layer.weight.detach().clone() for layer in model.head]
+    chosen = ALL if layers == "all" else slice(-1, None)
+    original = [layer.weight.detach().clone() for layer in model.head[chosen]]
 
     def feature_shift(tuned: Classifier) -> Tensor:
-        products = [(layer.weight * w_ori).sum() for layer, w_ori in zip(tuned.head, original, strict=True)]
+        products = [(layer.weight * w_ori).sum() for layer, w_ori in zip(tuned.head[chosen], original, strict=True)]
         return alpha * sum(products[1:], products[0])
 
-    project = None if projection == "none" else projection_to_norm_of(model)
-    return tune(reinitialized_head(model, tune.rng), tuning_set, extra_loss=feature_shift, after_step=project)
+    project = None if projection == "none" else projection_to_norm_of(model, chosen)
+    return tune(reinitialized_head(model, tune.rng, chosen), tuning_set, extra_loss=feature_shift, after_step=project)

@@ -72,27 +72,38 @@ class Candidates:
         return before - after <= self.max_drop + 1e-9  # a fall of exactly max_drop is, whatever its rounding
 
 
-def reinitialized_head(model: Classifier, rng: Rng) -> Classifier:
+ALL = slice(None)
+"""All linear layers of a classifier."""
+
+
+def reinitialized_head(model: Classifier, rng: Rng, layers: slice = ALL) -> Classifier:
     """A copy of the model whose linear layers are drawn afresh: weight and bias uniform in ±1 / sqrt(inputs).
+
+    Args:
+        layers: which ones.
 
     FST, section 3.2 and Algorithm 1, line 1; the distribution is the released code's, which is also PyTorch's own.
     """
     model = copy.deepcopy(model)
     generator = rng.generator("head")
     with torch.no_grad():
-        for layer in model.head:
+        for layer in model.head[layers]:
             bound = layer.in_features**-0.5
             for tensor in (layer.weight, layer.bias):
                 tensor.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound)
     return model
 
 
-def projection_to_norm_of(model: Classifier) -> Callable[[Classifier], None]:
-    """A step that scales each linear layer's weight back to the norm it has in `model` now. FST, Algorithm 1, line 7."""
-    norms = [layer.weight.detach().norm() for layer in model.head]
+def projection_to_norm_of(model: Classifier, layers: slice = ALL) -> Callable[[Classifier], None]:
+    """A step that scales the weight of each linear layer back to the norm it has in `model` now. FST, Algorithm 1, line 7.
+
+    Args:
+        layers: which ones.
+    """
+    norms = [layer.weight.detach().norm() for layer in model.head[layers]]
 
     def project(tuned: Classifier) -> None:
-        for layer, norm in zip(tuned.head, norms, strict=True):
+        for layer, norm in zip(tuned.head[layers], norms, strict=True):
             layer.weight.mul_(norm / layer.weight.norm())
 
     return project

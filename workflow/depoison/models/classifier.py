@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -50,9 +52,30 @@ def build(model: Mapping[str, Any], *, classes: int, channels: int, generator: t
         model: {name, version, parameters, mean, std} of a spec.
         generator: its seed decides every initial weight.
     """
-    name = model["name"].replace("-", "_")
-    architecture = getattr(importlib.import_module(f"depoison.models.{name}"), name)
+    module = _module_of(model)
+    architecture = getattr(module, module.__name__.rpartition(".")[2])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator.initial_seed())
         extractor, classifier = architecture(classes, channels, **model["parameters"])
     return Classifier(extractor, classifier, model["mean"], model["std"]).to(memory_format=torch.channels_last)
+
+
+def load_pretrained(built: Classifier, model: Mapping[str, Any], downloads: Path) -> None:
+    """Give a freshly built model the pre-trained weights that its training starts from, if it has any.
+
+    The file of such an architecture holds, beside it, `pretrained(extractor, downloads, **parameters)`. A model that was
+    trained before needs none of this.
+
+    Args:
+        downloads: the folder that keeps downloaded files.
+
+    Raises:
+        DepoisonError: no such weights here, and they cannot be downloaded.
+    """
+    pretrained = getattr(_module_of(model), "pretrained", None)
+    if pretrained is not None:
+        pretrained(built.extractor, downloads, **model["parameters"])
+
+
+def _module_of(model: Mapping[str, Any]) -> ModuleType:
+    return importlib.import_module(f"depoison.models.{model['name'].replace('-', '_')}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from depoison.plan.config import KINDS
+from depoison.plan.figures import all_figures, read_figure
 from depoison.plan.plan import Plan
 from depoison.plan.tables import all_tables, read_table
 
 
 def check(plan: Plan) -> str:
-    """Validate every method, dataset, track and table, and resolve every cell of every table on every track.
+    """Validate every method, dataset, track, table and figure, and resolve every cell of these on every track.
 
     Returns:
         One line that says how much was checked.
@@ -23,6 +24,9 @@ def check(plan: Plan) -> str:
     for track in configuration.names("track"):
         configuration.track(track)
     tables = [read_table(plan, target) for target in all_tables(plan)]
-    cells = {cell.name for table in tables for entry in table.entries for cell in entry.cells}
+    cells = {cell.name for table in tables for cell in table.cells()}
+    figures = [read_figure(plan, target) for target in all_figures(plan)]
+    cells |= {cell.name for figure in figures for point in figure.points for cell in point.cells}
     counts = ", ".join(f"{len(configuration.names(kind))} {folder}" for kind, folder in KINDS.items())
-    return f"valid: {counts}, {len(configuration.names('track'))} tracks, {len(tables)} tables, {len(cells)} cells"
+    counts += f", {len(configuration.names('track'))} tracks, {len(tables)} tables, {len(figures)} figures"
+    return f"valid: {counts}, {len(cells)} cells"

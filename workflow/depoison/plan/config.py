@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.documents import Document, read_document
 from depoison.plan.parameters import BUDGET, SHARED, Parameter
-from depoison.plan.signatures import declared_keywords
+from depoison.plan.signatures import declared_asset, declared_keywords
 
 KINDS = {"dataset": "datasets", "model": "models", "attack": "attacks", "defense": "defenses"}
 """The folder of each kind of method, in config/ and in the package."""
@@ -22,6 +22,9 @@ SECTIONS = {"poisoning": ("poisoning",), "training": ("recipe",), "tuning": ("re
 
 SECTIONS_OF = {"dataset": (), "model": (), "attack": ("poisoning", "training"), "defense": ("tuning",)}
 SHARED_BY = {"dataset": ("dataset",), "model": (), "attack": ("poisoning", "recipe"), "defense": ("recipe", "tuning")}
+
+ASSET_NEEDS = ("model", "recipe")
+"""What an attack's asset may depend on, besides hyper-parameters of the attack: as the backdoored model is trained."""
 
 Values = dict[str, Any]
 
@@ -41,7 +44,7 @@ class Runtime(_Strict):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     jobs_per_gpu: int = Field(1, ge=1, le=64, description="jobs that may share a device")
     save_seconds: float = Field(30, ge=0, description="least time between two saves of a training that may be resumed")
-    downloads: str = Field("data", description="folder that keeps downloaded archives")
+    downloads: str = Field("data", description="folder that keeps downloaded archives and pre-trained weights")
 
 
 class Config(_Strict):
@@ -87,11 +90,19 @@ class Method(_Strict):
         None, description="groups of shared hyper-parameters that it takes; default: all of its kind"
     )
     parameters: dict[str, Parameter] = Field(default={}, description="its own hyper-parameters")
+    asset: list[str] | None = Field(
+        None,
+        description="(attacks only) it makes something before it poisons, such as a network of its own; lists what that "
+        "depends on: hyper-parameters of its own, `model` and `recipe`",
+    )
     values: Values = Field(default={}, description="its defaults for shared hyper-parameters")
     datasets: dict[str, Values] = Field(default={}, description="its values on a dataset")
     models: dict[str, Values] = Field(default={}, description="its values with a model")
     excludes: Excludes = Field(Excludes(), description="datasets and models that it does not work on, and why")
     grids: dict[str, list[Any]] = Field(default={}, description="values that the paper sweeps, by hyper-parameter")
+    normalization: Values = Field(
+        default={}, description="(models only) mean and std that it was pre-trained with, in place of the dataset's"
+    )
     training: Values = Field(default={}, description="(datasets only) how models are trained on it")
     tuning: Values = Field(default={}, description="(datasets only) how models are tuned on it")
 
@@ -235,6 +246,10 @@ class Configuration:
             for section in ("training", "tuning"):
                 if getattr(method, section):
                     raise DepoisonError(f"{document.place(section)}: only a dataset has a section {section!r}")
+        if method.normalization and kind != "model":
+            raise DepoisonError(f"{document.place('normalization')}: only a model has a section 'normalization'")
+        normalization = {key: SHARED["dataset"][key] for key in ("mean", "std")}
+        self._check_values(method.normalization, normalization, ("normalization",), document.place)
         self._check_values(method.values, shared, ("values",), document.place)
         for section in ("training", "tuning"):
             self._check_values(getattr(method, section), self._group_of(section), (section,), document.place)
@@ -261,6 +276,13 @@ class Configuration:
             )
         for key in sorted(takes - has):
             raise DepoisonError(f"{loaded.document.place('parameters')}: lacks {key!r}, which {shown} takes")
+        asset, made = loaded.content.asset, declared_asset(code)
+        for key in asset or ():
+            if key not in {*has, *ASSET_NEEDS}:
+                raise unknown("hyper-parameter", key, [*has, *ASSET_NEEDS], loaded.document.place("asset"))
+        if made != (None if asset is None else set(asset) - set(ASSET_NEEDS)):
+            takes_ = "no make_asset" if made is None else f"make_asset with {', '.join(sorted(made)) or 'nothing'}"
+            raise DepoisonError(f"{loaded.document.place('asset')}: does not fit {shown}, which has {takes_}")
 
     @staticmethod
     def _shared(kind: str, method: Method) -> dict[str, Parameter]:
@@ -295,7 +317,9 @@ class Configuration:
             for method, values in getattr(track, folder).items():
                 if method not in self.names(kind):
                     raise unknown(kind, method, self.names(kind), document.place(folder, method))
-                known = budget if kind in ("attack", "defense") else self.parameters(kind, method)
+                known = self.parameters(kind, method)
+                if kind in ("attack", "defense"):
+                    known = budget | {key: parameter for key, parameter in known.items() if parameter.budget}
                 self._check_values(values, known, (folder, method), document.place)
         for kind, folder in (("dataset", "datasets"), ("model", "models")):
             for paper, ours in getattr(track.replace, folder).items():
@@ -353,6 +377,9 @@ class Configuration:
         yield "method", method.values, at(document, "values")
         yield "method on this dataset", method.datasets.get(dataset, {}), at(document, "datasets", dataset)
         yield "method with this model", method.models.get(model, {}), at(document, "models", model)
+        if kind == "dataset":
+            loaded = self.method("model", model)
+            yield f"model {model}", loaded.content.normalization, at(loaded.document, "normalization")
         folder = KINDS[kind]
         yield "your configuration", getattr(self.config, folder).get(name, {}), at(self._document, folder, name)
         for section in SECTIONS_OF[kind]:

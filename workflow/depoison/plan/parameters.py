@@ -23,6 +23,7 @@ class Parameter(BaseModel):
         range: the valid interval in the usual notation, such as "(0, 1]" or "[0, inf)"; for `floats`, of each number.
         choices: the valid values, where there are few.
         optional: whether "none" is valid.
+        budget: whether a track may set it, as it may epochs.
         source: where in which paper the default stands.
         help: one line on what it does.
     """
@@ -34,6 +35,7 @@ class Parameter(BaseModel):
     range: str | None = None
     choices: tuple[Any, ...] | None = None
     optional: bool = False
+    budget: bool = False
     source: str = ""
     help: str
 
@@ -175,8 +177,8 @@ SHARED: dict[str, dict[str, Parameter]] = {
         "batch_size": Parameter(type="int", range="[2, inf)", help="images in a batch"),
         "schedule": Parameter(
             type="str",
-            choices=("cosine", "constant", "onecycle"),
-            help="cosine by epoch, constant, or one cycle by step",
+            choices=("cosine", "constant", "multistep", "onecycle"),
+            help="cosine by epoch, constant, a tenth after 35% and again after 75% of the epochs, or one cycle by step",
         ),
         "precision": Parameter(type="str", choices=("fp32", "bf16"), help="fp32, or bf16 autocast"),
         "crop": Parameter(type="int", range="[0, 64]", help="zero padding of the random crop, in pixels; 0: no crop"),

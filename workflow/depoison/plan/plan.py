@@ -108,12 +108,12 @@ class Plan:
         data = {"dataset": dataset, "split": split}
 
         attack = {"attack": self._method("attack", name.attack, value["attack"], settings["attack"])}
-        poisoning = {key: value["attack"][key] for key in SHARED["poisoning"] if key in value["attack"]}
-        poison = make_artifact("poison", data, {**attack, "poisoning": poisoning}, name.seed)
-
         model = self._method("model", name.model, value["model"], settings["model"])
         model |= {key: value["dataset"][key] for key in ("mean", "std")}
         training = {"model": model, "recipe": _recipe(value["attack"])}
+        asset = self._asset(attack["attack"], training, data, name.seed)
+        poisoning = {key: value["attack"][key] for key in SHARED["poisoning"] if key in value["attack"]}
+        poison = make_artifact("poison", data | asset, {**attack, "poisoning": poisoning}, name.seed)
         backdoored = make_artifact("train", {**data, "poison": poison}, training, name.seed)
 
         measure = {"precision": value["attack"]["precision"]}
@@ -165,6 +165,17 @@ class Plan:
             if parameter.type == "picture" and own[key] not in (parameter.choices or ()):
                 own[key] = self._picture(own[key], settings[key][-1].place)
         return {"name": choice.name, "version": method.version, "parameters": own}
+
+    def _asset(
+        self, attack: dict[str, Any], training: dict[str, Any], data: dict[str, Artifact], seed: int
+    ) -> dict[str, Artifact]:
+        """{"asset": what the attack makes before it poisons}, of what its file says that this depends on; or nothing."""
+        needs = self.configuration.method("attack", attack["name"]).content.asset
+        if needs is None:
+            return {}
+        own = {key: attack["parameters"][key] for key in needs if key in attack["parameters"]}
+        parameters = {"attack": attack | {"parameters": own}} | {key: training[key] for key in needs if key in training}
+        return {"asset": make_artifact("asset", data, parameters, seed)}
 
     def _picture(self, stem: str, where: str) -> str:
         """A user's picture by its content: its name may stay while its bytes change."""

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from depoison.plan.config import Config, Method, Track
+from depoison.plan.figures import AnyFigureFile
 from depoison.plan.tables import TableFile
 
-MODELS = {"config": Config, "method": Method, "track": Track, "table": TableFile}
+MODELS = {"config": Config, "method": Method, "track": Track, "table": TableFile, "figure": AnyFigureFile}
 
 
 def schemas() -> dict[str, str]:

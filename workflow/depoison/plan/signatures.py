@@ -16,15 +16,9 @@ def declared_keywords(code: Path) -> set[str]:
     Raises:
         DepoisonError: no such file, or neither in it.
     """
-    try:
-        tree = ast.parse(code.read_text(encoding="utf-8"))
-    except OSError:
-        raise DepoisonError(f"{code}: missing; a method is one YAML file and one file of code") from None
-    except SyntaxError as error:
-        raise DepoisonError(f"{code}:{error.lineno}: {error.msg}") from None
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == code.stem:
-            return {argument.arg for argument in node.args.kwonlyargs}
+    tree = _parsed(code)
+    if (keywords := _keywords_of(tree, code.stem)) is not None:
+        return keywords
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             fields = (
@@ -32,3 +26,24 @@ def declared_keywords(code: Path) -> set[str]:
             )
             return {field.target.id for field in fields if "ClassVar" not in ast.unparse(field.annotation)}
     raise DepoisonError(f"{code}: holds neither a function {code.stem!r} nor a public class")
+
+
+def declared_asset(code: Path) -> set[str] | None:
+    """The keyword-only parameters of an attack's function `make_asset`; None where it has none."""
+    return _keywords_of(_parsed(code), "make_asset")
+
+
+def _keywords_of(tree: ast.Module, function: str) -> set[str] | None:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return {argument.arg for argument in node.args.kwonlyargs}
+    return None
+
+
+def _parsed(code: Path) -> ast.Module:
+    try:
+        return ast.parse(code.read_text(encoding="utf-8"))
+    except OSError:
+        raise DepoisonError(f"{code}: missing; a method is one YAML file and one file of code") from None
+    except SyntaxError as error:
+        raise DepoisonError(f"{code}:{error.lineno}: {error.msg}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +30,19 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "dataset": Stage(1, ("classes.json", "data.safetensors")),
     "split": Stage(1, ("split.safetensors",)),
+    "asset": Stage(1, ("asset.safetensors",)),
     "poison": Stage(1, ("trigger.safetensors", "poison.safetensors")),
     "train": Stage(1, ("trigger.safetensors", "history.csv", "model.safetensors")),
     "purify": Stage(1, ("history.csv", "model.safetensors")),
     "evaluate": Stage(1, ("metrics.json",)),
+    "embedding": Stage(1, ("embedding.csv",)),
+    "examples": Stage(1, ("examples.safetensors",)),
 }
+
+
+def computes(stage: str, upstream: Container[str]) -> bool:
+    """Whether a stage uses a GPU where there is one; poisoning does with a network that the attack made."""
+    return stage in ("asset", "train", "purify", "evaluate", "embedding") or (stage == "poison" and "asset" in upstream)
 
 
 def canonical(value: Any) -> str:
@@ -110,6 +119,8 @@ def _readable_name(spec: dict[str, Any]) -> str:
             return parameters["name"]
         case "split":
             return f"{name_of('dataset')}-s{spec['seed']}"
+        case "asset":
+            return f"{name_of('dataset')}-{parameters['attack']['name']}-s{spec['seed']}"
         case "poison":
             poisoning = parameters["poisoning"]
             rate = f"-{poisoning['rate']:g}" if poisoning else ""
@@ -118,5 +129,7 @@ def _readable_name(spec: dict[str, Any]) -> str:
             return f"{name_of('poison')}-{parameters['model']['name']}"
         case "purify":
             return f"{name_of('model')}-{parameters['defense']['name']}"
+        case "examples":
+            return name_of("poison")
         case _:
             return name_of("model")

@@ -8,21 +8,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
 from depoison.plan.cells import CellName, Choice
-from depoison.plan.config import load_as
-from depoison.plan.documents import read_document
+from depoison.plan.config import Loaded, load_as
+from depoison.plan.documents import Document, read_document
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import fingerprint
 
 PAPERS = "config/papers"
 DEFAULT_PAPER, DEFAULT_TRACK = "fst", "paper"
+ALL = "all"
+"""The name under which all tables of a paper are asked for at once."""
 
 
 class _Strict(BaseModel):
@@ -34,13 +36,21 @@ class ColumnFile(_Strict):
     label: str = Field(description="as the paper prints it")
     set: dict[str, Any] = Field(default={}, description="hyper-parameters")
     grid: str | None = Field(None, description="a hyper-parameter: one column for each value of the method's grid")
+    dataset: str | None = Field(None, description="default: the table's")
+    model: str | None = Field(None, description="default: the table's")
 
 
 class RowFile(_Strict):
     attack: str
     label: str
-    rates: list[float] = Field(min_length=1, description="poisoning rates, one row each")
+    rates: list[float] | None = Field(None, min_length=1, description="poisoning rates, one row each")
+    values: list[Any] | None = Field(None, min_length=1, description="in place of rates: values of `by`, one row each")
     set: dict[str, Any] = Field(default={}, description="further hyper-parameters")
+
+
+class ByFile(_Strict):
+    parameter: str = Field(description="hyper-parameter of the attacks")
+    label: str = Field(description="as the paper prints it")
 
 
 class TableFile(_Strict):
@@ -54,20 +64,64 @@ class TableFile(_Strict):
     seeds: list[int] | None = Field(None, min_length=1, description="default: those of the configuration")
     columns: list[ColumnFile] = Field(min_length=1)
     rows: list[RowFile] = Field(min_length=1)
+    by: ByFile | None = Field(None, description="what the rows of an attack differ in; default: the poisoning rate")
     summary: list[Literal["average", "standard-deviation"]] = Field(default=[], description="rows below the others")
+    compare: list[tuple[str, str]] = Field(default=[], description="pairs of columns' defenses, compared row by row")
+
+
+class Subject(NamedTuple):
+    """What a defense is measured on."""
+
+    dataset: str
+    model: str
+
+
+class Key(NamedTuple):
+    """Where a published number stands; rate is "" for summary rows, and where the variant says what a row is."""
+
+    dataset: str
+    model: str
+    attack: str
+    rate: str
+    variant: str
+    defense: str
 
 
 @dataclass(frozen=True)
 class Column:
+    """A column of the table.
+
+    Attributes:
+        printed, subject: what the paper's numbers are of, and what ours are of on this track.
+        group: what the paper prints above the label, where the columns are not all of one subject.
+    """
+
     label: str
     defense: Choice
+    printed: Subject
+    subject: Subject
+    group: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.group}, {self.label}" if self.group else self.label
 
 
 @dataclass(frozen=True)
 class Row:
+    """A row of the table.
+
+    Attributes:
+        rate: the poisoning rate; None: whatever the attack's default is.
+        value: what is shown in place of the rate, where the rows differ in something else.
+        variant: the same as the published numbers have it, such as regularization=150.
+    """
+
     label: str
     attack: Choice
-    rate: float
+    rate: float | None
+    value: str = ""
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,14 +129,20 @@ class Entry:
     """A cell of the table.
 
     Attributes:
-        cells: one for each seed; empty where a method has no implementation, or does not go with the dataset or model.
-        gap: the method that has none, or the sentence that says why they do not go together; "" where there is a cell.
+        cells: one for each seed; empty where a method has no implementation, or does not go with the others.
+        gap: the method or model that has none, or a sentence that says why they do not go together; "" for a cell.
     """
 
     row: Row
     column: Column
     cells: tuple[Cell, ...]
     gap: str
+
+    @property
+    def oracle(self) -> bool:
+        """Whether the defense looks at test data to choose a threshold."""
+        settings = (cell.settings["defense"].get("select") for cell in self.cells)
+        return any(found is not None and found[-1].value == "oracle" for found in settings)
 
 
 @dataclass(frozen=True)
@@ -91,8 +151,9 @@ class Table:
 
     Attributes:
         target: path without suffix, such as reports/digits/table2.
-        dataset, model: as used on this track; `file` has the paper's.
+        dataset, model: as used on this track; `file` has the paper's. A column may have its own.
         entries: row by row.
+        comparisons: pairs of columns of one subject, by the pair of defenses that the file asks for.
     """
 
     target: str
@@ -106,13 +167,26 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     entries: tuple[Entry, ...]
-    published: dict[tuple[str, str, str], dict[str, float]]
+    comparisons: tuple[tuple[tuple[Column, Column], ...], ...]
+    published: dict[Key, dict[str, float]]
     definition: str
+
+    def cells(self) -> list[Cell]:
+        """Every cell, in the table's order; a track may give several places of the table the same."""
+        return [cell for entry in self.entries for cell in entry.cells]
 
     def evaluations(self) -> list[str]:
         """The metrics.json of every cell, each once."""
-        products = (cell.evaluation.product for entry in self.entries for cell in entry.cells)
-        return list(dict.fromkeys(products))
+        return list(dict.fromkeys(cell.evaluation.product for cell in self.cells()))
+
+    def key(self, row: Row, column: Column) -> Key:
+        """Where the published numbers of a place stand."""
+        rate = "" if row.variant or row.rate is None else f"{row.rate:g}"
+        return Key(*column.printed, row.attack.name, rate, row.variant, column.defense.name)
+
+    def summary_key(self, name: str, column: Column) -> Key:
+        """Where a summary's printed numbers stand."""
+        return Key(*column.printed, name, "", "", column.defense.name)
 
     def made_from(self) -> str:
         """A hash of the table's definition and of its evaluations as they now are."""
@@ -120,11 +194,28 @@ class Table:
         return fingerprint([self.definition, self.target, contents])
 
 
-def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
-    """(paper, track, table) of reports/[{track}/][{paper}/]{table}, with any suffix.
+@dataclass(frozen=True)
+class Tables:
+    """All tables of a paper on a track, to be read as one document; it is planned and made as one table is."""
+
+    target: str
+    tables: tuple[Table, ...]
+
+    def cells(self) -> list[Cell]:
+        return [cell for table in self.tables for cell in table.cells()]
+
+    def evaluations(self) -> list[str]:
+        return list(dict.fromkeys(product for table in self.tables for product in table.evaluations()))
+
+    def made_from(self) -> str:
+        return fingerprint([table.made_from() for table in self.tables])
+
+
+def locate(plan: Plan, target: str) -> tuple[str, str, str]:
+    """(paper, track, name) of reports/[{track}/][{paper}/]{name}, with any suffix.
 
     Raises:
-        DepoisonError: not of that form, or an unknown paper, track or table.
+        DepoisonError: not of that form, or an unknown paper or track.
     """
     match = re.fullmatch(r"reports/((?:[^/]+/)*)([^/.]+)(\.[a-z]+)?", target)
     if not match:
@@ -138,56 +229,107 @@ def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
             track = part
         else:
             raise unknown("track or paper", part, [*papers, *plan.configuration.names("track")], target)
-    paper, track = paper or DEFAULT_PAPER, track or DEFAULT_TRACK
-    tables = [path.stem for path in (plan.root / PAPERS / paper).glob("*.yaml")]
-    if match[2] not in tables:
-        raise unknown(f"table of {paper}", match[2], tables, target)
-    return paper, track, match[2]
+    return paper or DEFAULT_PAPER, track or DEFAULT_TRACK, match[2]
+
+
+def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
+    """(paper, track, table) of reports/[{track}/][{paper}/]{table}, with any suffix; the table may be `ALL`.
+
+    Raises:
+        DepoisonError: as `locate`, or an unknown table.
+    """
+    paper, track, name = locate(plan, target)
+    tables = [path.stem for path in _table_files(plan.root / PAPERS / paper)]
+    if name not in (ALL, *tables):
+        raise unknown(f"table of {paper}", name, [*tables, ALL], target)
+    return paper, track, name
+
+
+def read_report(plan: Plan, target: str) -> Table | Tables:
+    """Resolve every cell of a table, or of all tables of a paper.
+
+    Raises:
+        DepoisonError: as `parse_target`; a fault in a table's file; a cell that cannot be.
+    """
+    paper, track, name = parse_target(plan, target)
+    stem = re.sub(r"\.[a-z]+$", "", target)
+    if name != ALL:
+        return _read(plan, stem, paper, track, name)
+    names = [path.stem for path in _table_files(plan.root / PAPERS / paper)]
+    return Tables(stem, tuple(_read(plan, stem, paper, track, name) for name in names))
 
 
 def read_table(plan: Plan, target: str) -> Table:
-    """Resolve every cell of a table.
+    """Resolve every cell of one table.
 
     Raises:
-        DepoisonError: as `parse_target`; a fault in the table's file; a cell that cannot be.
+        DepoisonError: as `read_report`.
     """
     paper, track, name = parse_target(plan, target)
-    path = plan.root / PAPERS / paper / f"{name}.yaml"
-    file, document = load_as(TableFile, read_document(path, plan.root))
-    replace = plan.configuration.track(track).content.replace
-    dataset = replace.datasets.get(file.dataset, replace.datasets.get("*", file.dataset))
-    model = replace.models.get(file.model, replace.models.get("*", file.model))
-    seeds = tuple(file.seeds or plan.configuration.config.seeds)
-    columns = tuple(_columns(plan, file))
-    rows = tuple(_rows(file))
-    fixed = _set_by_track(plan, track)
-    entries = []
-    for row in rows:
-        for column in columns:
-            gap = _gap(plan, row, column, dataset, model)
-            choices = (
-                Choice(dataset),
-                Choice(model),
-                _without(row.attack, fixed, "attacks"),
-                _without(column.defense, fixed, "defenses"),
-            )
-            cells = () if gap else tuple(plan.cell(CellName(track, *choices, seed=seed)) for seed in seeds)
-            entries.append(Entry(row, column, cells, gap))
-    published = _published(path.parent / file.published, file) if file.published else {}
-    definition = fingerprint([document.data, [[*key, numbers] for key, numbers in sorted(published.items())]])
-    stem = re.sub(r"\.[a-z]+$", "", target)
-    return Table(
-        stem, paper, name, track, file, dataset, model, seeds, columns, rows, tuple(entries), published, definition
-    )
+    return _read(plan, re.sub(r"\.[a-z]+$", "", target), paper, track, name)
 
 
 def all_tables(plan: Plan) -> list[str]:
     """The target, without suffix, of every table of every paper on every track."""
     return [
-        f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{path.parent.name}/{path.stem}"
+        f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{paper}/{path.stem}"
         for track in plan.configuration.names("track")
-        for path in sorted((plan.root / PAPERS).glob("*/*.yaml"))
+        for paper in _papers(plan.root)
+        for path in _table_files(plan.root / PAPERS / paper)
     ]
+
+
+def _table_files(folder: Path) -> list[Path]:
+    """The files of a paper's tables, table10 after table9.
+
+    Raises:
+        DepoisonError: a table has the name that stands for all of them.
+    """
+    if (folder / f"{ALL}.yaml").exists():
+        raise DepoisonError(f"{folder / ALL}.yaml: {ALL!r} stands for all tables of a paper; name the table otherwise")
+    parts = {path: re.split(r"(\d+)", path.stem) for path in folder.glob("*.yaml")}
+    # Texts stand at even places, numbers at odd ones, so that only like is compared with like.
+    return sorted(parts, key=lambda path: [int(part) if i % 2 else part for i, part in enumerate(parts[path])])
+
+
+def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
+    path = plan.root / PAPERS / paper / f"{name}.yaml"
+    loaded = load_as(TableFile, read_document(path, plan.root))
+    file, document = loaded
+    seeds = tuple(file.seeds or plan.configuration.config.seeds)
+    columns = tuple(_columns(plan, track, loaded))
+    rows = tuple(_rows(file, document))
+    fixed = _set_by_track(plan, track)
+    entries = []
+    for row in rows:
+        for column in columns:
+            gap = _gap(plan, row, column)
+            choices = (
+                *map(Choice, column.subject),
+                _without(row.attack, fixed, "attacks"),
+                _without(column.defense, fixed, "defenses"),
+            )
+            cells = () if gap else tuple(plan.cell(CellName(track, *choices, seed=seed)) for seed in seeds)
+            entries.append(Entry(row, column, cells, gap))
+    published = _published(path.parent / file.published) if file.published else {}
+    definition = fingerprint([document.data, [[*key, numbers] for key, numbers in sorted(published.items())]])
+    subject = _replaced(plan, track, Subject(file.dataset, file.model))
+    comparisons = tuple(_comparisons(file, document, columns))
+    return Table(
+        stem,
+        paper,
+        name,
+        track,
+        file,
+        *subject,
+        seeds,
+        columns,
+        rows,
+        tuple(entries),
+        comparisons,
+        published,
+        definition,
+    )
 
 
 @cache
@@ -195,25 +337,70 @@ def _papers(root: Path) -> list[str]:
     return sorted(path.name for path in (root / PAPERS).iterdir() if path.is_dir())
 
 
-def _columns(plan: Plan, file: TableFile) -> Iterator[Column]:
-    for column in file.columns:
+def _replaced(plan: Plan, track: str, subject: Subject) -> Subject:
+    """The dataset and model that a track puts in place of the paper's."""
+    replace = plan.configuration.track(track).content.replace
+    found = ((name, getattr(replace, kind)) for name, kind in zip(subject, ("datasets", "models"), strict=True))
+    return Subject(*(names.get(name, names.get("*", name)) for name, names in found))
+
+
+def _columns(plan: Plan, track: str, loaded: Loaded) -> Iterator[Column]:
+    file: TableFile = loaded.content
+    subjects = [Subject(column.dataset or file.dataset, column.model or file.model) for column in file.columns]
+    varying = [
+        kind for kind, names in zip(Subject._fields, zip(*subjects, strict=True), strict=True) if len({*names}) > 1
+    ]
+    for column, printed in zip(file.columns, subjects, strict=True):
+        group = ", ".join(plan.label(kind, getattr(printed, kind)) for kind in varying)
         values = {key: text_of(value) for key, value in column.set.items()}
-        if column.grid is None or column.defense not in plan.configuration.names("defense"):
-            yield Column(column.label, Choice(column.defense, tuple(sorted(values.items()))))
-            continue
-        grids = plan.configuration.method("defense", column.defense).content.grids
-        if column.grid not in grids:
-            raise unknown(f"grid of {column.defense}", column.grid, grids, f"{PAPERS}: column {column.label}")
-        for value in grids[column.grid]:
-            pairs = {**values, column.grid: text_of(value)}
-            yield Column(f"{column.label}, {column.grid} {value}", Choice(column.defense, tuple(sorted(pairs.items()))))
+        labels = {column.label: values}
+        if column.grid is not None and column.defense in plan.configuration.names("defense"):
+            grids = plan.configuration.method("defense", column.defense).content.grids
+            if column.grid not in grids:
+                raise unknown(f"grid of {column.defense}", column.grid, grids, f"{PAPERS}: column {column.label}")
+            labels = {
+                f"{column.label}, {column.grid} {value}": {**values, column.grid: text_of(value)}
+                for value in grids[column.grid]
+            }
+        for label, pairs in labels.items():
+            defense = Choice(column.defense, tuple(sorted(pairs.items())))
+            yield Column(label, defense, printed, _replaced(plan, track, printed), group)
 
 
-def _rows(file: TableFile) -> Iterator[Row]:
-    for row in file.rows:
-        for rate in row.rates:
-            values = {key: text_of(value) for key, value in row.set.items()} | {"rate": text_of(rate)}
-            yield Row(row.label, Choice(row.attack, tuple(sorted(values.items()))), rate)
+def _rows(file: TableFile, document: Document) -> Iterator[Row]:
+    needs, not_ = ("values", "rates") if file.by else ("rates", "values")
+    for i, row in enumerate(file.rows):
+        if getattr(row, needs) is None or getattr(row, not_) is not None:
+            differ = f"by {file.by.parameter}" if file.by else "by the poisoning rate"
+            raise DepoisonError(f"{document.place('rows', str(i))}: rows differ {differ}: {needs!r}, not {not_!r}")
+        fixed = {key: text_of(value) for key, value in row.set.items()}
+        for value in row.values or ():
+            text = text_of(value)
+            choice = Choice(row.attack, tuple(sorted((fixed | {file.by.parameter: text}).items())))
+            rate = float(fixed["rate"]) if "rate" in fixed else None
+            yield Row(row.label, choice, rate, text, f"{file.by.parameter}={text}")
+        for rate in row.rates or ():
+            choice = Choice(row.attack, tuple(sorted((fixed | {"rate": text_of(rate)}).items())))
+            yield Row(row.label, choice, rate)
+
+
+def _comparisons(
+    file: TableFile, document: Document, columns: tuple[Column, ...]
+) -> Iterator[tuple[tuple[Column, Column], ...]]:
+    for i, pair in enumerate(file.compare):
+        where = document.place("compare", str(i))
+        found: list[dict[Subject, Column]] = []
+        for name in pair:
+            same = [column for column in columns if column.defense.name == name]
+            found.append({column.printed: column for column in same})
+            if not same:
+                raise unknown("defense among the columns", name, {c.defense.name for c in columns}, f"{where}: compare")
+            if len(found[-1]) < len(same):
+                raise DepoisonError(f"{where}: compare: {name!r} is the defense of several columns")
+        first, second = found
+        if not first.keys() & second.keys():
+            raise DepoisonError(f"{where}: compare: {' and '.join(pair)} have no dataset and model in common")
+        yield tuple((first[subject], second[subject]) for subject in first if subject in second)
 
 
 def _set_by_track(plan: Plan, track: str) -> dict[str, dict[str, set[str]]]:
@@ -230,32 +417,33 @@ def _without(choice: Choice, fixed: dict[str, dict[str, set[str]]], folder: str)
     return Choice(choice.name, tuple((key, value) for key, value in choice.overrides if key not in keys))
 
 
-def _gap(plan: Plan, row: Row, column: Column, dataset: str, model: str) -> str:
-    for kind, choice in (("attack", row.attack), ("defense", column.defense)):
-        if choice.name not in plan.configuration.names(kind):
-            return f"the {kind} {choice.name}"
-        why = plan.configuration.excluded(kind, choice.name, dataset=dataset, model=model)
-        if why:
+def _gap(plan: Plan, row: Row, column: Column) -> str:
+    dataset, model = column.subject
+    for kind, name in (("model", model), ("attack", row.attack.name), ("defense", column.defense.name)):
+        if name not in plan.configuration.names(kind):
+            return f"the {kind} {name}"
+        if kind != "model" and (why := plan.configuration.excluded(kind, name, dataset=dataset, model=model)):
             return why
     return ""
 
 
-def _published(path: Path, file: TableFile) -> dict[tuple[str, str, str], dict[str, float]]:
-    """Printed numbers by (attack, rate, defense); rate is "" for summary rows.
+def _published(path: Path) -> dict[Key, dict[str, float]]:
+    """Printed numbers.
 
     Raises:
-        DepoisonError: no such file, or columns that are not the expected ones.
+        DepoisonError: no such file, columns that are not the expected ones, or a line that stands twice.
     """
+    found: dict[Key, dict[str, float]] = {}
     try:
         with path.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        found = {
-            (row["attack"], f"{float(row['rate']):g}" if row["rate"] else "", row["defense"]): {
-                metric: float(row[metric]) for metric in ("c_acc", "asr") if row[metric]
-            }
-            for row in rows
-            if row["dataset"] == file.dataset and row["model"] == file.model and not row["variant"]
-        }
+            for row in csv.DictReader(lines):
+                if None in row.values() or None in row:
+                    raise ValueError(f"{row}: a value for each column is needed")
+                rate = f"{float(row['rate']):g}" if row["rate"] else ""
+                key = Key(row["dataset"], row["model"], row["attack"], rate, row["variant"], row["defense"])
+                if key in found:
+                    raise ValueError(f"{', '.join(filter(None, key))} stands twice")
+                found[key] = {metric: float(row[metric]) for metric in ("c_acc", "asr") if row[metric]}
     except (OSError, KeyError, ValueError) as error:
         raise DepoisonError(f"{path}: not readable as a table of published numbers ({error!r})") from None
     return found

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,17 @@ import jinja2
 
 from depoison.files import json_text, read_json, write_bytes
 from depoison.plan.plan import Plan
-from depoison.plan.tables import Entry, Table
+from depoison.plan.tables import Column, Entry, Table, Tables
+from depoison.reporting.comparison import METRICS, compare, mean_and_interval
 
-METRICS = {"c_acc": "C-Acc", "asr": "ASR"}
 SUFFIXES = (".md", ".tex", ".csv", ".json")
+CSV = (
+    *("paper", "table", "track", "dataset", "model", "row", "rate", "variant", "column", "oracle", "metric"),
+    *("ours", "interval95", "seeds", "published", "difference", "rows", "pairs", "wins", "ties", "losses", "p"),
+)
 MINUS = "\N{MINUS SIGN}"
+NEEDS = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
+ORACLE = "Its threshold was chosen by looking at the test set."
 SUMMARIES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
     "average": ("Average", statistics.fmean),
     "standard-deviation": (
@@ -56,50 +63,57 @@ class Figure:
 
 @dataclass(frozen=True)
 class Line:
-    """A row as it is shown: label, rate (None for a summary), and figures[column][metric]."""
+    """A row as it is shown.
+
+    Attributes:
+        value: what stands beside the label, such as 5%; "" for a summary.
+        figures: by column, then by metric.
+    """
 
     label: str
+    value: str
     rate: float | None
     figures: list[dict[str, Figure]]
+    variant: str = ""
+    summary: bool = False
     note: str = ""
 
 
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95% confidence interval (Student's t) where there are two values or more."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return mean, None
-    from scipy.stats import t
-
-    return mean, float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def lines_of(table: Table) -> list[Line]:
+def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = None) -> list[Line]:
     """All rows of a table: its cells, then its summaries over the rows that we have, then those that the paper prints."""
-    metrics = cache(lambda product: read_json(Path(product))["metrics"])
+    metrics = metrics or _metrics_reader()
     grid = len(table.columns)
     entries = [table.entries[i : i + grid] for i in range(0, len(table.entries), grid)]
     rows = [
         (row, [_figures(table, entry, metrics) for entry in part])
         for row, part in zip(table.rows, entries, strict=True)
     ]
-    lines = [Line(row.label, row.rate, _with_best(table, figures)) for row, figures in rows]
+    lines = [
+        Line(row.label, row.value or percent(row.rate), row.rate, _with_best(table, figures), row.variant)
+        for row, figures in rows
+    ]
     shown = list(lines)
     complete = all(figure.ours is not None for line in lines for column in line.figures for figure in column.values())
     for name in table.file.summary:
         title, function = SUMMARIES[name]
         ours = [_summary(function, [line.figures[i] for line in shown]) for i in range(grid)]
         note = "" if complete else "over the rows that we have, in ours and in published alike"
-        lines.append(Line(title, None, _with_best(table, ours) if name == "average" else ours, note))
+        shown_ours = _with_best(table, ours) if name == "average" else ours
+        lines.append(Line(title, "", None, shown_ours, summary=True, note=note))
     for name in table.file.summary:
-        printed = [_printed(table, name, column.defense.name) for column in table.columns]
+        printed = [_printed(table, name, column) for column in table.columns]
         if any(figure.published is not None for column in printed for figure in column.values()):
-            lines.append(Line(f"{SUMMARIES[name][0]}, as printed", None, printed))
+            lines.append(Line(f"{SUMMARIES[name][0]}, as printed", "", None, printed, summary=True))
     return lines
 
 
+def _metrics_reader() -> Callable[[str], dict[str, Any]]:
+    """Reads the metrics of an evaluation, each once."""
+    return cache(lambda product: read_json(Path(product))["metrics"])
+
+
 def _figures(table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]]) -> dict[str, Figure]:
-    printed = table.published.get((entry.row.attack.name, f"{entry.row.rate:g}", entry.column.defense.name), {})
+    printed = table.published.get(table.key(entry.row, entry.column), {})
     result = {}
     for metric in METRICS:
         published = printed.get(metric)
@@ -110,8 +124,8 @@ def _figures(table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]
     return result
 
 
-def _printed(table: Table, attack: str, defense: str) -> dict[str, Figure]:
-    numbers = table.published.get((attack, "", defense), {})
+def _printed(table: Table, name: str, column: Column) -> dict[str, Figure]:
+    numbers = table.published.get(table.summary_key(name, column), {})
     return {metric: Figure(published=numbers.get(metric)) for metric in METRICS}
 
 
@@ -131,15 +145,18 @@ def _summary(function: Callable[[Sequence[float]], float], columns: list[dict[st
 
 
 def _with_best(table: Table, columns: list[dict[str, Figure]]) -> list[dict[str, Figure]]:
-    """Mark the highest C-Acc and the lowest ASR among the defenses; the undefended model does not compete."""
-    defended = [i for i, column in enumerate(table.columns) if column.defense.name != "none"]
+    """Mark the highest C-Acc and the lowest ASR among the defenses of a subject; no defense does not compete."""
     result = [dict(column) for column in columns]
-    for metric, best_of in (("c_acc", max), ("asr", min)):
-        found = [round(ours, 2) for i in defended if (ours := columns[i][metric].ours) is not None]
-        for i in defended if len(found) > 1 else []:
-            figure = columns[i][metric]
-            if figure.ours is not None and round(figure.ours, 2) == best_of(found):
-                result[i][metric] = replace(figure, best=True)
+    for subject in {column.printed for column in table.columns}:
+        defended = [
+            i for i, column in enumerate(table.columns) if column.printed == subject and column.defense.name != "none"
+        ]
+        for metric, best_of in (("c_acc", max), ("asr", min)):
+            found = [round(ours, 2) for i in defended if (ours := columns[i][metric].ours) is not None]
+            for i in defended if len(found) > 1 else []:
+                figure = columns[i][metric]
+                if figure.ours is not None and round(figure.ours, 2) == best_of(found):
+                    result[i][metric] = replace(figure, best=True)
     return result
 
 
@@ -154,65 +171,116 @@ def signed(value: float) -> str:
     return text.replace("+", "±").replace(MINUS, "±") if float(f"{value:.2f}") == 0 else text
 
 
-def write_table(plan: Plan, table: Table) -> None:
+def write_table(plan: Plan, table: Table | Tables) -> None:
     """Write reports/….md, .tex, .csv and .json."""
     Path(table.target).parent.mkdir(parents=True, exist_ok=True)
-    for suffix, text in render_table(plan, table).items():
+    for suffix, text in render(plan, table).items():
         write_bytes(Path(table.target + suffix), text.encode())
 
 
-def table_is_current(plan: Plan, table: Table) -> bool:
+def table_is_current(plan: Plan, table: Table | Tables) -> bool:
     """Whether all evaluations are there and the four files say what would be written now."""
     files = {suffix: Path(table.target + suffix) for suffix in SUFFIXES}
     if not all(path.exists() for path in [*files.values(), *map(Path, table.evaluations())]):
         return False
-    return all(files[suffix].read_bytes() == text.encode() for suffix, text in render_table(plan, table).items())
+    return all(files[suffix].read_bytes() == text.encode() for suffix, text in render(plan, table).items())
 
 
-def render_table(plan: Plan, table: Table) -> dict[str, str]:
+def render(plan: Plan, table: Table | Tables) -> dict[str, str]:
     """The text of each of the four files, by suffix."""
-    made_from, lines = table.made_from(), lines_of(table)
-    notes = _notes(plan, table)
+    made_from = table.made_from()
+    if isinstance(table, Table):
+        content = _content(plan, table)
+        return {
+            ".md": f"<!-- made from {made_from} -->\n{_page('.md', content)}",
+            ".tex": f"% made from {made_from}\n{NEEDS}{_page('.tex', content)}",
+            ".csv": _csv(content),
+            ".json": json_text({"made_from": made_from} | _json(content)),
+        }
+    contents = [_content(plan, each) for each in table.tables]
+    entries = [f"- [{escape_markdown(content['title'])}](#{content['table'].name})" for content in contents]
+    pages = [f'<a id="{c["table"].name}"></a>\n\n{_page(".md", c, level="##")}' for c in contents]
+    head = f"<!-- made from {made_from} -->\n# {escape_markdown(table.tables[0].paper.upper())}, all tables\n\n"
+    return {
+        ".md": head + "\n".join(entries) + "\n\n" + "\n".join(pages),
+        ".tex": f"% made from {made_from}\n{NEEDS}" + "\n".join(_page(".tex", content) for content in contents),
+        ".csv": _csv(*contents),
+        ".json": json_text([{"made_from": c["table"].made_from()} | _json(c) for c in contents]),
+    }
+
+
+def _content(plan: Plan, table: Table) -> dict[str, Any]:
+    """Everything that a table's files show."""
+    labels = {
+        kind: list(dict.fromkeys(plan.label(kind, getattr(column.subject, kind)) for column in table.columns))
+        for kind in ("dataset", "model")
+    }
+    metrics = _metrics_reader()
+    groups = [(group, len(list(columns))) for group, columns in groupby(table.columns, lambda column: column.group)]
+    return {
+        "table": table,
+        "title": f"{heading(table)}: {table.file.title}",
+        "heading": heading(table),
+        "setting": ", ".join(" and ".join(names) for names in labels.values()),
+        "lines": lines_of(table, metrics),
+        "comparisons": (comparisons := compare(table, metrics)),
+        "compared": [comparison for comparison in comparisons if comparison.rows],
+        "gaps": gaps_of(table),
+        "notes": _notes(plan, table),
+        "oracles": [any(e.oracle for e in table.entries if e.column == column) for column in table.columns],
+        "by": table.file.by.label if table.file.by else "Rate",
+        "groups": groups if any(column.group for column in table.columns) else [],
+        "metrics": METRICS,
+        "several_seeds": len(table.seeds) > 1,
+        "number": len(table.columns),
+        "footnotes": {"oracle": ORACLE},
+    }
+
+
+def _page(suffix: str, content: dict[str, Any], **more: Any) -> str:
+    return _templates().get_template(f"table{suffix}.jinja").render(content | more)
+
+
+@cache
+def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("depoison.reporting"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"signed": signed, "percent": percent, "latex": escape_latex, "markdown": escape_markdown}
-    context = {
-        "table": table, "lines": lines, "gaps": gaps_of(table), "notes": notes, "made_from": made_from,
-        "metrics": METRICS, "several_seeds": len(table.seeds) > 1, "heading": heading(table),
-        "setting": f"{plan.label('dataset', table.dataset)}, {plan.label('model', table.model)}",
-        "number": len(table.columns),
-    }  # fmt: skip
-    texts = {s: environment.get_template(f"table{s}.jinja").render(context) for s in (".md", ".tex")}
-    return texts | {
-        ".csv": _csv(table, lines),
-        ".json": json_text({
-            "made_from": made_from,
-            "paper": table.paper,
-            "table": table.name,
-            "track": table.track,
-            "dataset": table.dataset,
-            "model": table.model,
-            "seeds": list(table.seeds),
-            "columns": [{"label": column.label, "defense": str(column.defense)} for column in table.columns],
-            "metrics": _metrics(table, lines),
-            "lines": [asdict(line) for line in lines],
-            "cells": [
-                {"attack": str(entry.row.attack), "defense": str(entry.column.defense), "gap": entry.gap,
-                 "cells": [cell.name.path for cell in entry.cells],
-                 "evaluations": [cell.evaluation.product for cell in entry.cells]}
-                for entry in table.entries
-            ],
-        }),
+    environment.filters |= {"signed": signed, "p": p_value, "latex": escape_latex, "markdown": escape_markdown}
+    return environment
+
+
+def _json(content: dict[str, Any]) -> dict[str, Any]:
+    table: Table = content["table"]
+    return {
+        "paper": table.paper,
+        "table": table.name,
+        "track": table.track,
+        "dataset": table.dataset,
+        "model": table.model,
+        "seeds": list(table.seeds),
+        "columns": [
+            {"label": column.title, "defense": str(column.defense), **column.subject._asdict(), "oracle": oracle}
+            for column, oracle in zip(table.columns, content["oracles"], strict=True)
+        ],
+        "metrics": _metrics(table, content["lines"]),
+        "lines": [asdict(line) for line in content["lines"]],
+        "comparisons": [asdict(comparison) for comparison in content["comparisons"]],
+        "cells": [
+            {"attack": str(entry.row.attack), "defense": str(entry.column.defense), "gap": entry.gap,
+             "cells": [cell.name.path for cell in entry.cells],
+             "evaluations": [cell.evaluation.product for cell in entry.cells]}
+            for entry in table.entries
+        ],
     }  # fmt: skip
 
 
 def _metrics(table: Table, lines: list[Line]) -> dict[str, Any]:
     """{line: {column: {metric: ours}}} of what is known: dictionaries down to the numbers, as `dvc metrics` reads them."""
     return {
-        f"{line.label} {percent(line.rate)}".strip(): {
-            column.label: {metric: figure.ours for metric, figure in figures.items() if figure.ours is not None}
+        f"{line.label} {line.value}".strip(): {
+            column.title: {metric: figure.ours for metric, figure in figures.items() if figure.ours is not None}
             for column, figures in zip(table.columns, line.figures, strict=True)
         }
         for line in lines
@@ -230,18 +298,21 @@ def percent(rate: float | None) -> str:
     return "" if rate is None else f"{100 * rate:g}%"
 
 
+def p_value(p: float | None) -> str:
+    """Three decimals; a dash where there is none."""
+    return "–" if p is None else "<0.001" if p < 0.0005 else f"{p:.3f}"
+
+
 def _notes(plan: Plan, table: Table) -> list[str]:
     """What a reader must know to read the numbers."""
     track = plan.configuration.track(table.track).content
     notes = [f"Track {table.track}: {track.summary}."]
-    moved = [
+    moved = dict.fromkeys(
         f"{plan.label(kind, paper)} is replaced by {plan.label(kind, ours)}"
-        for kind, paper, ours in (
-            ("dataset", table.file.dataset, table.dataset),
-            ("model", table.file.model, table.model),
-        )
-        if paper != ours
-    ]
+        for kind in ("dataset", "model")
+        for column in table.columns
+        if (paper := getattr(column.printed, kind)) != (ours := getattr(column.subject, kind))
+    )
     if moved or track.models or track.training:
         because = f" ({'; '.join(moved)})" if moved else ""
         notes.append(
@@ -251,22 +322,42 @@ def _notes(plan: Plan, table: Table) -> list[str]:
     return notes
 
 
-def _csv(table: Table, lines: list[Line]) -> str:
+def _csv(*contents: dict[str, Any]) -> str:
+    """The tables' numbers one a line, then their comparisons."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    header = ["paper", "table", "track", "dataset", "model", "row", "rate", "column", "metric"]
-    writer.writerow([*header, "ours", "interval95", "seeds", "published", "difference"])
-    for line in lines:
-        for column, figures in zip(table.columns, line.figures, strict=True):
-            for metric, figure in figures.items():
-                where = [table.paper, table.name, table.track, table.dataset, table.model, line.label, line.rate]
-                numbers = [figure.ours, figure.interval, len(figure.values), figure.published, figure.difference]
-                writer.writerow([*where, column.label, metric, *numbers])
+    writer = csv.DictWriter(text, CSV, restval="", lineterminator="\n")
+    writer.writeheader()
+    for content in contents:
+        table: Table = content["table"]
+        where = {"paper": table.paper, "table": table.name, "track": table.track}
+        for line in content["lines"]:
+            row = where | {"row": line.label, "rate": line.rate, "variant": line.variant}
+            for column, oracle, figures in zip(table.columns, content["oracles"], line.figures, strict=True):
+                place = row | column.subject._asdict() | {"column": column.title, "oracle": oracle}
+                for metric, figure in figures.items():
+                    writer.writerow(place | {
+                        "metric": metric, "ours": figure.ours, "interval95": figure.interval,
+                        "seeds": len(figure.values), "published": figure.published, "difference": figure.difference,
+                    })  # fmt: skip
+        for comparison in content["comparisons"]:
+            for metric, found in comparison.differences.items():
+                writer.writerow(where | {
+                    "row": "paired difference", "column": f"{comparison.first} {MINUS} {comparison.second}",
+                    "metric": metric, "ours": found.mean, "interval95": found.interval, "published": found.published,
+                    "difference": found.difference, "rows": found.rows, "pairs": found.pairs, "wins": found.wins,
+                    "ties": found.ties, "losses": found.losses, "p": found.p,
+                })  # fmt: skip
     return text.getvalue()
 
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", MINUS: "$-$", "±": r"$\pm$"}
-_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    MINUS: "$-$",
+    "±": r"$\pm$",
+}
+_LATEX |= {"–": "--", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 _LATEX |= {character: "\\" + character for character in "&%$#_{}"}
 
 

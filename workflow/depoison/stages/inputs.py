@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from depoison.attacks.base import Attack, Poisoning, make
+from depoison.attacks.base import Attack, Poisoning, Pool, make
 from depoison.errors import DepoisonError
 from depoison.files import SPEC, load_tensors, read_json
-from depoison.models.classifier import Classifier, build
+from depoison.models.classifier import Classifier, build, load_pretrained
 from depoison.plan.specs import directory_of
 from depoison.rng import Rng
+from depoison.stages.runner import Job
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,35 @@ def read_attack(poison: Path) -> tuple[Attack | None, Poisoning | None]:
     return make(parameters["attack"]), Poisoning(**poisoning) if poisoning else None
 
 
-def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng) -> Classifier:
-    return build(model, classes=len(dataset.classes), channels=dataset.shape[0], generator=rng.generator("model"))
+def read_pool(job: Job, dataset: Dataset, model: Mapping[str, Any] | None = None) -> Pool:
+    """The attacker's clean pool; `model` is that of a spec, for an attack that trains one."""
+    where = load_tensors(job.upstream("split") / "split.safetensors")["attacker"]
+
+    def fresh(rng: Rng) -> Classifier:
+        assert model is not None
+        if job.spec["stage"] != "asset":  # the weights are the asset's
+            return _built(model, dataset, rng)
+        return new_model(model, dataset, rng, job.downloads)
+
+    images, labels = dataset.train_images[where], dataset.train_labels[where]
+    return Pool(images, labels, len(dataset.classes), job.device or torch.device("cpu"), new_model=fresh)
+
+
+def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: Path) -> Classifier:
+    """The model that training starts from; pre-trained weights are in the folder `downloads`, or go there."""
+    made = _built(model, dataset, rng)
+    load_pretrained(made, model, downloads)
+    return made
 
 
 def read_model(directory: Path, dataset: Dataset) -> Classifier:
     """The model of a train or purify artifact, on the CPU, in evaluation mode."""
     spec = read_spec(directory)
     trained = spec if spec["stage"] == "train" else read_spec(Path(spec["upstream"]["model"]))
-    model = new_model(trained["parameters"]["model"], dataset, Rng(0, "unused"))
+    model = _built(trained["parameters"]["model"], dataset, Rng(0, "unused"))
     model.load_state_dict(load_tensors(directory / "model.safetensors"))
     return model.eval()
+
+
+def _built(model: Mapping[str, Any], dataset: Dataset, rng: Rng) -> Classifier:
+    return build(model, classes=len(dataset.classes), channels=dataset.shape[0], generator=rng.generator("model"))

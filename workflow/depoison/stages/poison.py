@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from depoison.attacks.base import Poisoning, choose, make
+from depoison.attacks.base import Overlay, Poisoning, make
 from depoison.errors import DepoisonError
 from depoison.files import load_tensors, save_tensors
 from depoison.rng import Rng
-from depoison.stages.inputs import read_dataset
+from depoison.stages.inputs import read_dataset, read_pool, read_spec
 from depoison.stages.runner import Job
 
 
@@ -17,26 +19,27 @@ def run(job: Job) -> None:
 
     An attack that controls training has an empty overlay; a clean model has neither overlay nor trigger.
     """
-    dataset = read_dataset(job.upstream("dataset"))
-    pool = load_tensors(job.upstream("split") / "split.safetensors")["attacker"]
-    labels, classes, rng = dataset.train_labels[pool], len(dataset.classes), Rng(job.seed, "poison")
+    dataset, rng, asset = read_dataset(job.upstream("dataset")), Rng(job.seed, "poison"), {}
+    where = load_tensors(job.upstream("split") / "split.safetensors")["attacker"]
     attack = make(job.parameters["attack"])
-    chosen, trigger, goals = pool[:0], {}, labels[:0]
+    if "asset" in job.spec["upstream"]:
+        asset = load_tensors(job.upstream("asset") / "asset.safetensors")
+        pool = read_pool(job, dataset, read_spec(job.upstream("asset"))["parameters"].get("model"))
+        pool = replace(pool, asset=asset)
+    else:
+        pool = read_pool(job, dataset)
+    trigger, overlay = {}, Overlay(where[:0], pool.images[:0], pool.labels[:0])
     if attack is not None:
         poisoning = Poisoning(**job.parameters["poisoning"])
         try:
-            trigger = attack.make_trigger(dataset.shape, rng)
-            where = choose(poisoning, attack, labels, classes, rng.generator("indices"))
+            trigger = attack.make_trigger(dataset.shape, rng, *([asset] if asset else []))
+            overlay = attack.poison(pool, poisoning, trigger, rng)
         except DepoisonError as error:
             raise DepoisonError(
                 f"{job.parameters['attack']['name']} on {job.upstream('dataset').name}: {error}"
             ) from None
-        if attack.poisons_data:
-            chosen, goals = pool[where], poisoning.goals(labels[where], classes)
-    images = dataset.train_images[chosen]
-    if len(chosen):
-        images = attack.stamp(images, trigger)
     # safetensors cannot hold a file without a tensor that tells nothing from a file that lost it: keep a marker.
     save_tensors(job.folder / "trigger.safetensors", trigger or {"none": torch.zeros(0)})
-    save_tensors(job.folder / "poison.safetensors", {"indices": chosen, "images": images, "labels": goals})
-    job.facts |= {"poisoned": len(chosen), "pool": len(pool)}
+    overlaid = {"indices": where[overlay.indices], "images": overlay.images, "labels": overlay.labels}
+    save_tensors(job.folder / "poison.safetensors", overlaid)
+    job.facts |= {"poisoned": len(overlay.indices) - overlay.covers, "covers": overlay.covers, "pool": len(where)}

@@ -24,12 +24,9 @@ from depoison.errors import DepoisonError
 from depoison.files import RUN, SPEC, publish, sha256_of, write_json
 from depoison.gpu import VISIBLE, devices, lease
 from depoison.plan.config import Runtime
-from depoison.plan.specs import STAGES, directory_of
+from depoison.plan.specs import STAGES, computes, directory_of
 
 log = logging.getLogger("depoison")
-
-ON_DEVICE = ("train", "purify", "evaluate")
-"""Stages that use a GPU where there is one."""
 
 
 @dataclass
@@ -60,6 +57,11 @@ class Job:
     @property
     def seed(self) -> int:
         return self.spec["seed"]
+
+    @property
+    def downloads(self) -> Path:
+        """The folder that keeps what was downloaded."""
+        return Path(self.runtime.downloads).expanduser()
 
     def upstream(self, role: str) -> Path:
         """The directory of an artifact that this one is made from."""
@@ -105,7 +107,7 @@ def _make(spec: dict[str, Any], final: Path, runtime: Runtime, root: str | None)
         shutil.rmtree(stale)  # of a maker that was killed: this one holds the lock
     building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".building", dir=final.parent))
     try:
-        with _device(stage, runtime) as device:
+        with _device(computes(stage, spec["upstream"]), runtime) as device:
             job = Job(spec, building, scratch, runtime, device, root)
             importlib.import_module(f"depoison.stages.{stage}").run(job)
         write_json(building / SPEC, spec)
@@ -145,9 +147,9 @@ def devices_wanted(runtime: Runtime) -> int:
 
 
 @contextlib.contextmanager
-def _device(stage: str, runtime: Runtime) -> Any:
+def _device(compute: bool, runtime: Runtime) -> Any:
     """Lease a GPU for a stage that computes, where there is one, and set torch up to be deterministic."""
-    if stage not in ON_DEVICE:
+    if not compute:
         with lease(0):
             log.info("%s=", VISIBLE)
             yield None
@@ -160,6 +162,7 @@ def _device(stage: str, runtime: Runtime) -> Any:
         import torch
 
         torch.set_num_threads(runtime.threads)
+        torch.manual_seed(0)  # layers that draw, such as dropout, draw the same whatever this process did before
         # The same flag as use_deterministic_algorithms(True), which would import torch's compiler: a second and a half.
         torch.set_deterministic_debug_mode("error")
         torch.backends.cudnn.benchmark = False

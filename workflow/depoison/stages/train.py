@@ -29,7 +29,7 @@ def run(job: Job) -> None:
         batches = PlainBatches(images, labels, recipe, job.device)
     else:
         batches = attack.batches(images, labels, trigger, poisoning, len(dataset.classes), recipe, job.device)
-    model = new_model(job.parameters["model"], dataset, rng).to(job.device)
+    model = new_model(job.parameters["model"], dataset, rng, job.downloads).to(job.device)
     test = Test(dataset, attack, poisoning, trigger)
     monitor = Monitor(
         evaluate=lambda model: test.measure(model, recipe.precision),
@@ -37,7 +37,7 @@ def run(job: Job) -> None:
         scratch=job.scratch,
         save_seconds=job.runtime.save_seconds,
     )
-    fit(model, batches, recipe, rng, monitor)
+    fit(model, batches, recipe, rng, monitor, **batches.hooks())
     save_tensors(job.folder / "trigger.safetensors", trigger)
     job.facts |= write_history(job.folder / "history.csv", monitor.history)
     save_tensors(job.folder / "model.safetensors", model.state_dict())

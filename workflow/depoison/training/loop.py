@@ -50,7 +50,7 @@ class Monitor:
 
 
 class BatchSource(Protocol):
-    """Where batches come from: the plain one below, or an attack that makes its own (WaNet)."""
+    """Where batches come from: the plain one below, or an attack that makes its own (WaNet). To be subclassed."""
 
     def __len__(self) -> int: ...
 
@@ -61,8 +61,22 @@ class BatchSource(Protocol):
         """
         ...
 
+    def hooks(self) -> dict[str, Any]:
+        """What else of `fit` an attack that controls training changes, by parameter."""
+        return {}
 
-class PlainBatches:
+
+class Stateful(Protocol):
+    """What a hook carries from step to step; it is saved and restored with the model."""
+
+    def state(self) -> dict[str, Tensor]: ...
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave; the tensors are on the CPU."""
+        ...
+
+
+class PlainBatches(BatchSource):
     """Images with fixed labels.
 
     Args:
@@ -120,6 +134,7 @@ class Course:
         self.monitor.report(row)
 
 
+@torch.random.fork_rng(devices=[])  # leaves the global random state alone
 def fit(
     model: Classifier,
     data: BatchSource,
@@ -128,21 +143,28 @@ def fit(
     monitor: Monitor,
     *,
     trainable: str = "all",
+    objective: Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     extra_loss: Callable[[Classifier], Tensor] | None = None,
+    before_step: Callable[[Classifier, float], None] | None = None,
     after_step: Callable[[Classifier], None] | None = None,
     perturbed: Callable[[list[nn.Parameter]], AbstractContextManager[None]] | None = None,
     frozen_statistics: bool = False,
+    extra_state: Stateful | None = None,
 ) -> Classifier:
     """Train `model` in place with SGD on cross-entropy.
 
     Args:
         data: on the same device as the model.
         trainable: "all", "head" (the linear classifier) or "extractor"; the rest keeps its values.
+        objective: from the model, a batch's images and its labels to the loss and the (B, K) float logits, in place of
+            cross-entropy (`classification`).
         extra_loss: a term added to the loss of each batch.
+        before_step: a change of gradients before each optimizer step, given its learning rate; runs without gradients.
         after_step: a change of weights after each optimizer step, such as a projection; runs without gradients.
         perturbed: a context in which the weights are moved, entered after a first backward pass with the gradients in
             place; the step is then taken with the gradients found inside (SAM).
         frozen_statistics: whether BatchNorm keeps, and uses, its running statistics.
+        extra_state: what hooks carry from step to step, so that a resumed run goes on with it.
 
     Returns:
         The model, in evaluation mode.
@@ -157,14 +179,13 @@ def fit(
     optimizer = SGD(parameters, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     sizes = batch_sizes(len(data), recipe.batch_size)
     steps = recipe.epochs * len(sizes)
-    first = _resume(model, optimizer, monitor)
+    first = _resume(model, optimizer, monitor, extra_state)
     course, saved = Course(recipe, monitor, device, first), time.monotonic()
 
     def gradients(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         with autocast(device, recipe.precision):
-            logits = model(images).float()
-        loss = cross_entropy(logits, labels)
+            loss, logits = (objective or classification)(model, images, labels)
         total = loss if extra_loss is None else loss + extra_loss(model)
         total.backward()
         return loss.detach(), logits.detach()
@@ -174,13 +195,18 @@ def fit(
         if frozen_statistics:
             model.extractor.eval()
         course.begin(epoch)
+        torch.manual_seed(rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
         shuffled = batches(data, recipe, rng.generator("epoch", epoch), device, sizes)
         for number, (images, labels) in enumerate(shuffled):
             loss, logits = gradients(images, labels)
             if perturbed is not None:
                 with perturbed(parameters), unchanged_statistics(model):
                     gradients(images, labels)
-            optimizer.step(recipe.learning_rate(epoch * len(sizes) + number, steps))
+            lr = recipe.learning_rate(epoch * len(sizes) + number, steps)
+            if before_step is not None:
+                with torch.no_grad():
+                    before_step(model, lr)
+            optimizer.step(lr)
             if after_step is not None:
                 with torch.no_grad():
                     after_step(model)
@@ -188,11 +214,17 @@ def fit(
         course.end(model)
         last = epoch + 1 == recipe.epochs
         if monitor.scratch and not last and time.monotonic() - saved >= monitor.save_seconds:
-            _save(model, optimizer, monitor, epoch + 1)
+            _save(model, optimizer, monitor, extra_state, epoch + 1)
             saved = time.monotonic()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
+
+
+def classification(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in fp32, and the logits."""
+    logits = model(images).float()
+    return cross_entropy(logits, labels), logits
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -249,12 +281,13 @@ def batches(
         yield data.batch(order[part], draws[part], torch.Generator().manual_seed(seed))
 
 
-def _save(model: nn.Module, optimizer: SGD, monitor: Monitor, epoch: int) -> None:
+def _save(model: nn.Module, optimizer: SGD, monitor: Monitor, extra_state: Stateful | None, epoch: int) -> None:
     """Save all that the next epoch depends on; its random numbers follow from the spec."""
     assert monitor.scratch is not None
     monitor.scratch.mkdir(parents=True, exist_ok=True)
     momentum = {f"momentum.{i}": buffer for i, buffer in enumerate(optimizer.buffers or [])}
-    tensors = {**{f"model.{name}": tensor for name, tensor in model.state_dict().items()}, **momentum}
+    extra = {f"extra.{name}": tensor for name, tensor in (extra_state.state() if extra_state else {}).items()}
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | momentum | extra
     # Tensors and history must be of one epoch: the file names carry it, and the JSON, written last, says which counts.
     save_tensors(monitor.scratch / f"state-{epoch}.safetensors", tensors)
     write_json(monitor.scratch / "state.json", {"epoch": epoch, "history": monitor.history})
@@ -263,7 +296,7 @@ def _save(model: nn.Module, optimizer: SGD, monitor: Monitor, epoch: int) -> Non
             stale.unlink()
 
 
-def _resume(model: nn.Module, optimizer: SGD, monitor: Monitor) -> int:
+def _resume(model: nn.Module, optimizer: SGD, monitor: Monitor, extra_state: Stateful | None) -> int:
     """Load a saved state, if there is one; returns the epoch to go on with."""
     if monitor.scratch is None or not (monitor.scratch / "state.json").exists():
         return 0
@@ -280,6 +313,8 @@ def _resume(model: nn.Module, optimizer: SGD, monitor: Monitor) -> int:
         for i, parameter in enumerate(optimizer.parameters)
         if optimizer.momentum
     ]
+    if extra_state is not None:
+        extra_state.load({k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")})
     monitor.history[:] = state["history"]
     log.info("resuming after epoch %d", state["epoch"])
     return state["epoch"]

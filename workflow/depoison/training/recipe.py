@@ -28,6 +28,7 @@ class Recipe:
         """The learning rate of step `step` (from 0) of an epoch-wise divided total of `steps`.
 
         cosine: lr * (1 + cos(pi * epoch / epochs)) / 2, constant within an epoch, as FST's and BackdoorBench's code.
+        multistep: a tenth of it after 35% of the epochs, and a hundredth after 75% (NGF's released code).
         onecycle: linear from lr / 25 to lr in the first 30% of the steps, then cosine to 0 (Smith and Topin, 2019).
         """
         if self.schedule == "constant":
@@ -35,6 +36,9 @@ class Recipe:
         if self.schedule == "cosine":
             epoch = step * self.epochs // steps
             return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+        if self.schedule == "multistep":
+            epoch = step * self.epochs // steps
+            return self.lr * 0.1 ** sum(100 * epoch >= percent * self.epochs for percent in (35, 75))
         peak = 0.3 * steps
         if step < peak:
             return self.lr * (1 / 25 + (1 - 1 / 25) * step / peak)

@@ -1,0 +1,201 @@
+"""The Label-Consistent attack, and assets: what an attack makes before it poisons."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from conftest import ROOT
+from depoison.attacks.base import Poisoning, Pool, Workshop
+from depoison.attacks.label_consistent import LabelConsistent, make_asset, pgd
+from depoison.errors import DepoisonError
+from depoison.plan.config import Runtime
+from depoison.plan.plan import Plan
+from depoison.rng import Rng
+from depoison.stages.runner import run_stage
+from depoison.training.loop import Monitor, PlainBatches, fit
+from small import CPU, classes_of, network, pixels, recipe
+
+RNG = Rng(0, "test")
+ATTACK = LabelConsistent(
+    eps=8.0, step=1.5, steps=10, amplitude=255.0,
+    surrogate="clean", surrogate_eps=8.0, surrogate_step=2.0, surrogate_steps=3,
+)  # fmt: skip
+TRAINED = {"surrogate": "adversarial", "surrogate_eps": 8.0, "surrogate_step": 2.0, "surrogate_steps": 3}
+
+
+def pool(count: int = 60) -> Pool:
+    return Pool(pixels(count), classes_of(count), 3, CPU, new_model=lambda rng: network())
+
+
+# The trigger
+
+
+def test_the_four_corners_are_mirror_images_in_black_and_white():
+    images = torch.full((1, 3, 7, 8), 100, dtype=torch.uint8)
+    stamped = ATTACK.stamp(images, ATTACK.make_trigger((3, 7, 8), RNG, {}))
+    expected = torch.tensor([
+        [255, 0, 255, 100, 100, 255, 0, 255],
+        [0, 255, 0, 100, 100, 0, 255, 0],
+        [255, 0, 0, 100, 100, 0, 0, 255],
+        [100, 100, 100, 100, 100, 100, 100, 100],
+        [255, 0, 0, 100, 100, 0, 0, 255],
+        [0, 255, 0, 100, 100, 0, 255, 0],
+        [255, 0, 255, 100, 100, 255, 0, 255],
+    ], dtype=torch.uint8)  # fmt: skip
+    assert torch.equal(stamped, expected.expand(1, 3, 7, 8))
+
+
+def test_a_smaller_amplitude_is_added():
+    faint = dataclasses.replace(ATTACK, amplitude=32.0)
+    stamped = faint.stamp(torch.full((1, 1, 8, 8), 100, dtype=torch.uint8), faint.make_trigger((1, 8, 8), RNG, {}))
+    assert sorted(stamped.unique().tolist()) == [68, 100, 132] and (stamped != 100).sum() == 36
+
+
+def test_an_image_too_small_for_two_corners_is_refused():
+    with pytest.raises(DepoisonError, match=r"do not fit into 5 x 8; the minimum is 6"):
+        ATTACK.make_trigger((3, 5, 8), RNG, {})
+
+
+# PGD
+
+
+@pytest.mark.parametrize(
+    ("eps", "step", "steps", "moved"), [(8, 1.5, 3, 4.5), (8, 1.5, 6, 8), (8, 1.5, 100, 8), (0, 1, 5, 0)]
+)
+def test_pgd_against_a_linear_network_has_a_closed_form(eps, step, steps, moved):
+    torch.manual_seed(1)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(48, 2, bias=False))
+    linear[1].weight.data /= 500  # far from saturation, where the loss has no slope in fp32
+    images, labels = pixels(6, 3, 4, 4).float(), torch.tensor([0, 1] * 3)
+    uphill = linear[1].weight[1] - linear[1].weight[0]  # of the loss of an image of class 0
+    signs = torch.stack([uphill if label == 0 else -uphill for label in labels]).sign().view_as(images)
+    found = pgd(linear, images, labels, eps, step, steps)
+    assert torch.allclose(found, (images + moved * signs).clamp(0, 255))
+
+
+def test_pgd_stays_in_the_ball_and_raises_the_loss():
+    model = network().eval()
+    images, labels = pixels(20).float(), classes_of(20)
+    found = pgd(model, images, labels, 8, 1.5, 20)
+    assert (found - images).abs().max() <= 8 and found.min() >= 0 and found.max() <= 255
+    before, after = (cross_entropy(model(x), labels, reduction="none") for x in (images, found))
+    assert (after > before).all()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# The attacker's network
+
+
+def test_adversarial_training_with_no_radius_is_plain_training():
+    shop = Workshop(pool(), recipe(epochs=2, momentum=0.9), Rng(3, "asset"), Monitor())
+    adversarial = make_asset(shop, **(TRAINED | {"surrogate_eps": 0.0}))
+    plain = make_asset(shop, **(TRAINED | {"surrogate": "clean"}))
+    model = network()
+    fit(model, PlainBatches(shop.pool.images, shop.pool.labels, shop.recipe, CPU), shop.recipe, shop.rng, Monitor())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, plain[name]) and torch.equal(tensor, adversarial[name]), name
+
+
+def test_adversarial_training_steps_on_the_images_that_pgd_finds():
+    shop = Workshop(pool(), recipe(lr=0.5, batch_size=60), Rng(3, "asset"), Monitor())
+    trained = make_asset(shop, **TRAINED)
+    model = network().train()
+    kept = copy.deepcopy(model)  # PGD normalizes by the batch, and leaves the statistics alone
+    order = torch.randperm(60, generator=shop.rng.generator("epoch", 0))
+    images, labels = shop.pool.images[order].float(), shop.pool.labels[order]
+    hard = pgd(kept, images, labels, 8.0, 2.0, 3)
+    assert (hard - images).abs().max() == pytest.approx(6)
+    cross_entropy(model(hard), labels).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(trained[name], parameter - 0.5 * parameter.grad, atol=1e-6), name
+    for name, buffer in model.named_buffers():
+        assert torch.allclose(trained[name].double(), buffer.double(), atol=1e-6), name
+
+
+# The poisoned images
+
+
+@pytest.mark.parametrize("eps", [0.0, 8.0])
+def test_only_the_target_class_is_made_hard_and_marked_and_keeps_its_label(eps):
+    attack, poisoning = dataclasses.replace(ATTACK, eps=eps), Poisoning(rate=0.1, target=1, labels="all-to-one")
+    weights = {name: tensor.clone() for name, tensor in network(seed=5).state_dict().items()}
+    victims = dataclasses.replace(pool(), asset=weights)
+    trigger = attack.make_trigger((3, 8, 8), RNG, weights)
+    overlay = attack.poison(victims, poisoning, trigger, RNG)
+    assert len(overlay.indices) == 6 and overlay.covers == 0
+    assert overlay.labels.tolist() == victims.labels[overlay.indices].tolist() == [1] * 6
+    clean = victims.images[overlay.indices]
+    hard = pgd(network(seed=5).eval(), clean.float(), overlay.labels, eps, 1.5, 10).round().to(torch.uint8)
+    assert torch.equal(overlay.images, attack.stamp(hard, trigger))
+    assert torch.equal(hard, clean) == (eps == 0)
+
+
+# The stage, and what its result follows from
+
+CELL = "results/cells/{}/digits/resnet18+width=8/label-consistent+{}/none/s{}.json"
+
+
+def chain(track: str, change: str, seed: int = 0) -> dict[str, str]:
+    found = Plan(ROOT).cell(CELL.format(track, change, seed)).evaluation.chain()
+    return {artifact.stage: directory for directory, artifact in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "moves"),
+    [
+        ("rate=0.05", False), ("target=1", False), ("eps=4", False), ("amplitude=32", False),
+        ("surrogate=clean", True), ("surrogate_eps=4", True), ("lr=0.2", True),
+    ],
+)  # fmt: skip
+def test_the_attackers_network_is_shared_where_it_is_the_same(change, moves):
+    before, after = chain("paper", "rate=0.01"), chain("paper", "+".join(sorted({change, "rate=0.01"} - {"rate=0.05"})))
+    if change == "rate=0.05":
+        after = chain("paper", change)
+    assert (before["asset"] != after["asset"]) == moves
+    assert before["poison"] != after["poison"]
+    assert chain("paper", "rate=0.01", seed=1)["asset"] != before["asset"]
+
+
+def test_the_stages_make_the_network_and_then_the_poisoned_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    change = "epochs=1+rate=0.05+surrogate_steps=1"
+    artifacts = Plan(ROOT).cell(CELL.format("digits", change, 0)).evaluation.chain().values()
+    runtime = Runtime(device="cpu")
+    for artifact in artifacts:
+        if artifact.stage in ("dataset", "split", "asset", "poison"):
+            run_stage(artifact.spec, artifact.directory, runtime)
+    made = {artifact.stage: artifact for artifact in artifacts}
+    weights = load_file(tmp_path / made["asset"].product)
+    assert weights["extractor.0.weight"].shape[0] == 8
+    overlay = load_file(tmp_path / made["poison"].product)
+    labels = load_file(tmp_path / made["dataset"].product)["train_labels"]
+    assert len(overlay["indices"]) > 0 and overlay["labels"].eq(0).all()
+    assert labels[overlay["indices"]].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("asset", "message"),
+    [
+        (
+            "[surrogate, surogate_eps]",
+            r"label-consistent.yaml:\d+: unknown hyper-parameter 'surogate_eps'.*surrogate_eps",
+        ),
+        ("[surrogate, model]", r"label-consistent.yaml:\d+: does not fit .*make_asset with surrogate, surrogate_eps"),
+    ],
+)
+def test_an_asset_that_does_not_fit_the_code_is_refused(tmp_path, asset, message):
+    (tmp_path / "workflow").symlink_to(ROOT / "workflow")
+    for file in (ROOT / "config").rglob("*.yaml"):
+        copied = tmp_path / file.relative_to(ROOT)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_text(re.sub(r"^asset: .*$", f"asset: {asset}", file.read_text(), flags=re.M))
+    with pytest.raises(DepoisonError, match=message):
+        Plan(tmp_path).configuration.method("attack", "label-consistent")

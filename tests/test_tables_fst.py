@@ -1,0 +1,594 @@
+"""Tables 1 to 11 of FST: no printed number is lost, none is invented; all tables at once; defenses compared in pairs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+import re
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import ROOT, Project, job_counts, with_tiny
+from depoison.errors import DepoisonError
+from depoison.files import write_json
+from depoison.plan.plan import Plan
+from depoison.plan.tables import Column, Row, Subject, Table, Tables, all_tables, parse_target, read_report, read_table
+from depoison.reporting.comparison import compare, mean_and_interval, sign_test
+from depoison.reporting.tables import SUMMARIES, lines_of, p_value, percent, render, table_is_current
+
+PLAN = Plan(ROOT)
+TABLES = [f"table{i}" for i in range(1, 12)]
+FILES = (".md", ".tex", ".csv", ".json")
+SMALL = "config/papers/fst/small.yaml"
+
+
+def printed(name: str) -> list[dict[str, str]]:
+    """The lines of a published CSV, read without the package."""
+    with (ROOT / f"config/papers/fst/published/{name}.csv").open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def fake(table: Table | Tables) -> None:
+    """Write an evaluation for each cell, below the working directory; the numbers follow from the cell's name."""
+    for cell in table.cells():
+        numbers = random.Random(cell.name.path)
+        product = Path(cell.evaluation.product)
+        product.parent.mkdir(parents=True, exist_ok=True)
+        write_json(product, {"metrics": {"c_acc": 90 + 3 * numbers.random(), "asr": 100 * numbers.random() ** 3}})
+
+
+@pytest.fixture(scope="module")
+def faked(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Every cell of every table on the track `tiny`, two seeds; nothing is trained. Only to be read or copied."""
+    project = with_tiny(Project(tmp_path_factory.mktemp("faked") / "project"))
+    project.set("config/config.yaml", "seeds", to=[0, 1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.path)
+        for name in ("all", "figure2-rates"):
+            fake(read_report(project.plan(), f"reports/tiny/{name}"))
+    return project
+
+
+@pytest.fixture
+def there(faked: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(faked.path)
+    return faked
+
+
+# --- published numbers -------------------------------------------------------------------------------------------
+
+
+def says(line: dict[str, str], row: Row, column: Column) -> bool:
+    """Whether a printed line is of this place of a table."""
+    if (line["dataset"], line["model"], line["attack"], line["defense"]) != (
+        *column.printed, row.attack.name, column.defense.name
+    ):  # fmt: skip
+        return False
+    if line["variant"]:
+        key, value = line["variant"].split("=")
+        return (key, value) in row.attack.overrides and row.value == value and not line["rate"]
+    return row.rate is not None and float(line["rate"]) == row.rate and ("rate", str(row.rate)) in row.attack.overrides
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_each_printed_line_is_of_one_place_and_each_place_has_one(name):
+    table = read_table(PLAN, f"reports/{name}")
+    lines = [line for line in printed(name) if line["attack"] not in SUMMARIES]
+    places = [(row, column) for row in table.rows for column in table.columns]
+    matches = [[place for place in places if says(line, *place)] for line in lines]
+    assert [len(found) for found in matches] == [1] * len(lines)
+    assert [found[0] for found in matches] == places  # in the printed order, row by row
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_summaries_are_those_that_are_printed(name):
+    table = read_table(PLAN, f"reports/{name}")
+    found = [line for line in printed(name) if line["attack"] in SUMMARIES]
+    expected = [(summary, column.defense.name) for summary in table.file.summary for column in table.columns]
+    assert [(line["attack"], line["defense"]) for line in found] == expected
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_made_table_shows_each_printed_number_once(name, there):
+    table = read_table(there.plan(), f"reports/tiny/{name}")
+    attacks = {row.label: row.attack.name for row in table.rows}
+    attacks |= {f"{title}, as printed": summary for summary, (title, _) in SUMMARIES.items()}
+    columns = {column.title: column for column in table.columns}
+    shown = Counter()
+    for line in csv.DictReader(io.StringIO(render(there.plan(), table)[".csv"])):
+        if line["published"] and line["row"] in attacks:
+            rate = "" if line["variant"] or not line["rate"] else float(line["rate"])
+            column = columns[line["column"]]
+            place = (*column.printed, attacks[line["row"]], rate, line["variant"], column.defense.name)
+            shown[(*place, line["metric"], float(line["published"]))] += 1
+    expected = Counter(
+        (*(line[key] for key in ("dataset", "model", "attack")), float(line["rate"]) if line["rate"] else "",
+         line["variant"], line["defense"], metric, float(line[metric]))
+        for line in printed(name) for metric in ("c_acc", "asr") if line[metric]
+    )  # fmt: skip
+    assert shown == expected and set(shown.values()) == {1}
+
+
+# --- what table files can say ------------------------------------------------------------------------------------
+
+
+def test_the_rates_of_a_row_are_the_printed_ones():
+    rates = [row.rate for row in read_table(PLAN, "reports/table3").rows if row.label == "SIG"]
+    assert [percent(rate) for rate in rates] == ["0.4%", "0.25%", "0.15%"]
+
+
+def test_rows_may_differ_in_another_hyper_parameter(there):
+    table = read_table(there.plan(), "reports/tiny/table7")
+    assert [str(row.attack) for row in table.rows] == [
+        f"{attack}+rate=0.003+regularization={samples}"
+        for attack, several in (("adaptive-patch", (150, 300, 450)), ("adaptive-blend", (150, 200, 300)))
+        for samples in several
+    ]
+    text = render(there.plan(), table)[".md"]
+    assert "| Attack | Regularization samples |" in text and "\n| Adaptive-Blend | 200 |" in text
+    assert "0.3%" not in text
+
+
+def test_the_hyper_parameter_of_the_rows_reaches_the_cells(tiny):
+    def change(data: dict[str, Any]) -> None:
+        data["rows"] = [{"attack": "badnet", "label": "BadNet", "values": [2, 3], "set": {"rate": 0.2}}]
+        data |= {"by": {"parameter": "size", "label": "Size"}}
+
+    tiny.edit(SMALL, change)
+    table = read_table(tiny.plan(), "reports/tiny/small")
+    cells = table.cells()
+    assert [cell.settings["attack"]["size"][-1].value for cell in cells] == [2, 2, 3, 3]
+    assert {cell.settings["attack"]["rate"][-1].value for cell in cells} == {0.2}
+    assert len(table.evaluations()) == 4
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "told"),
+    [
+        ({}, {"values": [1]}, "rows differ by the poisoning rate: 'rates', not 'values'"),
+        ({}, {"values": [1], "rates": [0.1]}, "'rates', not 'values'"),
+        ({}, {}, "'rates', not 'values'"),
+        ({"by": {"parameter": "size", "label": "Size"}}, {"rates": [0.1]}, "by size: 'values', not 'rates'"),
+        ({"by": {"parameter": "size", "label": "Size"}}, {}, "by size: 'values', not 'rates'"),
+        ({"by": {"parameter": "sice", "label": "Size"}}, {"values": [1]}, "did you mean 'size'"),
+        ({"compare": [["lp", "ft"]]}, {"rates": [0.1]}, "unknown defense among the columns 'ft'"),
+        ({"compare": [["lp"]]}, {"rates": [0.1]}, f"{SMALL}:"),
+    ],
+)
+def test_table_files_with_a_fault(table, row, told, tiny):
+    tiny.edit(SMALL, lambda data: data.update(table, rows=[{"attack": "badnet", "label": "BadNet", **row}]))
+    with pytest.raises(DepoisonError, match=re.escape(told)) as caught:
+        read_table(tiny.plan(), "reports/tiny/small")
+    assert "small.yaml" in str(caught.value) or "'size'" in told
+
+
+def test_defenses_that_cannot_be_compared(tiny):
+    twice = {"defense": "lp", "label": "LP with another rate", "set": {"lr": 0.5}}
+    tiny.edit(SMALL, lambda data: data.update(columns=[*data["columns"], twice], compare=[["lp", "none"]]))
+    with pytest.raises(DepoisonError, match="'lp' is the defense of several columns"):
+        read_table(tiny.plan(), "reports/tiny/small")
+    twice |= {"defense": "ft", "dataset": "gtsrb"}
+    tiny.edit(SMALL, lambda data: data.update(columns=[*data["columns"][:2], twice], compare=[["lp", "ft"]]))
+    with pytest.raises(DepoisonError, match="lp and ft have no dataset and model in common"):
+        read_table(tiny.plan(), "reports/tiny/small")
+
+
+def test_a_printed_line_that_stands_twice_is_refused(project):
+    path = project / "config/papers/fst/published/table8.csv"
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
+    with pytest.raises(DepoisonError, match=r"table8\.csv.*bypass-blend.*stands twice"):
+        read_table(project.plan(), "reports/table8")
+
+
+def test_columns_on_two_datasets():
+    table = read_table(PLAN, "reports/table5")
+    assert [column.subject for column in table.columns] == 2 * [Subject("cifar10", "resnet18")] + 2 * [
+        Subject("gtsrb", "resnet18")
+    ]
+    assert [column.title for column in table.columns] == [
+        f"{dataset}, {defense}" for dataset in ("CIFAR-10", "GTSRB") for defense in ("No defense", "FST")
+    ]
+    assert table.cells()
+    for entry in table.entries:
+        for cell in entry.cells:
+            assert cell.evaluation.directory.startswith(f"results/evaluate/{entry.column.subject.dataset}-")
+    assert len(table.evaluations()) == len(table.cells())
+
+
+def test_columns_that_a_track_makes_alike_share_cells(there):
+    table = read_table(there.plan(), "reports/tiny/table5")
+    assert {column.subject for column in table.columns} == {Subject("digits", "resnet18")}
+    assert len(table.cells()) == 2 * len(table.evaluations()) > 0
+    files = render(there.plan(), table)
+    assert "CIFAR-10 is replaced by Digits; GTSRB is replaced by Digits" in files[".md"]
+    assert r"\multicolumn{4}{c}{CIFAR-10} & \multicolumn{4}{c}{GTSRB}" in files[".tex"]
+    assert len(json.loads(files[".json"])["metrics"]["BadNet 10%"]) == 4
+
+
+def test_the_best_of_a_row_is_sought_within_a_dataset(tiny, monkeypatch):
+    def change(data: dict[str, Any]) -> None:
+        both = [*data["columns"], {"defense": "ft", "label": "FT"}]
+        data["columns"] = both + [column | {"dataset": "gtsrb"} for column in both]
+        data["summary"] = []
+
+    tiny.edit(SMALL, change)
+    monkeypatch.chdir(tiny.path)
+    table = read_table(tiny.plan(), "reports/paper/small")
+    asr = {"cifar10": {"none": 0.0, "lp": 9.0, "ft": 5.0}, "gtsrb": {"none": 1.0, "lp": 2.0, "ft": 3.0}}
+    for cell in table.cells():
+        path = Path(cell.evaluation.product)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"metrics": {"c_acc": 90.0, "asr": asr[cell.name.dataset.name][cell.name.defense.name]}})
+    for line in lines_of(table):
+        assert [column["asr"].best for column in line.figures] == [False, False, True, False, True, False]
+
+
+def test_a_model_that_is_missing_is_a_gap_but_not_on_a_track_that_replaces_it(tiny):
+    tiny.set(SMALL, "model", to="no-such-model")
+    paper, ours = (read_table(tiny.plan(), f"reports/{where}small") for where in ("", "tiny/"))
+    assert not paper.cells() and {entry.gap for entry in paper.entries} == {"the model no-such-model"}
+    assert not any(entry.gap for entry in ours.entries) and len(ours.cells()) == 4
+    assert tiny.depoison("check").returncode == 0
+
+
+# --- a threshold that was chosen on test data --------------------------------------------------------------------
+
+PICKY = 'def picky(model, tuning_set, tune, *, select: str):\n    """For a test."""\n    return model\n'
+PICKY_YAML = """summary: for a test
+label: Picky
+parameters:
+  select: {type: str, default: oracle, choices: [oracle, defender], help: where the threshold comes from}
+"""
+
+
+def test_a_defense_that_looks_at_test_data_is_marked(tiny, monkeypatch):
+    (tiny / "workflow/depoison/defenses/picky.py").write_text(PICKY)
+    (tiny / "config/defenses/picky.yaml").write_text(PICKY_YAML)
+    honest = {"defense": "picky", "label": "Picky, honest", "set": {"select": "defender"}}
+    tiny.edit(SMALL, lambda data: data["columns"].extend([{"defense": "picky", "label": "Picky"}, honest]))
+    monkeypatch.chdir(tiny.path)
+    table = read_table(tiny.plan(), "reports/tiny/small")
+    fake(table)
+    files = render(tiny.plan(), table)
+    header = next(line for line in files[".md"].splitlines() if line.startswith("| Attack"))
+    assert "Picky<sup>†</sup> C-Acc" in header and "Picky<sup>†</sup> ASR" in header
+    assert header.count("†") == 2 and "Picky, honest C-Acc" in header
+    assert "\n<sup>†</sup> Its threshold was chosen by looking at the test set.\n" in files[".md"]
+    assert r"{Picky$^\dagger$}" in files[".tex"] and files[".tex"].count(r"\dagger") == 2
+    assert "Its threshold was chosen by looking at the test set." in files[".tex"]
+    assert [c["oracle"] for c in json.loads(files[".json"])["columns"]] == [False, False, True, False]
+    lines = list(csv.DictReader(io.StringIO(files[".csv"])))
+    assert {(line["column"], line["oracle"]) for line in lines} == {
+        ("No defense", "False"), ("LP", "False"), ("Picky", "True"), ("Picky, honest", "False")
+    }  # fmt: skip
+
+
+def test_without_such_a_defense_there_is_no_mark(there):
+    files = render(there.plan(), read_table(there.plan(), "reports/tiny/table1"))
+    assert "†" not in files[".md"] and "dagger" not in files[".tex"]
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def blocks(markdown: str) -> list[list[str]]:
+    """The tables of a page, as lists of lines."""
+    return [part.splitlines() for part in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)]
+
+
+def cells_of(line: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", line)) - 1
+
+
+@pytest.mark.parametrize("track", ["tiny", "paper"])
+@pytest.mark.parametrize("name", [*TABLES, "figure2-rates"])
+def test_every_table_is_well_formed(name, track, there, monkeypatch, tmp_path):
+    table = read_table(there.plan(), f"reports/{track}/{name}")
+    if track == "paper":  # no evaluation is there, so compare what has none
+        monkeypatch.chdir(tmp_path)
+        fake(table)
+    files = render(there.plan(), table)
+    first, *more = blocks(files[".md"])
+    assert {cells_of(line) for line in first} == {2 + 2 * len(table.columns)}
+    lines = lines_of(table)
+    assert len(first) == 2 + len(lines) and re.fullmatch(r"\|(:?-+:?\|)+", first[1])
+    assert all({cells_of(line) for line in block} == {2 + 3 * 2} for block in more) and len(more) <= 1
+    tex = files[".tex"]
+    assert tex.count("{") - tex.count(r"\{") == tex.count("}") - tex.count(r"\}")
+    for part in re.findall(r"\\begin\{tabular\}\{(l[r]+)\}(.*?)\\end\{tabular\}", tex, re.DOTALL):
+        for row in re.findall(r"^(.*?) ?\\\\(?:\[2pt\])?$", part[1], re.MULTILINE):
+            spans = sum(int(found) - 1 for found in re.findall(r"\\multicolumn\{(\d+)\}", row))
+            assert len(re.findall(r"(?<!\\)&", row)) + spans == len(part[0]) - 1, row
+    content = json.loads(files[".json"])
+    assert len(content["lines"]) == len(lines) and len(content["comparisons"]) == len(table.file.compare)
+    numbers = list(csv.DictReader(io.StringIO(files[".csv"])))
+    assert len(numbers) == 2 * (len(lines) * len(table.columns) + len(table.file.compare))
+    assert not any(None in line or None in line.values() for line in numbers)
+
+
+# --- all tables at once ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("reports/all.md", ("fst", "paper", "all")),
+        ("reports/fst/all.csv", ("fst", "paper", "all")),
+        ("reports/digits/fst/all", ("fst", "digits", "all")),
+        ("reports/digits/all.tex", ("fst", "digits", "all")),
+    ],
+)
+def test_targets_of_all_tables(target, expected):
+    assert parse_target(PLAN, target) == expected
+    report = read_report(PLAN, target)
+    assert isinstance(report, Tables) and [table.name for table in report.tables] == TABLES
+    assert {table.track for table in report.tables} == {expected[1]}
+    one_by_one = [read_table(PLAN, f"reports/{expected[1]}/{name}") for name in TABLES]
+    assert set(report.evaluations()) == {product for table in one_by_one for product in table.evaluations()}
+    assert len(report.evaluations()) == len(set(report.evaluations()))
+
+
+def test_all_is_no_table_of_its_own(project):
+    assert not any(target.endswith("/all") for target in all_tables(PLAN))
+    (project / "config/papers/fst/all.yaml").write_text((project / "config/papers/fst/table8.yaml").read_text())
+    with pytest.raises(DepoisonError, match=r"all\.yaml: 'all' stands for all tables"):
+        read_report(project.plan(), "reports/all")
+
+
+def test_tables_that_a_track_makes_alike_share_cells(there):
+    second, tenth = (
+        set(read_table(there.plan(), f"reports/tiny/{name}").evaluations()) for name in ("table2", "table10")
+    )
+    assert second == tenth  # the same rows and columns, with a model that is replaced
+
+
+def test_all_tables_in_one_document(there):
+    report = read_report(there.plan(), "reports/tiny/all")
+    tables = {table.name: render(there.plan(), table) for table in report.tables}
+    files = render(there.plan(), report)
+    entries = re.findall(r"^- \[(.*)\]\(#(.*)\)$", files[".md"], re.MULTILINE)
+    headings = re.findall(r'^<a id="(.*)"></a>\n\n## (.*)$', files[".md"], re.MULTILINE)
+    assert entries == [(title, name) for name, title in headings] and [name for name, _ in headings] == list(tables)
+    assert re.findall(r"^# .*$", files[".md"], re.MULTILINE) == ["# FST, all tables"]
+    for texts in tables.values():
+        assert texts[".md"].split("\n# ", 1)[1] in files[".md"]
+        assert texts[".tex"].split("graphicx}.\n", 1)[1] in files[".tex"]
+    assert len(set(re.findall(r"\\label\{(.*?)\}", files[".tex"]))) == len(tables)
+    header, *lines = files[".csv"].splitlines()
+    assert lines == [line for texts in tables.values() for line in texts[".csv"].splitlines()[1:]]
+    assert {texts[".csv"].splitlines()[0] for texts in tables.values()} == {header}
+    assert json.loads(files[".json"]) == [json.loads(texts[".json"]) for texts in tables.values()]
+
+
+def test_the_document_is_up_to_date_by_content(faked, tmp_path, monkeypatch):
+    project = faked.copy(tmp_path / "project", "results")
+    monkeypatch.chdir(project.path)
+
+    def current() -> bool:
+        return table_is_current(project.plan(), read_report(project.plan(), "reports/tiny/all"))
+
+    assert not current()
+    done = project.depoison("table", "reports/tiny/all.md")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (project / "reports/tiny").iterdir()} == {f"all{suffix}" for suffix in FILES}
+    assert current()
+    project.set("config/papers/fst/table11.yaml", "title", to="Another title")
+    assert not current()
+    assert project.depoison("table", "reports/tiny/all").returncode == 0 and current()
+    product = read_table(project.plan(), "reports/tiny/table5").cells()[0].evaluation.product
+    write_json(Path(product), {"metrics": {"c_acc": 1.0, "asr": 2.0}})
+    assert not current()
+
+
+def test_all_tables_without_snakemake(made):
+    folder = made / "config/papers/other"
+    folder.mkdir()
+    for name in ("first", "second"):
+        (folder / f"{name}.yaml").write_text((made / SMALL).read_text())
+    done = made.depoison("run", "reports/tiny/other/all.md")
+    assert done.returncode == 0 and "[1/" not in done.stderr, done.stderr  # every artifact is there
+    headings = re.findall(r"^## (.*)$", (made / "reports/tiny/other/all.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings == ["OTHER, first: Small", "OTHER, second: Small"]
+
+
+@pytest.mark.pipeline
+def test_snakemake_makes_all_tables_from_the_same_evaluations(faked, tmp_path, monkeypatch):
+    project = faked.copy(tmp_path / "project", "results")
+    monkeypatch.chdir(project.path)
+
+    def jobs() -> dict[str, int]:
+        done = project.snakemake("--cores", "1", "reports/tiny/fst/all.md")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return job_counts(done.stdout + done.stderr)
+
+    assert jobs() == {"table": 1}
+    assert jobs() == {}
+    report = read_report(project.plan(), "reports/tiny/fst/all")
+    assert (project / "reports/tiny/fst/all.md").read_text(encoding="utf-8") == render(project.plan(), report)[".md"]
+
+
+# --- pairs of defenses -------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_the_sign_test_is_scipys(wins, losses):
+    if wins + losses:
+        expected = scipy.stats.binomtest(wins, wins + losses).pvalue
+        assert sign_test(wins, losses) == pytest.approx(expected, rel=1e-9)
+    else:
+        assert sign_test(wins, losses) is None
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=30))
+def test_the_interval_is_scipys(values):
+    mean, interval = mean_and_interval(values)
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, loc=0, scale=scipy.stats.sem(values) or 1)
+    if statistics.stdev(values) > 1e-9:
+        assert (2 * interval, mean) == (pytest.approx(high - low, rel=1e-6), pytest.approx(statistics.fmean(values)))
+
+
+OURS = {  # by rate and seed: (C-Acc, ASR) of LP, and of FT
+    (0.1, 0): ((90.0, 20.0), (91.0, 10.0)),
+    (0.1, 1): ((90.0, 30.0), (93.0, 40.0)),
+    (0.05, 0): ((92.0, 5.0), (92.004, 1.0)),
+    (0.05, 1): ((92.0, 5.0), (92.002, None)),
+    (0.01, 0): ((95.0, None), (94.0, 3.0)),
+    (0.01, 1): ((95.0, None), (94.5, 3.0)),
+}
+PUBLISHED = """\
+dataset,model,attack,rate,variant,defense,c_acc,asr
+cifar10,resnet18,badnet,0.1,,lp,90.00,50.00
+cifar10,resnet18,badnet,0.1,,ft,92.00,20.00
+cifar10,resnet18,badnet,0.05,,lp,91.00,40.00
+cifar10,resnet18,badnet,0.05,,ft,90.00,30.00
+cifar10,resnet18,badnet,0.01,,lp,91.00,
+cifar10,resnet18,badnet,0.01,,ft,91.50,30.00
+"""
+
+
+@pytest.fixture
+def compared(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    def change(data: dict[str, Any]) -> None:
+        data["columns"] += [{"defense": "ft", "label": "Vanilla FT"}, {"defense": "no-such", "label": "None such"}]
+        data["rows"] = [{"attack": "badnet", "label": "BadNet", "rates": [0.1, 0.05, 0.01]}]
+        data |= {
+            "compare": [["ft", "lp"], ["ft", "no-such"]],
+            "published": "published/small.csv",
+            "seeds": [0, 1],
+            "summary": [],
+        }
+
+    tiny.edit(SMALL, change)
+    (tiny / "config/papers/fst/published/small.csv").write_text(PUBLISHED)
+    monkeypatch.chdir(tiny.path)
+    measure(tiny)
+    return tiny
+
+
+def measure(project: Project) -> Table:
+    table = read_table(project.plan(), "reports/tiny/small")
+    for entry in table.entries:
+        for cell in entry.cells:
+            lp, ft = OURS[entry.row.rate, cell.name.seed]
+            c_acc, asr = {"lp": lp, "ft": ft, "none": (99.0, 100.0)}[entry.column.defense.name]
+            Path(cell.evaluation.product).parent.mkdir(parents=True, exist_ok=True)
+            write_json(Path(cell.evaluation.product), {"metrics": {"c_acc": c_acc, "asr": asr}})
+    return table
+
+
+def read_metrics(product: str) -> dict[str, Any]:
+    return json.loads(Path(product).read_text())["metrics"]
+
+
+def test_a_comparison_by_hand(compared):
+    both, neither = compare(read_table(compared.plan(), "reports/tiny/small"), read_metrics)
+    assert (both.first, both.second) == ("Vanilla FT", "LP")
+    c_acc, asr = both.differences["c_acc"], both.differences["asr"]
+    rows = [2.0, 0.003, -0.75]  # means over seeds: of 1 and 3, of 0.004 and 0.002, of −1 and −0.5
+    assert (c_acc.rows, c_acc.pairs) == (3, 6)
+    assert c_acc.mean == pytest.approx(sum(rows) / 3)
+    assert (c_acc.wins, c_acc.ties, c_acc.losses, c_acc.p) == (1, 1, 1, 1.0)
+    paired = scipy.stats.ttest_rel(rows, [0, 0, 0]).confidence_interval(0.95)
+    assert 2 * c_acc.interval == pytest.approx(paired.high - paired.low)
+    assert c_acc.published == pytest.approx((2.0 - 1.0 + 0.5) / 3)
+    # The last row has no ASR of LP, the second one seed only: −10 and +10, and −4.
+    assert (asr.rows, asr.pairs, asr.wins, asr.ties, asr.losses) == (2, 3, 1, 1, 0)
+    assert asr.mean == pytest.approx((0.0 - 4.0) / 2) and asr.p == 1.0
+    assert asr.interval == pytest.approx(12.706 * statistics.stdev([0, -4]) / 2**0.5, rel=1e-4)
+    assert asr.published == pytest.approx((-30.0 - 10.0) / 2)
+    assert neither.rows == 0 and neither.differences["asr"].mean is None
+
+
+def test_a_comparison_in_the_files(compared):
+    files = render(compared.plan(), read_table(compared.plan(), "reports/tiny/small"))
+    _, block = blocks(files[".md"])
+    assert block[2:] == [
+        "| Vanilla FT − LP | 3 (6 pairs) | +0.42 ± 3.53<br><sub>+0.50</sub> | 1/1/1 | 1.000 "
+        "| −2.00 ± 25.41<br><sub>−20.00</sub> | 1/1/0 | 1.000 |"
+    ]
+    assert "each row a mean over its seeds" in files[".md"]
+    assert (
+        r"{}Vanilla FT $-$ LP & 3 (6 pairs) & +0.42\,{\tiny$\pm$3.53} & +0.50 & 1/1/1 & 1.000 & $-$2.00"
+        in files[".tex"]
+    )
+    both, neither = json.loads(files[".json"])["comparisons"]
+    assert both["differences"]["c_acc"]["wins"] == 1 and neither["differences"]["c_acc"]["rows"] == 0
+    lines = [line for line in csv.DictReader(io.StringIO(files[".csv"])) if line["row"] == "paired difference"]
+    assert [(line["column"], line["metric"], line["rows"], line["pairs"]) for line in lines] == [
+        ("Vanilla FT − LP", "c_acc", "3", "6"), ("Vanilla FT − LP", "asr", "2", "3"),
+        ("Vanilla FT − None such", "c_acc", "0", "0"), ("Vanilla FT − None such", "asr", "0", "0"),
+    ]  # fmt: skip
+
+
+def test_one_seed_is_enough_to_compare(compared):
+    compared.set(SMALL, "seeds", to=[0])
+    both, _ = compare(read_table(compared.plan(), "reports/tiny/small"), read_metrics)
+    rows = [1.0, 0.004, -1.0]
+    found = both.differences["c_acc"]
+    assert (found.rows, found.pairs, found.mean) == (3, 3, pytest.approx(statistics.fmean(rows)))
+    assert found.interval == pytest.approx(scipy.stats.t.ppf(0.975, 2) * scipy.stats.sem(rows))
+    text = render(compared.plan(), read_table(compared.plan(), "reports/tiny/small"))[".md"]
+    assert "| Vanilla FT − LP | 3 |" in text and "mean over its seeds" not in text
+
+
+def test_cells_that_stand_twice_are_no_evidence_twice(there):
+    """On a track that replaces both datasets of Table 5 by one, each row counts once; the published mean is of all."""
+    table = read_table(there.plan(), "reports/tiny/table5")
+    (found,) = compare(table, read_metrics)
+    rows = [row for row in table.rows if all(entry.cells for entry in table.entries if entry.row == row)]
+    assert found.rows == len(rows) >= 9 and found.pairs == 2 * len(rows)
+    rates = {(row.attack.name, str(row.rate)) for row in rows}
+    numbers = {
+        defense: [float(line["asr"]) for line in printed("table5")
+                  if line["defense"] == defense and (line["attack"], line["rate"]) in rates]
+        for defense in ("fst", "none")
+    }  # fmt: skip
+    assert len(numbers["fst"]) == 2 * len(rows)
+    expected = statistics.fmean(numbers["fst"]) - statistics.fmean(numbers["none"])
+    assert found.differences["asr"].published == pytest.approx(expected)
+
+
+def test_the_published_differences_of_table_2(there):
+    """What the paper's own numbers say of FST and FT-init, over the rows that are here."""
+    table = read_table(there.plan(), "reports/tiny/table2")
+    (index,) = (i for i, pair in enumerate(table.file.compare) if pair == ("fst", "ft-init"))
+    found = compare(table, read_metrics)[index].differences["asr"]
+    have = {
+        row
+        for row in table.rows
+        if all(e.cells for e in table.entries if e.row == row and e.column.defense.name in ("fst", "ft-init"))
+    }
+    numbers = {
+        defense: [float(line["asr"]) for line in printed("table2") if line["defense"] == defense
+                  and (line["attack"], line["rate"]) in {(row.attack.name, str(row.rate)) for row in have}]
+        for defense in ("fst", "ft-init")
+    }  # fmt: skip
+    assert found.rows == len(have) == len(numbers["fst"]) >= 12
+    assert found.published == pytest.approx(statistics.fmean(numbers["fst"]) - statistics.fmean(numbers["ft-init"]))
+
+
+@pytest.mark.parametrize(
+    ("p", "text"), [(None, "–"), (1.0, "1.000"), (0.0312, "0.031"), (0.0004, "<0.001"), (0.0006, "0.001")]
+)
+def test_p_values(p, text):
+    assert p_value(p) == text
+
+
+def test_rendering_imports_no_torch_and_not_all_of_scipy(faked):
+    code = (
+        "import sys\nfrom depoison.plan.plan import Plan\nfrom depoison.plan.tables import read_report\n"
+        "from depoison.reporting.tables import render\nplan = Plan('.')\n"
+        "render(plan, read_report(plan, 'reports/tiny/all'))\n"
+        "assert not {'torch', 'scipy.stats', 'pandas'} & set(sys.modules)"
+    )
+    done = faked.run("python", "-c", code)
+    assert done.returncode == 0, done.stderr

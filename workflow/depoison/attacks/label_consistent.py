@@ -1,0 +1,119 @@
+"""Label-Consistent attack (LC). Turner et al., "Label-consistent backdoor attacks", arXiv 2019, section 3 and 4.
+
+Images of the target class, whose labels stay, are first made hard to recognize by projected gradient descent (PGD) against
+a network of the attacker's, then a pattern is added in the four corners: what is left to learn is the pattern. As set up
+in BackdoorBench, which FST follows (appendix B.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Workshop
+from depoison.errors import DepoisonError
+from depoison.models.classifier import Classifier
+from depoison.rng import Rng
+from depoison.training.loop import PlainBatches, classification, fit, unchanged_statistics
+
+CORNER = torch.tensor([[-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, 1.0]])
+"""The pattern of the lower right corner; each other corner has its mirror image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConsistent(Attack):
+    """Attributes:
+    eps, step, steps: radius and step (L-infinity, in grey levels of 255) and number of steps of PGD.
+    amplitude: of the pattern, in grey levels; 255 makes its pixels black and white.
+    surrogate: "adversarial" or "clean": how the network that PGD runs against was trained.
+    surrogate_eps, surrogate_step, surrogate_steps: of the PGD in its adversarial training.
+    """
+
+    clean_label = True
+
+    eps: float
+    step: float
+    steps: int
+    amplitude: float
+    surrogate: str
+    surrogate_eps: float
+    surrogate_step: float
+    surrogate_steps: int
+
+    def make_trigger(self, shape: tuple[int, int, int], rng: Rng, asset: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """signal: (1, H, W) of -amplitude, 0 and amplitude."""
+        _, height, width = shape
+        if min(height, width) < 6:
+            raise DepoisonError(f"two corners of 3 pixels do not fit into {height} x {width}; the minimum is 6")
+        signal = torch.zeros(1, height, width)
+        signal[:, -3:, -3:], signal[:, -3:, :3] = CORNER, CORNER.flip(1)
+        signal[:, :3, -3:], signal[:, :3, :3] = CORNER.flip(0), CORNER.flip(0, 1)
+        return {"signal": self.amplitude * signal}
+
+    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        return images + trigger["signal"]
+
+    def poison(self, pool: Pool, poisoning: Poisoning, trigger: Mapping[str, Tensor], rng: Rng) -> Overlay:
+        """Make the images hard to recognize, then put the trigger on them; test images get the trigger alone."""
+        assert pool.new_model is not None
+        chosen = super().poison(pool, poisoning, trigger, rng)
+        surrogate = pool.new_model(rng).to(pool.device)
+        surrogate.load_state_dict(dict(pool.asset))
+        surrogate.eval().requires_grad_(False)
+        hard = [
+            pgd(
+                surrogate, images.to(pool.device).float(), labels.to(pool.device), self.eps, self.step, self.steps
+            ).cpu()
+            for images, labels in zip(
+                pool.images[chosen.indices].split(250), pool.labels[chosen.indices].split(250), strict=True
+            )
+        ]
+        images = torch.cat(hard).round().to(torch.uint8)
+        return Overlay(chosen.indices, self.stamp(images, trigger), chosen.labels)
+
+
+def make_asset(
+    workshop: Workshop, *, surrogate: str, surrogate_eps: float, surrogate_step: float, surrogate_steps: int
+) -> dict[str, Tensor]:
+    """The weights of a network of the backdoored model's kind, trained as it is, but on the clean pool.
+
+    Adversarially (Madry et al., ICLR 2018, Eq. 2.1): every batch is replaced by what PGD, started at the images, makes of
+    it; BatchNorm's running statistics follow the replaced batches only.
+    """
+    pool, recipe = workshop.pool, workshop.recipe
+    assert pool.new_model is not None and recipe is not None
+
+    def adversarial(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with unchanged_statistics(model):
+            images = pgd(model, images.float(), labels, surrogate_eps, surrogate_step, surrogate_steps)
+        return classification(model, images, labels)
+
+    batches = PlainBatches(pool.images, pool.labels, recipe, pool.device)
+    objective = adversarial if surrogate == "adversarial" else None
+    model = pool.new_model(workshop.rng).to(pool.device)
+    return fit(model, batches, recipe, workshop.rng, workshop.monitor, objective=objective).state_dict()
+
+
+def pgd(model: Classifier, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
+    """Images within `eps` of the given ones, in each pixel, that the model takes least for what they are.
+
+    Args:
+        images: (B, C, H, W) float pixels in [0, 255].
+        labels: (B,) int64.
+
+    Returns:
+        (B, C, H, W) float pixels in [0, 255].
+    """
+    low, high = (images - eps).clamp(0, 255), (images + eps).clamp(0, 255)
+    found = images
+    for _ in range(steps):
+        with torch.enable_grad():
+            found = found.detach().requires_grad_()
+            loss = cross_entropy(model(found).float(), labels)
+        (gradient,) = torch.autograd.grad(loss, found)
+        found = torch.minimum(torch.maximum(found.detach() + step * gradient.sign(), low), high)
+    return found.detach()

@@ -1,0 +1,493 @@
+"""Figures of a paper: which cells a figure draws on a track, and the artifacts behind them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
+
+from depoison.errors import DepoisonError, unknown
+from depoison.plan.cells import CellName, Choice
+from depoison.plan.config import load_as
+from depoison.plan.documents import Document, read_document
+from depoison.plan.parameters import text_of
+from depoison.plan.plan import Cell, Plan
+from depoison.plan.specs import Artifact, fingerprint, make_artifact
+from depoison.plan.tables import DEFAULT_TRACK, PAPERS, _set_by_track, _without, locate
+
+FOLDER = "figures"
+PAGE = "figures"
+"""reports/[{track}/][{paper}/]figures.md lists all figures of a paper."""
+
+METHODS = ("attack", "defense")
+
+Metric = Literal["c_acc", "asr"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PartFile(_Strict):
+    """What a row, a column, a line or a group of bars has in common; later ones of these win, in this order.
+
+    A method is written as in a cell's name, fst+alpha=0.1; without the name, +alpha=0.1, it adds to a method that another
+    part names.
+    """
+
+    label: str | None = Field(None, description="default: the labels of what the part names")
+    dataset: str | None = None
+    model: str | None = None
+    attack: str | None = None
+    defense: str | None = None
+    without: list[str] = Field(default=[], description="attacks that this part is not drawn for")
+
+
+class AxisFile(_Strict):
+    """A hyper-parameter along the x axis."""
+
+    attack: str | None = Field(None, description="a hyper-parameter of the attack")
+    defense: str | None = Field(None, description="in place of that, one of the defense")
+    values: list[int | float] = Field(min_length=1)
+    label: str
+    scale: Literal["linear", "log"] = "linear"
+    percent: bool = Field(False, description="whether the values are shown in percent")
+
+    @model_validator(mode="after")
+    def _one_parameter(self) -> AxisFile:
+        if (self.attack is None) == (self.defense is None):
+            raise ValueError("name one hyper-parameter, by `attack` or by `defense`")
+        return self
+
+
+class SweepPartFile(PartFile):
+    x: AxisFile | None = Field(None, description="in place of the figure's")
+
+
+class FigureFile(_Strict):
+    """config/papers/<paper>/figures/<figure>.yaml, as all kinds have it."""
+
+    title: str
+    caption: str = Field(description="what the figure shows, in our words")
+    kind: str
+    width: Literal["column", "full"] = Field("full", description="3.3 or 6.9 inches")
+    dataset: str
+    model: str
+    attack: str | None = None
+    defense: str | None = None
+    seeds: list[int] | None = Field(None, min_length=1, description="default: those of the configuration")
+    rows: list[PartFile] = Field(default=[PartFile(label="")], min_length=1, description="of the grid of panels")
+    columns: list[PartFile] = Field(default=[PartFile(label="")], min_length=1, description="of the grid of panels")
+
+
+class _CurvesFile(FigureFile):
+    lines: list[PartFile] = Field(min_length=1, description="curves or bars of a panel")
+    metrics: list[Metric] = Field(default=["c_acc", "asr"], min_length=1, description="a row of panels each")
+
+
+class SweepFile(_CurvesFile):
+    """Metrics against a hyper-parameter."""
+
+    kind: Literal["sweep"]
+    x: AxisFile | None = None
+    rows: list[SweepPartFile] = Field(default=[SweepPartFile(label="")], min_length=1)
+    columns: list[SweepPartFile] = Field(default=[SweepPartFile(label="")], min_length=1)
+
+
+class EpochsFile(_CurvesFile):
+    """Metrics over the epochs of tuning; epoch 0 is the undefended model."""
+
+    kind: Literal["epochs"]
+    scale: Literal["linear", "log"] = Field("linear", description="log: from epoch 1 on, linear below")
+
+
+class BarsFile(_CurvesFile):
+    """Metrics as bars, in groups."""
+
+    kind: Literal["bars"]
+    groups: list[PartFile] = Field(min_length=1, description="along the x axis of each panel")
+
+
+class TsneFile(FigureFile):
+    """Features of test images and backdoored ones, embedded in the plane."""
+
+    kind: Literal["tsne"]
+    per_row: int | None = Field(None, ge=1, description="panels in a row, where there is one row of columns")
+    fraction: float = Field(0.5, gt=0, le=1, description="of the test set")
+    backdoored: float = Field(0.2, ge=0, le=1, description="backdoored images for each clean one")
+    perplexity: float = Field(30, gt=0, description="at most a third of the number of points")
+
+
+class ExamplesFile(FigureFile):
+    """A test image, clean and backdoored, and their difference."""
+
+    kind: Literal["examples"]
+    image: int = Field(0, ge=0, lt=8, description="which of the images that are kept")
+
+
+KINDS: dict[str, type[FigureFile]] = {
+    "sweep": SweepFile,
+    "epochs": EpochsFile,
+    "bars": BarsFile,
+    "tsne": TsneFile,
+    "examples": ExamplesFile,
+}
+IMAGES_KEPT = 8
+
+
+class AnyFigureFile(
+    RootModel[
+        Annotated[SweepFile | EpochsFile | BarsFile | TsneFile | ExamplesFile, Field(discriminator="kind")]
+    ]
+):  # fmt: skip
+    """For the schema."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part as it is on this track.
+
+    Attributes:
+        at: its keys in the file.
+        attack, defense: as in the file, not parsed.
+    """
+
+    label: str
+    at: tuple[str, ...]
+    dataset: str | None = None
+    model: str | None = None
+    attack: str | None = None
+    defense: str | None = None
+    x: AxisFile | None = None
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is drawn from one cell for each seed.
+
+    Attributes:
+        row, column, line: labels of the parts.
+        x: the value of the x axis' hyper-parameter, or the label of a group of bars.
+        cells: one for each seed; empty where a method has no implementation.
+        artifacts: further ones that are drawn, in the order of the cells.
+        gap: the method that has none, "" where there is a cell.
+    """
+
+    row: str
+    column: str
+    line: str
+    x: float | str | None
+    dataset: str
+    model: str
+    attack: Choice
+    defense: Choice
+    cells: tuple[Cell, ...]
+    artifacts: tuple[Artifact, ...]
+    gap: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A paper's figure on a track.
+
+    Attributes:
+        target: path without suffix, such as reports/digits/figure6.
+        dataset, model: as used on this track; `file` has the paper's.
+        groups: along the x axis; only bars have them.
+    """
+
+    target: str
+    paper: str
+    name: str
+    track: str
+    file: Any
+    dataset: str
+    model: str
+    seeds: tuple[int, ...]
+    rows: tuple[Part, ...]
+    columns: tuple[Part, ...]
+    lines: tuple[Part, ...]
+    groups: tuple[Part, ...]
+    points: tuple[Point, ...]
+    definition: str
+
+    def artifacts(self) -> list[Artifact]:
+        """Every artifact that the figure reads, each once."""
+        found = (artifact for point in self.points for artifact in _NEEDS[self.file.kind](point))
+        return list({artifact.directory: artifact for artifact in found}.values())
+
+    def gaps(self) -> list[str]:
+        """The methods whose points are missing, each once."""
+        return list(dict.fromkeys(gap for point in self.points if point.gap for gap in point.gap.split(", ")))
+
+    def axis(self, row: Part, column: Part) -> AxisFile:
+        """The x axis of a panel of a sweep."""
+        return column.x or row.x or self.file.x
+
+
+@dataclass(frozen=True)
+class Page:
+    """All figures of a paper on a track."""
+
+    target: str
+    paper: str
+    track: str
+    figures: tuple[Figure, ...]
+
+
+def is_figure(target: str) -> bool:
+    """Whether a report is a figure or the page of figures; a name that begins so is no table's."""
+    return target.startswith("reports/") and target.rpartition("/")[2].startswith("figure")
+
+
+def is_page(target: str) -> bool:
+    """Whether a report is the page that lists all figures."""
+    return re.sub(r"\.[a-z]+$", "", target).endswith(f"/{PAGE}")
+
+
+def read_figures(plan: Plan, target: str) -> tuple[Figure, ...]:
+    """The figure that a target names, or all of the page that it names."""
+    return read_page(plan, target).figures if is_page(target) else (read_figure(plan, target),)
+
+
+def read_page(plan: Plan, target: str) -> Page:
+    """Resolve every figure of a paper on a track; they lie beside the page.
+
+    Raises:
+        DepoisonError: as `read_figure`.
+    """
+    paper, track, _ = locate(plan, target)
+    folder = target.rpartition("/")[0]
+    figures = tuple(read_figure(plan, f"{folder}/{name}") for name in figures_of(plan.root, paper))
+    return Page(f"{folder}/{PAGE}", paper, track, figures)
+
+
+def figures_of(root: Path, paper: str) -> list[str]:
+    """The names of a paper's figures, figure10 after figure9."""
+    names = [path.stem for path in (root / PAPERS / paper / FOLDER).glob("*.yaml")]
+    return sorted(names, key=lambda name: (int((re.search(r"\d+", name) or ["0"])[0]), name))
+
+
+def all_figures(plan: Plan) -> list[str]:
+    """The target, without suffix, of every figure of every paper on every track."""
+    papers = sorted(path.parent.name for path in (plan.root / PAPERS).glob(f"*/{FOLDER}"))
+    return [
+        f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{paper}/{name}"
+        for track in plan.configuration.names("track")
+        for paper in papers
+        for name in figures_of(plan.root, paper)
+    ]
+
+
+def read_figure(plan: Plan, target: str) -> Figure:
+    """Resolve every point of a figure.
+
+    Raises:
+        DepoisonError: not of the form reports/[{track}/][{paper}/]{figure}, an unknown paper, track or figure; a fault in the
+            figure's file; a cell that cannot be.
+    """
+    paper, track, name = locate(plan, target)
+    if name not in (known := figures_of(plan.root, paper)):
+        raise unknown(f"figure of {paper}", name, known, target)
+    document = read_document(plan.root / PAPERS / paper / FOLDER / f"{name}.yaml", plan.root)
+    kind = document.data.get("kind")
+    if kind not in KINDS:
+        raise unknown("kind", str(kind), KINDS, document.place("kind"))
+    file = load_as(KINDS[kind], document).content
+    if not re.fullmatch(r"figure\d.*", name):
+        raise DepoisonError(f"{document.path}: a figure's name is figure and its number, such as figure6")
+    reader = _Reader(plan, track, file, document)
+    rows, columns, lines, groups = map(reader.parts, ("rows", "columns", "lines", "groups"))
+    points = tuple(
+        point
+        for parts in product(rows, columns, lines)
+        for point in reader.points(*parts, groups)
+        if not any(point.attack.name in part.without for part in parts)
+    )
+    base = reader.base
+    return Figure(
+        re.sub(r"\.[a-z]+$", "", target), paper, name, track, file, base.dataset, base.model, reader.seeds,
+        rows, columns, lines, groups, points, fingerprint(document.data),
+    )  # fmt: skip
+
+
+class _Reader:
+    """Resolves the parts and points of one file."""
+
+    def __init__(self, plan: Plan, track: str, file: Any, document: Document):
+        self.plan, self.track, self.file, self.document = plan, track, file, document
+        self.replace = plan.configuration.track(track).content.replace
+        self.fixed = _set_by_track(plan, track)
+        self.seeds = tuple(file.seeds or plan.configuration.config.seeds)
+        if isinstance(file, TsneFile | ExamplesFile):
+            self.seeds = self.seeds[:1]  # a picture of one run
+        self.base = self._part(file, (), "")
+
+    def parts(self, key: str) -> tuple[Part, ...]:
+        """The parts in a list of the file; of those that a track makes the same only the first.
+
+        Raises:
+            DepoisonError: two parts with one label, or a name that means nothing.
+        """
+        found: dict[str, Part] = {}
+        for i, content in enumerate(getattr(self.file, key, [PartFile(label="")])):
+            part = self._part(content, (key, str(i)), content.label)
+            twin = found.setdefault(part.label, part)
+            if _content(twin) != _content(part):
+                place = self.document.place(key, str(i), "label")
+                raise DepoisonError(
+                    f"{place}: {key}.{i}: the label {part.label!r} stands twice; labels tell parts apart"
+                )
+        return tuple(found.values())
+
+    def _part(self, content: Any, at: tuple[str, ...], label: str | None) -> Part:
+        replaced = {}
+        for kind, table in (("dataset", self.replace.datasets), ("model", self.replace.models)):
+            name = getattr(content, kind)
+            if name is not None:
+                if kind == "dataset" and name not in self.plan.configuration.names(kind):
+                    raise unknown(kind, name, self.plan.configuration.names(kind), self.document.place(*at, kind))
+                name = table.get(name, table.get("*", name))
+            replaced[kind] = name
+        methods = {kind: getattr(content, kind) for kind in METHODS}
+        if label is None:
+            named = [(kind, replaced[kind]) for kind in ("model", "dataset")]
+            named += [(kind, Choice.parse(f"{text}", self.document.place(*at, kind)).name)
+                      for kind, text in methods.items() if text and not text.startswith("+")]  # fmt: skip
+            label = ", ".join(self.plan.label(kind, name) for kind, name in named if name)
+        without = tuple(getattr(content, "without", ()))
+        return Part(label, at, **replaced, **methods, x=getattr(content, "x", None), without=without)
+
+    def points(self, row: Part, column: Part, line: Part, groups: Sequence[Part]) -> Iterator[Point]:
+        """One for each place on the x axis.
+
+        Raises:
+            DepoisonError: no attack, defense or axis is named, or a cell that cannot be.
+        """
+        parts = [self.base, row, column, line]
+        if isinstance(self.file, SweepFile):
+            axis = column.x or row.x or self.base.x
+            if axis is None:
+                raise DepoisonError(
+                    f"{self.document.place(*column.at)}: no x axis; give one to the figure or to the column"
+                )
+            at = next((*part.at, "x", "values") for part in (column, row, self.base) if part.x)
+            for value in axis.values:
+                text = f"+{axis.attack or axis.defense}={text_of(value)}"
+                of = {"attack": text} if axis.attack else {"defense": text}
+                yield self._point(row, column, line, value, parts, Part("", at, **of))
+        elif isinstance(self.file, BarsFile):
+            for group in groups:
+                yield self._point(row, column, line, group.label, [*parts, group])
+        elif isinstance(self.file, EpochsFile):
+            at = next((part.at for part in reversed(parts) if part.defense), ())
+            yield self._point(row, column, line, None, parts, Part("", at, defense="+evaluate_every=1"))
+        else:
+            yield self._point(row, column, line, None, parts)
+
+    def _point(
+        self, row: Part, column: Part, line: Part, x: float | str | None, parts: list[Part], drawn: Part | None = None
+    ) -> Point:
+        """Args: drawn: what the figure is about, over which a track does not win."""
+        dataset, model = (next(getattr(p, k) for p in reversed(parts) if getattr(p, k)) for k in ("dataset", "model"))
+        choices = {}
+        for kind in METHODS:
+            if kind == "defense" and isinstance(self.file, ExamplesFile):
+                choices[kind] = Choice("none")
+                continue
+            choices[kind] = self._choice(kind, parts, [drawn] if drawn else [])
+        names = {"model": model, **{kind: choice.name for kind, choice in choices.items()}}
+        missing = [
+            f"the {kind} {name}" for kind, name in names.items() if name not in self.plan.configuration.names(kind)
+        ]
+        cells: tuple[Cell, ...] = ()
+        if not missing:
+            chosen = Choice(dataset), Choice(model), choices["attack"], choices["defense"]
+            try:
+                cells = tuple(self.plan.cell(CellName(self.track, *chosen, seed=seed)) for seed in self.seeds)
+            except DepoisonError as error:
+                at = (line.at or column.at or row.at) if drawn is None else drawn.at
+                raise DepoisonError(f"{self.document.place(*at)}: {error}") from None
+        made = tuple(self._artifact(cell) for cell in cells) if isinstance(self.file, TsneFile | ExamplesFile) else ()
+        for artifact in made:
+            self.plan.artifacts.update(artifact.chain())
+        gap = ", ".join(missing)
+        return Point(
+            row.label, column.label, line.label, x, dataset, model, **choices, cells=cells, artifacts=made, gap=gap
+        )
+
+    def _choice(self, kind: str, parts: list[Part], drawn: list[Part]) -> Choice:
+        """The method that the parts name, with their overrides, less those that the track sets."""
+        name, values, places = "", {}, {}
+        for part in [*parts, *drawn]:
+            if (text := getattr(part, kind)) is None:
+                continue
+            place = self.document.place(*part.at, kind) if part not in drawn else self.document.place(*part.at)
+            # A name of one character stands for the one that is missing.
+            found = Choice.parse(f"_{text}" if text.startswith("+") else text, place)
+            name = name if text.startswith("+") else found.name
+            for key, value in found.overrides:
+                values[key], places[key] = value, place
+        if not name:
+            at = next((part.at for part in reversed(parts) if part.at), ())
+            raise DepoisonError(f"{self.document.place(*at)}: no part names the {kind}")
+        if name in self.plan.configuration.names(kind):
+            known = self.plan.configuration.parameters(kind, name)
+            for key, value in values.items():
+                if key not in known:
+                    raise unknown(f"hyper-parameter of {name}", key, known, places[key])
+                known[key].check(value, f"{places[key]}: {name}+{key}")
+        kept = dict(_without(Choice(name, tuple(values.items())), self.fixed, f"{kind}s").overrides)
+        for part in drawn:
+            if text := getattr(part, kind):
+                kept |= dict(Choice.parse(f"_{text}", "").overrides)
+        return Choice(name, tuple(sorted(kept.items())))
+
+    def _artifact(self, cell: Cell) -> Artifact:
+        """The embedding or the examples of a cell."""
+        evaluation, seed = cell.evaluation, cell.name.seed
+        upstream = {role: evaluation.upstream[role] for role in ("dataset", "backdoored", "model")}
+        if isinstance(self.file, ExamplesFile):
+            poison = upstream["backdoored"].upstream["poison"]
+            return make_artifact(
+                "examples", {"dataset": upstream["dataset"], "poison": poison}, {"count": IMAGES_KEPT}, seed
+            )
+        parameters = {key: getattr(self.file, key) for key in ("fraction", "backdoored", "perplexity")}
+        return make_artifact("embedding", upstream, parameters | evaluation.spec["parameters"], seed)
+
+
+def _content(part: Part) -> tuple[Any, ...]:
+    return part.dataset, part.model, part.attack, part.defense, part.x
+
+
+def _evaluations(point: Point) -> Iterable[Artifact]:
+    return [cell.evaluation for cell in point.cells]
+
+
+def _histories(point: Point) -> Iterator[Artifact]:
+    """The evaluations; behind them is the history, unless somebody removed it."""
+    for cell in point.cells:
+        yield cell.evaluation
+        yield cell.evaluation.upstream["undefended"]
+        if not Path(history_of(cell)).exists():
+            yield cell.evaluation.upstream["model"]
+
+
+def history_of(cell: Cell) -> str:
+    """Path of the course of a cell's tuning."""
+    return f"{cell.evaluation.upstream['model'].directory}/history.csv"
+
+
+_NEEDS: dict[str, Callable[[Point], Iterable[Artifact]]] = {
+    "sweep": _evaluations,
+    "bars": _evaluations,
+    "epochs": _histories,
+    "tsne": lambda point: [*_evaluations(point), *point.artifacts],
+    "examples": lambda point: point.artifacts,
+}

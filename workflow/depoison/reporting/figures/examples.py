@@ -1,0 +1,82 @@
+"""A test image, clean and with each attack's trigger, and what the trigger changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from depoison.errors import DepoisonError
+from depoison.files import sha256_of
+from depoison.plan.figures import Figure
+from depoison.reporting.figures.curves import Row, where
+from depoison.reporting.figures.style import WIDTHS, blank, new_canvas
+
+
+def numbers(figure: Figure) -> list[Row]:
+    """A row for each attack: which image it is, how much the trigger changes, and where the pixels are."""
+    return [_numbers(figure, point) for point in figure.points]
+
+
+def _numbers(figure: Figure, point: Any) -> Row:
+    found = dict.fromkeys(("seed", "index", "largest", "mean", "amplified", "pixels", "sha256"), "")
+    if not point.gap:
+        (artifact,) = point.artifacts
+        clean, backdoored, index = _images(figure, artifact)
+        residual = residual_of(clean, backdoored)
+        found = {
+            "seed": point.cells[0].name.seed, "index": index, "largest": int(abs(residual).max()),
+            "mean": float(abs(residual).mean()), "amplified": amplification(residual), "pixels": artifact.product,
+            "sha256": sha256_of(Path(artifact.product)),
+        }  # fmt: skip
+    return where(point) | found | {"gap": point.gap}
+
+
+def _images(figure: Figure, artifact: Any) -> tuple[Any, Any, int]:
+    """The clean and the backdoored image, (C, H, W) uint8, and their index in the test set."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        found = load_file(artifact.product)
+        i = figure.file.image % len(found["indices"])
+        return found["clean"][i], found["backdoored"][i], int(found["indices"][i])
+    except (OSError, SafetensorError, KeyError, ZeroDivisionError) as error:
+        raise DepoisonError(f"{artifact.product}: cannot be read ({error!r}); delete it and run again") from None
+
+
+def residual_of(clean: Any, backdoored: Any) -> Any:
+    """Backdoored minus clean, (C, H, W) int16."""
+    return backdoored.astype("int16") - clean.astype("int16")
+
+
+def amplification(residual: Any) -> float:
+    """The largest whole factor, or a half, at which no pixel leaves the range around gray."""
+    return 127 // max(1, int(abs(residual).max())) or 0.5
+
+
+def draw(figure: Figure, rows: list[Row]) -> Any:
+    columns = len(figure.points)
+    side = WIDTHS[figure.file.width] / (columns + 0.6)
+    canvas = new_canvas(figure, 3 * side + 0.45)
+    grid = canvas.subplots(3, columns, squeeze=False)
+    for i, (point, row) in enumerate(zip(figure.points, rows, strict=True)):
+        panels: list[Any] = [None, None, None]
+        if not point.gap:
+            clean, backdoored, _ = _images(figure, point.artifacts[0])
+            changed = (128 + residual_of(clean, backdoored) * row["amplified"]).clip(0, 255).astype("uint8")
+            panels = [clean, backdoored, changed]
+            grid[2][i].set_xlabel(f"× {row['amplified']:g}, at most {row['largest']}")
+        for axes, pixels in zip(grid[:, i], panels, strict=True):
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            if pixels is not None:
+                picture = pixels.transpose(1, 2, 0)
+                gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if picture.shape[2] == 1 else {}
+                axes.imshow(picture[..., 0] if gray else picture, interpolation="nearest", **gray)
+            else:
+                axes.set_box_aspect(1)
+                blank(axes, "not\navailable")
+        grid[0][i].set_title(", ".join(filter(None, [point.row, point.column])))
+    for axes, label in zip(grid[:, 0], ("Clean", "Backdoored", "Difference"), strict=True):
+        axes.set_ylabel(label)
+    return canvas

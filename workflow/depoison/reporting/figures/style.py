@@ -1,0 +1,165 @@
+"""How all figures look: sizes, fonts, colors, and a grid of panels with one legend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from depoison.plan.figures import Figure, Part
+
+VERSION = 1
+"""Raised when figures look otherwise for the same numbers: then all are drawn again."""
+
+WIDTHS = {"column": 3.3, "full": 6.9}
+"""Inches."""
+
+RC = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs everywhere
+    "font.size": 7, "axes.titlesize": 8, "axes.labelsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
+    "legend.fontsize": 7, "figure.labelsize": 7, "axes.titlepad": 4, "axes.labelpad": 2,
+    "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "lines.linewidth": 1.1, "lines.markersize": 3.2, "hatch.linewidth": 0.5,
+    "legend.frameon": False, "legend.handlelength": 2.4, "legend.columnspacing": 1.4,
+    "savefig.dpi": 200, "figure.dpi": 200, "pdf.fonttype": 42, "svg.hashsalt": "depoison",
+}  # fmt: skip
+
+# Okabe and Ito's colors, which the color-blind can tell apart, and two more in lightness between them.
+COLORS = {
+    "fst": ("#D55E00", "o"), "ft": ("#0072B2", "s"), "lp": ("#AA3377", "D"), "ft-sam": ("#009E73", "^"),
+    "ngf": ("#E69F00", "v"), "fe-tuning": ("#56B4E9", "P"), "ft-init": ("#7A5195", "X"), "none": ("#555555", "."),
+    "anp": ("#8C6D1F", "<"), "i-bau": ("#999999", ">"),
+    "badnet": ("#0072B2", "s"), "blended": ("#D55E00", "o"), "ssba": ("#009E73", "^"), "label-consistent": ("#CC79A7", "D"),
+    "wanet": ("#E69F00", "v"), "sig": ("#56B4E9", "P"),
+}  # fmt: skip
+"""Color and marker of a defense; of an attack where all lines are one defense's."""
+
+SPARE = [("#332288", "h"), ("#117733", "p"), ("#882255", "*"), ("#44AA99", "H"), ("#AA4499", "d")]
+DASHES = ["-", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (4, 1.4, 1.2, 1.4))]
+
+METRICS = {"c_acc": "C-Acc (%)", "asr": "ASR (%)"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a line is drawn: variants of one method share its color, ever lighter, and differ in dashes.
+
+    Attributes:
+        variant: 0 for the first line of a method.
+    """
+
+    color: Any
+    marker: str
+    variant: int
+
+    @property
+    def dashes(self) -> Any:
+        return DASHES[self.variant % len(DASHES)]
+
+    def line(self) -> dict[str, Any]:
+        face = self.color if self.variant == 0 else "white"
+        return {"color": self.color, "linestyle": self.dashes, "marker": self.marker, "markerfacecolor": face,
+                "markeredgewidth": 0.8, "dash_capstyle": "butt"}  # fmt: skip
+
+
+def looks(figure: Figure) -> dict[str, Look]:
+    """The look of each line, by its label."""
+    from matplotlib.colors import to_rgb
+
+    methods = {point.line: (point.defense.name, point.attack.name) for point in figure.points}
+    by = 1 if len({defense for defense, _ in methods.values()}) == 1 and any(p.attack for p in figure.lines) else 0
+    seen: dict[str, int] = {}
+    found = {}
+    for part in figure.lines:
+        name = methods[part.label][by]
+        variant = seen[name] = seen.get(name, -1) + 1
+        color, marker = COLORS.get(name) or SPARE[(len(seen) - 1) % len(SPARE)]
+        lighter = [channel + (1 - channel) * min(0.22 * variant, 0.6) for channel in to_rgb(color)]
+        found[part.label] = Look(tuple(lighter), marker, variant)
+    return found
+
+
+Panel = Callable[[Any, Part, Part, str], None]
+
+
+def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: bool = True) -> Any:
+    """A grid of panels: the file's rows times its metrics, by its columns.
+
+    Args:
+        fill: draws one panel, given its axes, row, column and metric.
+        height: of a panel, in inches.
+
+    Returns:
+        A matplotlib Figure.
+    """
+    rows = [(row, metric) for row in figure.rows for metric in figure.file.metrics]
+    canvas = new_canvas(figure, height * len(rows) + 0.55)
+    grid = canvas.subplots(
+        len(rows), len(figure.columns), squeeze=False, sharey="row", sharex="col" if share_x else False
+    )
+    for i, (row, metric) in enumerate(rows):
+        for axes, column in zip(grid[i], figure.columns, strict=True):
+            fill(axes, row, column, metric)
+            if metric == "asr":
+                axes.set_ylim(-4, 104)
+                axes.set_yticks([0, 25, 50, 75, 100])
+            if i == 0:
+                axes.set_title(column.label)
+            if not axes.has_data():
+                there = any((point.row, point.column) == (row.label, column.label) for point in figure.points)
+                blank(axes, "not available" if there else "not shown")
+        grid[i][0].set_ylabel("\n".join(filter(None, [row.label, METRICS[metric]])))
+    canvas.align_ylabels(list(grid[:, 0]))
+    return canvas
+
+
+def blank(axes: Any, words: str = "not available") -> None:
+    """Say in a panel that nothing is drawn in it."""
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("")
+    axes.tick_params(bottom=False, left=False, labelbottom=False)
+    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="#777777")
+
+
+def new_canvas(figure: Figure, height: float) -> Any:
+    """An empty matplotlib Figure of the file's width; below it stands what a reader must know to read it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    notes = footnotes(figure)
+    canvas = Canvas(figsize=(WIDTHS[figure.file.width], height + 0.13 * len(notes)), layout="constrained")
+    FigureCanvasAgg(canvas)
+    canvas.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.04, hspace=0.03)
+    if notes:
+        canvas.supxlabel("\n".join(notes), x=0.01, ha="left", color="#555555")
+    return canvas
+
+
+def footnotes(figure: Figure) -> list[str]:
+    """Lines below the picture: the track where it is not the paper's, the seeds, and what is missing."""
+    width = 58 if figure.file.width == "column" else 125
+    lines = [] if figure.track == "paper" else [f"track {figure.track}: {figure.dataset}, {figure.model}"]
+    if len(figure.seeds) > 1:
+        lines.append(f"mean of seeds {', '.join(map(str, figure.seeds))}, with its 95% confidence interval")
+    if gaps := figure.gaps():
+        lines.append(f"not implemented: {', '.join(gaps)}")
+    return [part for line in lines for part in _wrapped(line, width)]
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(line, width)
+
+
+def legend(canvas: Any, handles: Sequence[Any], labels: Sequence[str], width: str, handle_length: float = 2.4) -> None:
+    """One legend above all panels, in as few rows as fit."""
+    if len(labels) < 2:
+        return
+    inches = sum(0.25 + 0.097 * handle_length + 0.061 * len(label) for label in labels)
+    columns = -(-len(labels) // (int(inches / WIDTHS[width]) + 1))
+    canvas.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=handle_length)

@@ -1,0 +1,109 @@
+"""Features of test images and backdoored ones in the plane: colors are classes, black is backdoored."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from depoison.errors import DepoisonError
+from depoison.files import read_json
+from depoison.plan.figures import Figure
+from depoison.reporting.figures.curves import Row, where
+from depoison.reporting.figures.style import blank, legend, new_canvas
+
+# Petroff's ten colors, which the color-blind can tell apart; red is kept for the target class, as in the paper.
+TARGET = "#bd1f01"
+OTHERS = ["#3f90da", "#ffa90e", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"]
+
+
+def numbers(figure: Figure) -> list[Row]:
+    """A row for each point, with the ASR of its panel; without an implementation one row that says so."""
+    rows: list[Row] = []
+    for point in figure.points:
+        if point.gap:
+            rows.append(_row(where(point), gap=point.gap))
+            continue
+        (cell,), (embedding,) = point.cells, point.artifacts
+        asr = read_json(Path(cell.evaluation.product))["metrics"]["asr"]
+        target = cell.settings["attack"]["target"][-1].value if "target" in cell.settings["attack"] else None
+        of = where(point) | {"seed": cell.name.seed, "asr": asr, "target": target}
+        try:
+            with Path(embedding.product).open(encoding="utf-8", newline="") as lines:
+                rows += [_row(of, **one, gap="") for one in csv.DictReader(lines)]
+        except (OSError, TypeError) as error:
+            raise DepoisonError(f"{embedding.product}: cannot be read ({error}); delete it and run again") from None
+    return rows
+
+
+def _row(of: Row, *, index: Any = "", label: Any = "", backdoored: Any = "", x: Any = "", y: Any = "", gap: str) -> Row:
+    blank = {"seed": "", "asr": "", "target": ""}
+    return of | {key: of.get(key, blank[key]) for key in blank} | {
+        "index": index, "label": label, "backdoored": backdoored, "x": x, "y": y, "gap": gap,
+    }  # fmt: skip
+
+
+def draw(figure: Figure, rows: list[Row]) -> Any:
+    from matplotlib.lines import Line2D
+
+    panels = [(row, column) for row in figure.rows for column in figure.columns]
+    per_row = (figure.file.per_row if len(figure.rows) == 1 else None) or len(figure.columns)
+    down = -(-len(panels) // per_row)
+    canvas = new_canvas(figure, 6.9 / max(per_row, 3) * down * (0.5 if figure.file.width == "column" else 1.0) + 0.4)
+    grid = canvas.subplots(down, per_row, squeeze=False).ravel()
+    colors: dict[int, Any] = {}
+    for axes, (row, column) in zip(grid, panels, strict=False):
+        shown = [one for one in rows if (one["row"], one["column"]) == (row.label, column.label)]
+        title = ", ".join(filter(None, [row.label, column.label]))
+        axes.set(xticks=[], yticks=[], aspect="auto")
+        axes.spines[["top", "right"]].set_visible(True)
+        axes.grid(False)
+        if shown[0]["gap"]:
+            axes.set_title(title)
+            blank(axes)
+            continue
+        axes.set_title(title if shown[0]["asr"] is None else f"{title}\nASR {shown[0]['asr']:.2f}%")
+        colors = _colors(shown)
+        for black in (False, True):  # backdoored ones above the others
+            part = [one for one in shown if (one["backdoored"] == "1") == black]
+            size = min(6.0, max(1.0, 3000 / max(len(shown), 1)))
+            axes.scatter(
+                [float(one["x"]) for one in part], [float(one["y"]) for one in part], s=size, linewidths=0,
+                c=["black" if black else colors[int(one["label"])] for one in part], rasterized=True,
+            )  # fmt: skip
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    _legend(canvas, figure, rows, colors, Line2D)
+    return canvas
+
+
+def _colors(rows: list[Row]) -> dict[int, Any]:
+    """A color for each class; of many classes they go around the circle of hues."""
+    from matplotlib import colormaps
+
+    labels = sorted({int(one["label"]) for one in rows})
+    target = rows[0]["target"]
+    others = [label for label in labels if label != target]
+    if len(others) <= len(OTHERS):
+        found = dict(zip(others, OTHERS, strict=False))
+    else:
+        found = {label: colormaps["hsv"](0.1 + 0.85 * i / len(others)) for i, label in enumerate(others)}
+    return found | {target: TARGET}
+
+
+def _legend(canvas: Any, figure: Figure, rows: list[Row], colors: dict[int, Any], handle: Any) -> None:
+    targets = {one["target"] for one in rows if not one["gap"]}
+    target = next(iter(targets)) if len(targets) == 1 else None
+
+    def dot(color: Any) -> Any:
+        return handle([], [], linestyle="", marker="o", markersize=3.5, color=color)
+
+    entries = {"backdoored": "black"}
+    if target is not None:
+        entries[f"class {target} (target)"] = TARGET
+    if len(colors) <= 10:
+        entries |= {
+            str(label): color for label, color in sorted(colors.items(), key=str) if label not in (None, target)
+        }
+    if colors:
+        legend(canvas, [dot(color) for color in entries.values()], list(entries), figure.file.width, handle_length=1.0)

@@ -1,0 +1,122 @@
+"""A figure's three files, and the page that lists a paper's figures."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+from pathlib import Path
+from typing import Any
+
+from depoison.files import sha256_of, write_bytes
+from depoison.plan.figures import Figure, Page
+from depoison.plan.plan import Plan
+from depoison.plan.specs import fingerprint
+from depoison.reporting.figures.style import RC, VERSION
+from depoison.reporting.tables import escape_markdown
+
+SUFFIXES = (".png", ".pdf", ".csv")
+
+
+def write_figure(figure: Figure) -> None:
+    """Write reports/….png, .pdf and .csv."""
+    Path(figure.target).parent.mkdir(parents=True, exist_ok=True)
+    for suffix, content in render_figure(figure).items():
+        write_bytes(Path(figure.target + suffix), content)
+
+
+def figure_is_current(figure: Figure) -> bool:
+    """Whether all artifacts are there, the CSV says what would be written now, and the pictures are of that.
+
+    To draw takes too long to do it here: each picture holds a hash of all that it follows from.
+    """
+    files = {suffix: Path(figure.target + suffix) for suffix in SUFFIXES}
+    needed = (Path(artifact.product) for artifact in figure.artifacts())
+    if not all(path.exists() for path in [*files.values(), *needed]):
+        return False
+    text = render_csv(figure, _kind(figure).numbers(figure))
+    made_from = made_from_of(figure, text).encode()
+    return files[".csv"].read_bytes() == text and all(made_from in files[s].read_bytes() for s in (".png", ".pdf"))
+
+
+def render_figure(figure: Figure) -> dict[str, bytes]:
+    """The bytes of each of the three files, by suffix; equal numbers make equal bytes."""
+    import matplotlib
+
+    kind = _kind(figure)
+    rows = kind.numbers(figure)
+    text = render_csv(figure, rows)
+    made_from = made_from_of(figure, text)
+    files = {".csv": text}
+    for suffix, metadata in (
+        (".png", {"Software": None, "Comment": made_from}),
+        (".pdf", {"CreationDate": None, "Keywords": made_from, "Title": figure.file.title}),
+    ):
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **RC}):
+            content = io.BytesIO()
+            kind.draw(figure, rows).savefig(content, format=suffix[1:], metadata=metadata)
+        files[suffix] = content.getvalue()
+    return files
+
+
+def render_csv(figure: Figure, rows: list[dict[str, Any]]) -> bytes:
+    """Every number that is drawn, in full precision."""
+    text = io.StringIO()
+    head = {"paper": figure.paper, "figure": figure.name, "track": figure.track}
+    writer = csv.DictWriter(text, [*head, *rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(head | row for row in rows)
+    return text.getvalue().encode()
+
+
+def made_from_of(figure: Figure, text: bytes) -> str:
+    """A hash of all that a picture follows from: its file, its numbers, its labels, and how figures look."""
+    parts = [[part.label for part in parts] for parts in (figure.rows, figure.columns, figure.lines, figure.groups)]
+    artifacts = {artifact.product: sha256_of(Path(artifact.product)) for artifact in figure.artifacts()}
+    shown = [figure.definition, figure.target, figure.dataset, figure.model, parts, text.decode(), artifacts]
+    return f"depoison-{VERSION}-{fingerprint(shown)}"
+
+
+def _kind(figure: Figure) -> Any:
+    return importlib.import_module(f"depoison.reporting.figures.{figure.file.kind}")
+
+
+def write_page(plan: Plan, page: Page) -> None:
+    """Write reports/…/figures.md."""
+    path = Path(f"{page.target}.md")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, render_page(plan, page).encode())
+
+
+def page_is_current(plan: Plan, page: Page) -> bool:
+    path = Path(f"{page.target}.md")
+    return path.exists() and path.read_bytes() == render_page(plan, page).encode()
+
+
+def render_page(plan: Plan, page: Page) -> str:
+    """All figures of a paper, one below the other."""
+    track = plan.configuration.track(page.track).content
+    lines = [f"# {page.paper.upper()}: figures", "", f"Track {page.track}: {escape_markdown(track.summary)}."]
+    for figure in page.figures:
+        name, file = figure.name, figure.file
+        number = f"Figure {name.removeprefix('figure')}"
+        lines += ["", f"## {number}: {escape_markdown(file.title)}", "", f"![{number}]({name}.png)", ""]
+        lines.append(
+            f"{escape_markdown(file.caption)}. {_setting(plan, figure)} [PDF]({name}.pdf), [numbers]({name}.csv)."
+        )
+        if gaps := figure.gaps():
+            lines += ["", f"Not implemented: {escape_markdown(', '.join(gaps))}."]
+    return "\n".join(lines) + "\n"
+
+
+def _setting(plan: Plan, figure: Figure) -> str:
+    """Dataset and model of the points, and what the track put in their place."""
+    used = list(dict.fromkeys((point.dataset, point.model) for point in figure.points))
+    words = [f"{plan.label('dataset', dataset)} with {plan.label('model', model)}" for dataset, model in used]
+    seeds = ", ".join(map(str, figure.seeds))
+    text = f"{'; '.join(words)}; {'seeds' if len(figure.seeds) > 1 else 'seed'} {seeds}"
+    text += ", means with 95% confidence intervals" if len(figure.seeds) > 1 else ""
+    if any(ours != paper for paper, ours in ((figure.file.dataset, figure.dataset), (figure.file.model, figure.model))):
+        paper = f"{plan.label('dataset', figure.file.dataset)} with {plan.label('model', figure.file.model)}"
+        text += f" (the paper: {paper})"
+    return escape_markdown(text) + "."

@@ -1,0 +1,24 @@
+"""Stage `asset`: what an attack makes before it poisons, the same for every poisoning rate, such as a network of its own."""
+
+from __future__ import annotations
+
+from depoison.attacks.base import Workshop, module_of
+from depoison.files import save_tensors
+from depoison.rng import Rng
+from depoison.stages.history import Progress
+from depoison.stages.inputs import read_dataset, read_pool
+from depoison.stages.runner import Job
+from depoison.training.loop import Monitor
+from depoison.training.recipe import Recipe
+
+
+def run(job: Job) -> None:
+    """Call the attack's `make_asset` with the attacker's clean pool."""
+    dataset, attack = read_dataset(job.upstream("dataset")), job.parameters["attack"]
+    pool = read_pool(job, dataset, job.parameters.get("model"))
+    recipe = Recipe(**job.parameters["recipe"]) if "recipe" in job.parameters else None
+    monitor = Monitor(report=Progress("asset"), scratch=job.scratch, save_seconds=job.runtime.save_seconds)
+    workshop = Workshop(pool, recipe, Rng(job.seed, "asset"), monitor)
+    save_tensors(
+        job.folder / "asset.safetensors", module_of(attack["name"]).make_asset(workshop, **attack["parameters"])
+    )

@@ -1,0 +1,32 @@
+"""Stage `examples`: a few test images, plain and triggered → examples.safetensors."""
+
+from __future__ import annotations
+
+import torch
+
+from depoison.errors import DepoisonError
+from depoison.files import load_tensors, save_tensors
+from depoison.rng import Rng
+from depoison.stages.inputs import read_attack, read_dataset
+from depoison.stages.runner import Job
+
+
+def run(job: Job) -> None:
+    """Write `clean` and `backdoored` (n, C, H, W) uint8, and `indices` (n,) into the test set; n is at most `count`.
+
+    They are images that the attack wants to be another class, in a random order that is the same for every attack of a seed.
+
+    Raises:
+        DepoisonError: a clean model has no trigger.
+    """
+    dataset = read_dataset(job.upstream("dataset"))
+    attack, poisoning = read_attack(job.upstream("poison"))
+    if attack is None or poisoning is None:
+        raise DepoisonError("examples: the attack none has no trigger; valid: any other attack")
+    trigger = load_tensors(job.upstream("poison") / "trigger.safetensors")
+    order = torch.randperm(len(dataset.test_labels), generator=Rng(job.seed, "examples").generator("order"))
+    labels = dataset.test_labels[order]
+    indices = order[poisoning.goals(labels, len(dataset.classes)) != labels][: job.parameters["count"]]
+    clean = dataset.test_images[indices]
+    tensors = {"clean": clean, "backdoored": attack.stamp(clean, trigger), "indices": indices}
+    save_tensors(job.folder / "examples.safetensors", tensors)
