@@ -36,7 +36,7 @@ from depoison.plan.tables import Key, parse_target, read_table
 from depoison.reporting.explain import explain
 
 PLAN = Plan(ROOT)
-STAGES = ("dataset", "split", "poison", "train", "undefended", "purify", "evaluate")
+STAGES = ("dataset", "split", "asset", "poison", "train", "undefended", "purify", "evaluate")
 
 
 def stages(found: Cell) -> dict[str, str]:
@@ -45,6 +45,7 @@ def stages(found: Cell) -> dict[str, str]:
     model = final.upstream["model"]
     chain = {"evaluate": final, model.stage: model, **model.upstream, **final.upstream}
     chain |= final.upstream["backdoored"].upstream | {"train": final.upstream["backdoored"]}
+    chain |= chain["poison"].upstream
     chain["undefended"] = final.upstream.get("undefended", final)
     return {stage: chain[stage].directory for stage in STAGES if stage in chain}
 

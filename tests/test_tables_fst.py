@@ -53,7 +53,7 @@ def faked(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.set("config/config.yaml", "seeds", to=[0, 1])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.path)
-        for name in ("all", "figure2-rates"):
+        for name in ("all",):
             fake(read_report(project.plan(), f"reports/tiny/{name}"))
     return project
 
@@ -290,7 +290,7 @@ def cells_of(line: str) -> int:
 
 
 @pytest.mark.parametrize("track", ["tiny", "paper"])
-@pytest.mark.parametrize("name", [*TABLES, "figure2-rates"])
+@pytest.mark.parametrize("name", TABLES)
 def test_every_table_is_well_formed(name, track, there, monkeypatch, tmp_path):
     table = read_table(there.plan(), f"reports/{track}/{name}")
     if track == "paper":  # no evaluation is there, so compare what has none
