@@ -20,7 +20,7 @@ from depoison.defenses.tuning import Candidates, Tuner, TuningSet
 from depoison.errors import DepoisonError
 from depoison.plan.config import Runtime
 from depoison.plan.tables import read_table
-from depoison.reporting.tables import render_table
+from depoison.reporting.tables import render
 from depoison.rng import Rng
 from depoison.stages import purify
 from depoison.stages.purify import pick
@@ -442,4 +442,4 @@ def test_a_table_shows_a_gap_where_a_method_excludes_the_model(tiny, monkeypatch
             product = tiny / one.evaluation.product
             product.parent.mkdir(parents=True, exist_ok=True)
             product.write_text(json.dumps({"metrics": {"c_acc": 90.0, "asr": 1.0, "lcr": 1.0, "der": None}}))
-    assert WHY in render_table(plan, table)[".md"]
+    assert WHY in render(plan, table)[".md"]
