@@ -50,7 +50,7 @@ class AdaptiveBlend(Regularized):
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, pieces) bool: which pieces show, equally many in each image."""
-        ranks = torch.rand(count, self.pieces, generator=generator).argsort(1, stable=True)
+        ranks = torch.rand(count, self.pieces, generator=generator).argsort(dim=1, stable=True)
         return ranks < round(self.shown * self.pieces)
 
     def weaken(self, images: Tensor, trigger: Mapping[str, Tensor], draws: Tensor) -> Tensor:
