@@ -300,7 +300,7 @@ def test_no_remote_is_a_clear_error(published):
 
 def test_gc_keeps_what_is_reached_and_what_is_nowhere_else(published):
     clone = clone_of(published, "f")
-    target = "results/cells/tiny/digits/resnet18/badnet+rate=0.05/fst+alpha=0.5/s0.json"
+    target = "results/cells/tiny/digits/resnet18/badnet+rate=0.05/fst+alpha=0.55/s0.json"
     clone.depoison("share", "pull", target)
     clone.run("snakemake", "--cores", "2", "--", target)
     assert "0 stray" in clone.depoison("gc")

@@ -329,6 +329,11 @@ class _Reader:
             self.seeds = self.seeds[:1]  # a picture of one run
         self.base = self._part(file, (), "")
 
+    def _place(self, *keys: str) -> str:
+        """`file:line` of a key; of an item in a list, where it begins."""
+        within = (place for found, place in self.document.places.items() if found[: len(keys)] == keys)
+        return next(within, self.document.place(*keys))
+
     def parts(self, key: str) -> tuple[Part, ...]:
         """The parts in a list of the file; of those that a track makes the same only the first.
 
@@ -340,7 +345,7 @@ class _Reader:
             part = self._part(content, (key, str(i)), content.label)
             twin = found.setdefault(part.label, part)
             if _content(twin) != _content(part):
-                place = self.document.place(key, str(i), "label")
+                place = self._place(key, str(i), "label")
                 raise DepoisonError(
                     f"{place}: {key}.{i}: the label {part.label!r} stands twice; labels tell parts apart"
                 )
@@ -352,13 +357,13 @@ class _Reader:
             name = getattr(content, kind)
             if name is not None:
                 if kind == "dataset" and name not in self.plan.configuration.names(kind):
-                    raise unknown(kind, name, self.plan.configuration.names(kind), self.document.place(*at, kind))
+                    raise unknown(kind, name, self.plan.configuration.names(kind), self._place(*at, kind))
                 name = table.get(name, table.get("*", name))
             replaced[kind] = name
         methods = {kind: getattr(content, kind) for kind in METHODS}
         if label is None:
             named = [(kind, replaced[kind]) for kind in ("model", "dataset")]
-            named += [(kind, Choice.parse(f"{text}", self.document.place(*at, kind)).name)
+            named += [(kind, Choice.parse(f"{text}", self._place(*at, kind)).name)
                       for kind, text in methods.items() if text and not text.startswith("+")]  # fmt: skip
             label = ", ".join(self.plan.label(kind, name) for kind, name in named if name)
         without = tuple(getattr(content, "without", ()))
@@ -374,9 +379,7 @@ class _Reader:
         if isinstance(self.file, SweepFile):
             axis = column.x or row.x or self.base.x
             if axis is None:
-                raise DepoisonError(
-                    f"{self.document.place(*column.at)}: no x axis; give one to the figure or to the column"
-                )
+                raise DepoisonError(f"{self._place(*column.at)}: no x axis; give one to the figure or to the column")
             at = next((*part.at, "x", "values") for part in (column, row, self.base) if part.x)
             for value in axis.values:
                 text = f"+{axis.attack or axis.defense}={text_of(value)}"
@@ -386,7 +389,7 @@ class _Reader:
             for group in groups:
                 yield self._point(row, column, line, group.label, [*parts, group])
         elif isinstance(self.file, EpochsFile):
-            at = next((part.at for part in reversed(parts) if part.defense), ())
+            at = next(((*part.at, "defense") for part in reversed(parts) if part.defense), ())
             yield self._point(row, column, line, None, parts, Part("", at, defense="+evaluate_every=1"))
         else:
             yield self._point(row, column, line, None, parts)
@@ -413,7 +416,7 @@ class _Reader:
                 cells = tuple(self.plan.cell(CellName(self.track, *chosen, seed=seed)) for seed in self.seeds)
             except DepoisonError as error:
                 at = (line.at or column.at or row.at) if drawn is None else drawn.at
-                raise DepoisonError(f"{self.document.place(*at)}: {error}") from None
+                raise DepoisonError(f"{self._place(*at)}: {error}") from None
         made = tuple(self._artifact(cell) for cell in cells) if isinstance(self.file, TsneFile | ExamplesFile) else ()
         for artifact in made:
             self.plan.artifacts.update(artifact.chain())
@@ -428,7 +431,7 @@ class _Reader:
         for part in [*parts, *drawn]:
             if (text := getattr(part, kind)) is None:
                 continue
-            place = self.document.place(*part.at, kind) if part not in drawn else self.document.place(*part.at)
+            place = self._place(*part.at, kind) if part not in drawn else self._place(*part.at)
             # A name of one character stands for the one that is missing.
             found = Choice.parse(f"_{text}" if text.startswith("+") else text, place)
             name = name if text.startswith("+") else found.name
@@ -436,7 +439,7 @@ class _Reader:
                 values[key], places[key] = value, place
         if not name:
             at = next((part.at for part in reversed(parts) if part.at), ())
-            raise DepoisonError(f"{self.document.place(*at)}: no part names the {kind}")
+            raise DepoisonError(f"{self._place(*at)}: no part names the {kind}")
         if name in self.plan.configuration.names(kind):
             known = self.plan.configuration.parameters(kind, name)
             for key, value in values.items():
