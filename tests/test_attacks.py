@@ -29,6 +29,7 @@ from depoison.training.loop import Monitor, fit
 from small import CPU, classes_of, network, pixels, recipe, write_artifact
 
 RNG = Rng(0, "poison")
+NONE = torch.zeros(64, dtype=torch.bool)
 SHAPES = [(1, 8, 8), (3, 9, 12), (3, 32, 32), (3, 64, 64)]
 
 
@@ -381,7 +382,7 @@ class Batches:
         trigger = self.attack.make_trigger((3, 8, 8), RNG)
         self.field = (trigger["grid"].double().numpy() + 1) / 2 * 7
         poisoning = Poisoning(rate=rate, target=target, labels=labels)
-        self.source = self.attack.batches(self.images, self.labels, trigger, poisoning, 4, recipe(), CPU)
+        self.source = self.attack.batches(self.images, self.labels, NONE[:count], trigger, poisoning, 4, recipe(), CPU)
 
     def __call__(self, seed: int, index: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
         index = torch.arange(self.count) if index is None else index
@@ -486,7 +487,7 @@ def test_wanet_augments_after_the_warp_with_the_draws_of_each_image():
     attack, images = WaNet(k=4, s=0.5, cross_ratio=0.0), pixels(4)
     trigger = attack.make_trigger((3, 8, 8), RNG)
     poisoning = Poisoning(rate=0.5, target=0, labels="all-to-one")
-    source = attack.batches(images, classes_of(4), trigger, poisoning, 3, recipe(crop=2), CPU)
+    source = attack.batches(images, classes_of(4), NONE[:4], trigger, poisoning, 3, recipe(crop=2), CPU)
     offset = torch.tensor([[2, 2], [0, 3], [4, 1], [2, 2]])
     draws = Draws(offset, torch.tensor([False, True, True, True]), None)
     found = source.batch(torch.arange(4), draws, torch.Generator().manual_seed(0))[0].numpy()

@@ -153,6 +153,7 @@ class Attack:
         self,
         images: Tensor,
         labels: Tensor,
+        poisoned: Tensor,
         trigger: Mapping[str, Tensor],
         poisoning: Poisoning,
         classes: int,
@@ -164,6 +165,7 @@ class Attack:
         Args:
             images: (N, C, H, W) uint8, the attacker's pool, poisoned where the attack poisons data.
             labels: (N,) int64.
+            poisoned: (N,) bool, which of the images were changed before training.
         """
         return PlainBatches(images, labels, recipe, device)
 

@@ -53,6 +53,7 @@ class WaNet(Attack):
         self,
         images: Tensor,
         labels: Tensor,
+        poisoned: Tensor,
         trigger: Mapping[str, Tensor],
         poisoning: Poisoning,
         classes: int,

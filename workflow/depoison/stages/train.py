@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from depoison.files import load_tensors, save_tensors
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
@@ -22,13 +24,15 @@ def run(job: Job) -> None:
 
     images, labels = dataset.train_images.clone(), dataset.train_labels.clone()
     images[overlay["indices"]], labels[overlay["indices"]] = overlay["images"], overlay["labels"]
+    poisoned = torch.isin(pool, overlay["indices"])
     images, labels = images[pool], labels[pool]
 
     recipe = Recipe(**job.parameters["recipe"])
     if attack is None:
         batches = PlainBatches(images, labels, recipe, job.device)
     else:
-        batches = attack.batches(images, labels, trigger, poisoning, len(dataset.classes), recipe, job.device)
+        classes = len(dataset.classes)
+        batches = attack.batches(images, labels, poisoned, trigger, poisoning, classes, recipe, job.device)
     model = new_model(job.parameters["model"], dataset, rng, job.downloads).to(job.device)
     test = Test(dataset, attack, poisoning, trigger)
     monitor = Monitor(
@@ -37,7 +41,7 @@ def run(job: Job) -> None:
         scratch=job.scratch,
         save_seconds=job.runtime.save_seconds,
     )
-    fit(model, batches, recipe, rng, monitor, **batches.hooks())
+    fit(model, batches, recipe, rng, monitor, **batches.hooks(model, rng))
     save_tensors(job.folder / "trigger.safetensors", trigger)
     job.facts |= write_history(job.folder / "history.csv", monitor.history)
     save_tensors(job.folder / "model.safetensors", model.state_dict())
