@@ -14,7 +14,6 @@ discriminator as it was, then the discriminator on the features as they were.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,12 +29,13 @@ from depoison.training.recipe import Recipe
 from depoison.training.sgd import SGD
 
 
-@dataclass(frozen=True, kw_only=True)
 class AdversarialEmbedding(Attack):
-    """Attributes:
-    regularization: weight of the discriminator's loss in the model's.
-    hidden1, hidden2: widths of the discriminator's hidden layers.
-    discriminator_lr, discriminator_momentum: of its SGD, constant.
+    """An attack with a discriminator: defines `make_trigger` and `apply`.
+
+    Attributes (the subclass declares them as its fields):
+        regularization: weight of the discriminator's loss in the model's.
+        hidden1, hidden2: widths of the discriminator's hidden layers.
+        discriminator_lr, discriminator_momentum: of its SGD, constant.
     """
 
     regularization: float

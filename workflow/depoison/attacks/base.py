@@ -100,8 +100,8 @@ class Attack:
 
     A subclass is a frozen dataclass whose fields are the attack's own hyper-parameters. An attack that only poisons data
     defines `make_trigger` and `apply`; one that changes training images in another way than test images overrides `poison`;
-    one that also controls training overrides `poisons_data` and `batches`. One that needs a network of its own, or anything
-    else that takes work and is the same for every poisoning rate, has a function
+    one that also controls training overrides `batches`, and `poisons_data` where it poisons each batch anew. One that needs
+    a network of its own, or anything else that takes work and is the same for every poisoning rate, has a function
 
         def make_asset(workshop: Workshop, *, …) -> dict[str, Tensor]
 

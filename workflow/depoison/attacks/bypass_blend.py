@@ -17,10 +17,19 @@ from depoison.rng import Rng
 
 @dataclass(frozen=True, kw_only=True)
 class BypassBlend(AdversarialEmbedding):
-    """Attributes: ratio: weight of the picture; pattern: which picture."""
+    """Attributes:
+    ratio: weight of the picture.
+    pattern: which picture.
+    the others: see AdversarialEmbedding.
+    """
 
     ratio: float
     pattern: str
+    regularization: float
+    hidden1: int
+    hidden2: int
+    discriminator_lr: float
+    discriminator_momentum: float
 
     def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
         """pattern: (C, H, W) float, pixels in [0, 255]."""

@@ -17,9 +17,17 @@ from depoison.rng import Rng
 
 @dataclass(frozen=True, kw_only=True)
 class BypassPatch(AdversarialEmbedding):
-    """Attributes: size: side of the patch in pixels."""
+    """Attributes:
+    size: side of the patch in pixels.
+    the others: see AdversarialEmbedding.
+    """
 
     size: int
+    regularization: float
+    hidden1: int
+    hidden2: int
+    discriminator_lr: float
+    discriminator_momentum: float
 
     def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
         """pattern: (C, size, size) of 0 and 255."""
