@@ -27,10 +27,10 @@ PARTS = ("Snakefile", "workflow", "config", "profiles", "envs", "pyproject.toml"
 TINY = {
     "summary": "for tests",
     "replace": {"datasets": {"*": "digits"}, "models": {"*": "resnet18"}},
-    "datasets": {"digits": {"size": 8}},
     "models": {"resnet18": {"width": 8}},
-    "training": {"epochs": 1, "batch_size": 128, "evaluate_every": 0},
-    "tuning": {"epochs": 1, "batch_size": 64},
+    "training": {"epochs": 1, "batch_size": 128, "evaluate_every": 0, "precision": "fp32"},
+    "tuning": {"epochs": 1, "batch_size": 64, "precision": "fp32"},
+    "attacks": {"ssba": {"bits": 4, "encoder_width": 8, "encoder_epochs": 1}},
 }
 SMALL = {
     "title": "Small",

@@ -61,8 +61,8 @@ class BatchSource(Protocol):
         """
         ...
 
-    def hooks(self) -> dict[str, Any]:
-        """What else of `fit` an attack that controls training changes, by parameter."""
+    def hooks(self, model: Classifier, rng: Rng) -> dict[str, Any]:
+        """What else of `fit` an attack that controls the training of `model` changes, by parameter."""
         return {}
 
 
