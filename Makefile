@@ -27,7 +27,7 @@ digits: environment
 	snakemake -- reports/digits/table1.md reports/digits/table2.md
 
 test: environment
-	pytest
+	pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Snakemake looks at every plugin when it starts: those for clusters stay out of the environment.
 $(VENV)/cluster/.ready: envs/cluster.txt $(READY)
