@@ -20,4 +20,3 @@ rule all:
     default_target: True
     input:
         "reports/digits/table1.md",
-        "reports/digits/table2.md",

@@ -209,7 +209,7 @@ def run(project: Project, *targets: str, overlay: dict[str, Any] | None = None, 
     [
         ("badnet+rate=0.0001", ("poisoning rate 0.0001 of 1294 images", "the minimum is 0.00077")),
         ("badnet+target=10", ("target label 10", "valid: 0 to 9")),
-        ("badnet+size=17", ("a patch of 17 pixels", "the maximum is 16")),
+        ("badnet+size=9", ("a patch of 9 pixels", "the maximum is 8")),
     ],
     ids=["no image", "target", "patch"],
 )

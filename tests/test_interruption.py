@@ -23,7 +23,7 @@ from depoison.plan.specs import STAGES
 
 pytestmark = pytest.mark.pipeline
 
-TABLE = "reports/tiny/table1.md"
+TABLE = "reports/tiny/many.md"
 
 
 def start(project: Project, *command: str) -> subprocess.Popen[bytes]:
@@ -64,7 +64,7 @@ def child_of(snakemake: subprocess.Popen[bytes], stage: str) -> psutil.Process:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """FST's Table 1 on the track `tiny`; only to be copied and compared with."""
+    """The table `many` on the track `tiny`; only to be copied and compared with."""
     project = with_tiny(Project(tmp_path_factory.mktemp("uninterrupted") / "project"))
     done = project.depoison("run", TABLE)
     assert done.returncode == 0, done.stderr
