@@ -94,7 +94,7 @@ class Records:
 
         Args:
             seconds: of the stage, as it recorded them.
-            beside: what its job took besides; None: it was waiting in a queue meanwhile.
+            beside: what its job took besides; None: it was waiting for something else meanwhile.
         """
         if work.computes:
             key = next((key for key in work.keys if key in self._before), None)

@@ -178,6 +178,7 @@ class Board:
         self.began = time.time()
         self.running: dict[Hashable, float] = {}
         self.failed: dict[Hashable, Item] = {}
+        self._first = float("inf")
         self._open = dict.fromkeys(self.items)
         self._works: dict[Hashable, Work | None] = {}
         self._records: Records | None = None
@@ -197,7 +198,9 @@ class Board:
         """Returns: a line that says so."""
         with self._lock:
             item = self.items.get(key) or Item(f"job {key}")
-            seconds = when - self.running.pop(key, when)
+            started = self.running.pop(key, when)
+            seconds = when - started
+            self._first = min(self._first, when)
             self._open.pop(key, None)
             self.done += 1
             self.total = max(self.total, self.done)
@@ -207,7 +210,9 @@ class Board:
                 f"{seconds:.1f} s" if seconds < 99.5 else duration(seconds),
             ]
             if item.artifact is not None:
-                self._observe(key, item.artifact, seconds)
+                # Jobs in a queue wait, and the first ones here wait for torch to be imported.
+                warm = self.limits is not None and started >= self._first
+                self._observe(key, item.artifact, seconds if warm else None)
                 shown += _measures(item.artifact)
             if self._open:
                 shown.append(f"ETA {self.eta(when)}")
@@ -219,12 +224,12 @@ class Board:
             if self.running.pop(key, None) is not None and key in self.items:
                 self.failed[key] = self.items[key]
 
-    def _observe(self, key: Hashable, artifact: Artifact, seconds: float) -> None:
+    def _observe(self, key: Hashable, artifact: Artifact, seconds: float | None) -> None:
         with contextlib.suppress(DepoisonError, KeyError, TypeError):
             took = read_json(Path(artifact.directory, RUN))["seconds"]
             work = self._work(key)
             if work is not None:
-                self.records.observe(work, took, seconds - took if self.limits else None)
+                self.records.observe(work, took, None if seconds is None else seconds - took)
 
     def _work(self, key: Hashable) -> Work | None:
         if key not in self._works:
