@@ -62,6 +62,15 @@ def test_this_run_counts_more_than_what_was_before_and_corrects_it():
     assert records.slowdown == 2
 
 
+def test_a_machine_that_becomes_slower_is_noticed():
+    records = Records()
+    for number in range(20):
+        records.observe(work(f"method{number % 2}"), 10.0 if number < 12 else 30.0)
+    # Of each method six times 10 s and four times 30 s: a median of 10 s, of which the last ten jobs took 2.6 on average.
+    assert records.predict(work("method1")) == pytest.approx(10 * (2 * 10 + 8 * 30) / (10 * 10))
+    assert records.predict(work("method1", computes=False)) == 10
+
+
 def test_a_download_says_nothing_about_the_machine():
     records = recorded(fst=[10])
     records.add(work("cifar10", computes=False), 200)

@@ -12,6 +12,7 @@ No schedule is shorter than that, and while many jobs are ready at any time one 
   training of that model. All but the first are scaled by epochs times the share of the dataset that is trained on;
 - times of this run come before older ones; older ones of stages that compute are multiplied by how much longer than recorded
   before this run's jobs took so far, in sum: another machine, or more jobs that share it;
+- all of stages that compute are multiplied by how much longer than that this run's last ten took, in sum: others share it, too;
 - plus what a job takes beside its stage, the median over this run's jobs.
 
 A job that nothing alike is recorded of makes the estimate an "at least"; where that is so of most, there is none.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,6 +84,8 @@ class Records:
         self._here: dict[str, list[float]] = defaultdict(list)
         self._beside: list[float] = []
         self._took = self._predicted = 0.0
+        self._last: deque[tuple[Work, float]] = deque(maxlen=10)
+        self._trend = 1.0
         self._medians: dict[str, float] = {}
 
     def add(self, work: Work, seconds: float) -> None:
@@ -104,6 +107,10 @@ class Records:
         if beside is not None:
             self._beside.append(max(0.0, beside))
         self._put(self._here, work, seconds)
+        if work.computes:
+            self._last.append((work, seconds))
+            usual = sum(self._usual(one) or 0.0 for one, _ in self._last)
+            self._trend = sum(took for _, took in self._last) / usual if usual else 1.0
 
     def _put(self, records: dict[str, list[float]], work: Work, seconds: float) -> None:
         for key in work.keys:
@@ -122,6 +129,11 @@ class Records:
 
     def predict(self, work: Work) -> float | None:
         """Seconds of a stage; None: nothing alike was recorded."""
+        usual = self._usual(work)
+        return usual and usual * (self._trend if work.computes else 1)
+
+    def _usual(self, work: Work) -> float | None:
+        """What it takes on the average of this run."""
         for key in work.keys:
             if key not in self._medians:
                 if key in self._here:

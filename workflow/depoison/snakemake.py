@@ -13,6 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
 from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any, TextIO
@@ -109,11 +110,14 @@ class Lookup:
                 uses = {"cores": self.runtime.threads, "gpu": gpus}
                 items[made[artifact.directory]] = watch.item_of(artifact, uses=uses, after=after)
         items |= {jobid: watch.Item(path) for path, jobid in ids.items() if jobid not in items}
-        limits = None
         if self._workflow.executor_plugin.name == "local":
             gpu = self._workflow.global_resources.get("gpu")
             limits = {"cores": self._workflow.cores, "gpu": int(getattr(gpu, "value", gpu) or 0)}
-        watch.display.begin(watch.Board(items, limits))
+            board = watch.Board(items, limits)
+        else:
+            items = {key: replace(item, uses={"jobs": 1}) for key, item in items.items()}
+            board = watch.Board(items, queue=True)
+        watch.display.begin(board)
 
     def inputs(self, stage: str) -> Callable[[Any], list[Any]]:
         """Input function: what an artifact is made from; nothing where it is there already, which makes it a leaf."""

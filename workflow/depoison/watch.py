@@ -10,7 +10,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -84,8 +84,8 @@ def missing(wanted: Iterable[Artifact]) -> list[Artifact]:
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def records_below(results: Path, works: Iterable[Work]) -> Records:
-    """The recorded times of finished artifacts that tell something about `works`."""
+def records_below(results: Path, works: Iterable[Work], but: Container[str] = ()) -> Records:
+    """The recorded times of finished artifacts, `but` those with these directories, that tell something about `works`."""
     keys = {key for work in works for key in work.keys}
     stages = {stage for stage in STAGES if any(key.startswith(f'["{stage}",') for key in keys)}
     specs: dict[str, Any] = {}
@@ -104,8 +104,9 @@ def records_below(results: Path, works: Iterable[Work]) -> Records:
             found.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
         for entry in found[:RECORDS_READ]:
             with contextlib.suppress(DepoisonError, KeyError, TypeError):  # a folder that is no whole artifact
-                work = work_of(spec_of(f"results/{stage}/{entry.name}"), spec_of)
-                if not keys.isdisjoint(work.keys):
+                directory = f"results/{stage}/{entry.name}"
+                work = work_of(spec_of(directory), spec_of)
+                if directory not in but and not keys.isdisjoint(work.keys):
                     records.add(work, read_json(Path(entry.path, RUN))["seconds"])
     return records
 
@@ -164,23 +165,33 @@ class Board:
     Args:
         items: jobs that are to be done, by any key; a job comes after those that it waits for.
         limits: how much there is of what jobs use (`depoison.progress`); None: as many jobs as are seen to run.
+        queue: whether a started job may have to wait: then it runs from the moment that its log is there.
         done: jobs that were done before, to be counted.
         cells: evaluations among them.
     """
 
     def __init__(
-        self, items: Mapping[Hashable, Item], limits: Mapping[str, float] | None = None, done: int = 0, cells: int = 0
+        self,
+        items: Mapping[Hashable, Item],
+        limits: Mapping[str, float] | None = None,
+        *,
+        queue: bool = False,
+        done: int = 0,
+        cells: int = 0,
     ):
-        self.items, self.limits = dict(items), limits
+        self.items, self.limits, self.queue = dict(items), limits, queue
         self.done, self.total = done, done + len(items)
         self.cells = cells
         self.all_cells = cells + sum(self._is_cell(item) for item in items.values())
         self.began = time.time()
         self.running: dict[Hashable, float] = {}
         self.failed: dict[Hashable, Item] = {}
+        self._since: dict[Hashable, float] = {}
+        self._courses: dict[Hashable, tuple[float, Course | None]] = {}
         self._first = float("inf")
         self._open = dict.fromkeys(self.items)
         self._works: dict[Hashable, Work | None] = {}
+        self._specs: dict[str, Any] = {}
         self._records: Records | None = None
         self._lock = threading.RLock()
         self._estimate, self._estimated, self._again = Estimate(None), 0.0, 0.0
@@ -192,28 +203,30 @@ class Board:
     def started(self, key: Hashable, when: float) -> None:
         with self._lock:
             self.running[key] = when
+            self._since.pop(key, None)
+            self._courses.pop(key, None)
             self.failed.pop(key, None)
 
     def finished(self, key: Hashable, when: float) -> str:
         """Returns: a line that says so."""
         with self._lock:
             item = self.items.get(key) or Item(f"job {key}")
-            started = self.running.pop(key, when)
-            seconds = when - started
+            started = self.running.pop(key, None)
             self._first = min(self._first, when)
             self._open.pop(key, None)
             self.done += 1
             self.total = max(self.total, self.done)
             self.cells += self._is_cell(item)
-            shown = [
-                f"[{self.done}/{self.total}] {item.name}",
-                f"{seconds:.1f} s" if seconds < 99.5 else duration(seconds),
-            ]
-            if item.artifact is not None:
+            took = self._recorded(item)
+            seconds = took if started is None or self.queue else when - started
+            if took is not None and (work := self._work(key)):
                 # Jobs in a queue wait, and the first ones here wait for torch to be imported.
-                warm = self.limits is not None and started >= self._first
-                self._observe(key, item.artifact, seconds if warm else None)
-                shown += _measures(item.artifact)
+                warm = started is not None and self.limits is not None and started >= self._first
+                self.records.observe(work, took, when - started - took if warm else None)
+            shown = [f"[{self.done}/{self.total}] {item.name}"]
+            if seconds is not None:
+                shown.append(f"{seconds:.1f} s" if seconds < 99.5 else duration(seconds))
+            shown += _measures(item)
             if self._open:
                 shown.append(f"ETA {self.eta(when)}")
             return "  ".join(shown)
@@ -224,24 +237,34 @@ class Board:
             if self.running.pop(key, None) is not None and key in self.items:
                 self.failed[key] = self.items[key]
 
-    def _observe(self, key: Hashable, artifact: Artifact, seconds: float | None) -> None:
+    @staticmethod
+    def _recorded(item: Item) -> float | None:
+        """Seconds, as the stage recorded them."""
         with contextlib.suppress(DepoisonError, KeyError, TypeError):
-            took = read_json(Path(artifact.directory, RUN))["seconds"]
-            work = self._work(key)
-            if work is not None:
-                self.records.observe(work, took, None if seconds is None else seconds - took)
+            return item.artifact and read_json(Path(item.artifact.directory, RUN))["seconds"]
+        return None
 
     def _work(self, key: Hashable) -> Work | None:
         if key not in self._works:
-            artifact = self.items[key].artifact
-            self._works[key] = artifact and work_of(artifact.spec, _specs_behind(artifact).__getitem__)
+            artifact = self.items[key].artifact if key in self.items else None
+            if artifact is not None:
+                self._remember(artifact)
+            self._works[key] = artifact and work_of(artifact.spec, self._specs.__getitem__)
         return self._works[key]
+
+    def _remember(self, artifact: Artifact) -> None:
+        if artifact.directory not in self._specs:
+            self._specs[artifact.directory] = artifact.spec
+            for upstream in artifact.upstream.values():
+                self._remember(upstream)
 
     @property
     def records(self) -> Records:
         if self._records is None:
             works = [work for key in self.items if (work := self._work(key))]
-            self._records = records_below(Path("results"), works)
+            self._records = records_below(
+                Path("results"), works, but={one.artifact.directory for one in self.items.values() if one.artifact}
+            )
         return self._records
 
     def eta(self, now: float) -> Estimate:
@@ -253,13 +276,14 @@ class Board:
                 passed = now - self._estimated
                 return Estimate(max(0.0, self._estimate.seconds - passed), self._estimate.unknown)
             clock = time.perf_counter()
-            limits = self.limits or {"jobs": max(1, len(self.running))}
+            since = {key: moment for key in self.running if (moment := self._runs_since(key, now)) is not None}
+            limits = self.limits or {"jobs": max(1, len(since))}
             places = {key: place for place, key in enumerate(self._open)}
             jobs = [
                 Remaining(
                     self._work(key),
                     item.uses,
-                    now - self.running[key] if key in self.running else None,
+                    now - since[key] if key in since else None,
                     self._left(key, now),
                     tuple(places[before] for before in item.after if before in places),
                 )
@@ -269,13 +293,31 @@ class Board:
             self._again = now + max(0.25, 100 * (time.perf_counter() - clock))
             return self._estimate
 
+    def _runs_since(self, key: Hashable, now: float) -> float | None:
+        """When a started job began to run; None: it waits in a queue."""
+        started = self.running[key]
+        log = self.items[key].log if key in self.items else None
+        if self.queue and log is not None and key not in self._since:
+            with contextlib.suppress(OSError):
+                if log.stat().st_mtime >= started:
+                    self._since[key] = now
+            return self._since.get(key)
+        return self._since.get(key, started)
+
     def _left(self, key: Hashable, now: float) -> float | None:
-        course = self._course(key)
+        course = self._course(key, now)
         return None if course is None else max(0.0, course.left - (now - course.when))
 
-    def _course(self, key: Hashable) -> Course | None:
+    def _course(self, key: Hashable, now: float) -> Course | None:
+        """The course of a job that runs, read at most once a second, and of hundreds less often."""
         log = self.items[key].log if key in self.running and key in self.items else None
-        return log and course_in(log, self.running[key])
+        if log is None:
+            return None
+        read, course = self._courses.get(key, (0.0, None))
+        if now - read >= 1 + 0.02 * len(self.running):
+            course = course_in(log, self.running[key])
+            self._courses[key] = now, course
+        return course
 
     def lines(self, width: int, height: int, now: float | None = None) -> list[str]:
         """The state in at most `height` lines of at most `width` characters: what is done, then what runs."""
@@ -296,9 +338,9 @@ class Board:
                 running = running[: room - 1]
             rows = []
             for key in running:
-                item, course = self.items.get(key) or Item(f"job {key}"), self._course(key)
-                waiting = self.limits is None and item.log is not None and not item.log.exists()
-                shown = course.shown if course else ("queued" if waiting else duration(now - self.running[key]),)
+                item, course = self.items.get(key) or Item(f"job {key}"), self._course(key, now)
+                since = self._runs_since(key, now)
+                shown = course.shown if course else ("queued" if since is None else duration(now - since),)
                 rows.append((item.name, shown))
             found += _rows(rows, width)
             if len(self.running) > len(running):
@@ -391,16 +433,12 @@ def _name_of(directory: str) -> str:
     return f"{stage} {name[: -len('-0123456789')]}"
 
 
-def _specs_behind(artifact: Artifact) -> dict[str, Any]:
-    return {directory: one.spec for directory, one in artifact.chain().items()}
-
-
-def _measures(artifact: Artifact) -> list[str]:
+def _measures(item: Item) -> list[str]:
     """What an evaluation found."""
-    if artifact.stage != "evaluate":
+    if item.artifact is None or item.artifact.stage != "evaluate":
         return []
     try:
-        metrics = read_json(Path(artifact.product))["metrics"]
+        metrics = read_json(Path(item.artifact.product))["metrics"]
     except (DepoisonError, KeyError):
         return []
     named = (("C-Acc", metrics.get("c_acc")), ("ASR", metrics.get("asr")))
