@@ -12,7 +12,7 @@ No schedule is shorter than that, and while many jobs are ready at any time one 
   training of that model. All but the first are scaled by epochs times the share of the dataset that is trained on;
 - times of this run come before older ones; older ones of stages that compute are multiplied by how much longer than recorded
   before this run's jobs took so far, in sum: another machine, or more jobs that share it;
-- all of stages that compute are multiplied by how much longer than that this run's last ten took, in sum: others share it, too;
+- all of stages that compute are multiplied by how much longer than that this run's last ten took, in sum: others share it;
 - plus what a job takes beside its stage, the median over this run's jobs.
 
 A job that nothing alike is recorded of makes the estimate an "at least"; where that is so of most, there is none.
