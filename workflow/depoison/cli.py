@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = configured(command("run", _run, "make cells and reports without Snakemake, one job after the other"))
     sub.add_argument("targets", nargs="+", help="cells (results/cells/…), tables and figures (reports/…)")
+
+    sub = configured(
+        command("progress", _progress, "what a run makes now, wherever it runs, and how long the rest takes")
+    )
+    sub.add_argument(
+        "targets", nargs="*", help="what the run makes (results/cells/…, reports/…); else what is being made"
+    )
 
     sub = configured(command("check", _check, "validate every file below config/"))
 
@@ -164,6 +172,7 @@ def _run(options: argparse.Namespace) -> None:
     from depoison.plan.tables import read_report
     from depoison.reporting.figures.write import write_figure, write_page
     from depoison.stages.runner import devices_wanted, run_stage
+    from depoison.watch import Board, item_of, missing
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
@@ -172,19 +181,30 @@ def _run(options: argparse.Namespace) -> None:
     figures = [figure for target in reports if is_figure(target) for figure in read_figures(plan, target)]
     cells = [plan.cell(target) for target in options.targets if target.startswith("results/")]
     wanted = [cell for table in tables for cell in table.cells()] + cells
-    chain = {directory: artifact for cell in wanted for directory, artifact in cell.evaluation.chain().items()}
-    for artifact in (artifact for figure in figures for artifact in figure.artifacts()):
-        chain |= artifact.chain()
-    missing = [artifact for artifact in chain.values() if not Path(artifact.product).exists()]
+    drawn = [artifact for figure in figures for artifact in figure.artifacts()]
+    lacking = missing([cell.evaluation for cell in wanted] + drawn)
+    board = Board({one.directory: item_of(one, uses={"cores": 1}) for one in lacking}, {"cores": 1})
     with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
-        for number, artifact in enumerate(missing, 1):
-            logging.getLogger("depoison").info("[%d/%d] %s", number, len(missing), artifact.directory)
+        for number, artifact in enumerate(lacking, 1):
+            board.started(artifact.directory, time.time())
+            line = f"[{number}/{len(lacking)}] {artifact.directory}  ETA {board.eta(time.time())}"
+            logging.getLogger("depoison").info("%s", line)
+            if sys.stderr.isatty():
+                print(line, file=sys.stderr)
             run_stage(artifact.spec, artifact.directory, runtime, plan.local_copies.get(artifact.directory))
+            board.finished(artifact.directory, time.time())
     _write_reports(plan, tables, cells)
     for figure in figures:
         write_figure(figure)
     for target in filter(is_page, reports):
         write_page(plan, read_page(plan, target))
+
+
+def _progress(options: argparse.Namespace) -> None:
+    from depoison.share import artifacts
+    from depoison.watch import follow
+
+    follow(artifacts(_plan(options), options.targets) if options.targets else [])
 
 
 def _write_reports(plan: Any, tables: list[Any], cells: list[Any]) -> None:

@@ -12,12 +12,16 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
+from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any, TextIO
 
 from snakemake.io import flag
+from snakemake.logging import logger
 
+from depoison import watch
 from depoison.errors import DepoisonError
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
@@ -80,6 +84,7 @@ class Lookup:
                 file.writelines(
                     canonical([a.directory, a.spec, self.plan.local_copies.get(a.directory)]) + "\n" for a in missing
                 )
+            self._show_progress()
             return
         limit, found = self._workflow.global_resources.get("gpu"), len(devices())
         wanted = getattr(limit, "value", limit)
@@ -87,8 +92,32 @@ class Lookup:
             instead = "leave it out to compute on the CPU" if not found else f"valid: at most {found}"
             with _refusing():
                 raise DepoisonError(f"--resources gpu={wanted}: this machine has {found} GPUs; {instead}")
+        self._show_progress()
         if missing:
             self._worker = start_worker(RUNNING.parent, self.runtime.threads)
+
+    def _show_progress(self) -> None:
+        """Hand the jobs over to the logger plugin, where it is in use."""
+        if watch.display is None:
+            return
+        ids = {str(next(iter(job.output), job.rule.name)): job.jobid for job in self._workflow.dag.needrun_jobs()}
+        made = {path.rpartition("/")[0]: jobid for path, jobid in ids.items()}
+        items: dict[Hashable, watch.Item] = {}
+        for artifact in self.plan.artifacts.values():  # upstream first
+            if artifact.directory in made:
+                gpus = int(computes(artifact.stage, artifact.upstream))
+                after = tuple(made[one.directory] for one in artifact.upstream.values() if one.directory in made)
+                uses = {"cores": self.runtime.threads, "gpu": gpus}
+                items[made[artifact.directory]] = watch.item_of(artifact, uses=uses, after=after)
+        items |= {jobid: watch.Item(path) for path, jobid in ids.items() if jobid not in items}
+        if self._workflow.executor_plugin.name == "local":
+            gpu = self._workflow.global_resources.get("gpu")
+            limits = {"cores": self._workflow.cores, "gpu": int(getattr(gpu, "value", gpu) or 0)}
+            board = watch.Board(items, limits)
+        else:
+            items = {key: replace(item, uses={"jobs": 1}) for key, item in items.items()}
+            board = watch.Board(items, queue=True)
+        watch.display.begin(board)
 
     def inputs(self, stage: str) -> Callable[[Any], list[Any]]:
         """Input function: what an artifact is made from; nothing where it is there already, which makes it a leaf."""
@@ -201,5 +230,8 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except DepoisonError as error:
+        for handler in logger.handlers:
+            if isinstance(handler, QueueHandler):  # what was said before comes before
+                handler.queue.join()
         print(f"depoison: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(1) from None
