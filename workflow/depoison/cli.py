@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.debug:
             raise
         logging.getLogger("depoison").error("error: %s", " ".join(str(error).split()))
-        return 1
+        return getattr(options, "failure", 1)
     except KeyboardInterrupt:
         return 130
 
@@ -74,6 +74,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("target", help="reports/[track/][paper/]claims")
     sub.add_argument("--log")
+
+    sub = configured(
+        command("compare", _compare, "which cells of two tracks, folders or git revisions differ beyond noise")
+    )
+    sub.add_argument("first", help="a track, the folder of another checkout, or a git revision")
+    sub.add_argument("second", help="likewise")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="every number")
+    form.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    sub.set_defaults(failure=2)
 
     sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
     sub.add_argument("socket", type=Path)
@@ -247,6 +257,16 @@ def _figure(options: argparse.Namespace) -> None:
         write_page(plan, read_page(plan, options.target))
     else:
         write_figure(read_figure(plan, options.target))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from depoison.reporting.changes import as_json, as_text, compare_sides
+    from depoison.reporting.runs import read_side
+
+    plan = _plan(options)
+    found = compare_sides(plan, *(read_side(plan, name) for name in (options.first, options.second)))
+    print(as_json(found) if options.json else as_text(found, options.markdown), end="")
+    return int(bool(found.changed))
 
 
 def _claims(options: argparse.Namespace) -> None:
