@@ -17,6 +17,8 @@ from depoison.reporting.runs import Run, Side
 from depoison.reporting.tables import escape_markdown, p_value, signed
 
 ALPHA = 0.05
+SHOWN = 5
+"""How many cells with the same spec and other bytes are named in a text."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Same:
-    """A cell with one seed whose spec is the same on both sides, and whose bytes are not.
+    """A cell, with its seed, whose spec is the same on both sides, and whose bytes are not.
 
     Attributes:
         numbers: whether a metric differs, too; else only the model's bytes do.
@@ -285,7 +287,8 @@ def _summary(found: Comparison) -> Iterator[str]:
         if same := [entry for entry in found.same if entry.numbers == numbers]:
             devices = sorted({" and ".join(dict.fromkeys(filter(None, entry.devices))) for entry in same} - {""})
             where = f" (made on {'; '.join(devices)})" if devices else ""
-            yield f"{told}{where}: {', '.join(entry.cell for entry in same)}"
+            more = f" and {len(same) - SHOWN} more (--json has all)" if len(same) > SHOWN else ""
+            yield f"{told}{where}: {', '.join(entry.cell for entry in same[:SHOWN])}{more}"
     for names, side in ((found.only_first, "first"), (found.only_second, "second")):
         if names:
             yield f"only in the {side}: {len(names)} cells"
