@@ -560,7 +560,12 @@ def test_the_schemas_are_those_of_the_models():
 
 @pytest.mark.parametrize(
     ("schema", "pattern"),
-    [("config", "config.yaml"), ("track", "tracks/*.yaml"), ("table", "papers/*/*.yaml")]
+    [
+        ("config", "config.yaml"),
+        ("track", "tracks/*.yaml"),
+        ("table", "papers/*/table*.yaml"),
+        ("claims", "papers/*/claims.yaml"),
+    ]
     + [("method", f"{folder}/*.yaml") for folder in KINDS.values()],
 )
 def test_the_files_follow_the_schemas(schema, pattern):

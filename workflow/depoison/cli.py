@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.debug:
             raise
         logging.getLogger("depoison").error("error: %s", " ".join(str(error).split()))
-        return 1
+        return getattr(options, "failure", 1)
     except KeyboardInterrupt:
         return 130
 
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--all", action="store_true", help="also show the values that were overruled")
 
     sub = configured(command("run", _run, "make cells and reports without Snakemake, one job after the other"))
-    sub.add_argument("targets", nargs="+", help="cells (results/cells/…), tables and figures (reports/…)")
+    sub.add_argument("targets", nargs="+", help="cells (results/cells/…), tables, figures and claims (reports/…)")
 
     sub = configured(
         command("progress", _progress, "what a run makes now, wherever it runs, and how long the rest takes")
@@ -76,6 +76,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("target")
     sub.add_argument("--log")
+
+    sub = configured(
+        command("claims", _claims, "write the verdicts on a paper's claims as .md and .json from what is there")
+    )
+    sub.add_argument("target", help="reports/[track/][paper/]claims")
+    sub.add_argument("--log")
+
+    sub = configured(
+        command("compare", _compare, "which cells of two tracks, folders or git revisions differ beyond noise")
+    )
+    sub.add_argument("first", help="a track, the folder of another checkout, or a git revision")
+    sub.add_argument("second", help="likewise")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="every number")
+    form.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    sub.set_defaults(failure=2)
 
     sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
     sub.add_argument("socket", type=Path)
@@ -168,6 +184,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from depoison.gpu import lease
+    from depoison.plan.claims import is_claims
     from depoison.plan.figures import is_figure, is_page, read_figures, read_page
     from depoison.plan.tables import read_report
     from depoison.reporting.figures.write import write_figure, write_page
@@ -176,7 +193,8 @@ def _run(options: argparse.Namespace) -> None:
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
-    reports = [target for target in options.targets if not target.startswith("results/")]
+    claims = list(filter(is_claims, options.targets))
+    reports = [target for target in options.targets if not target.startswith("results/") and target not in claims]
     tables = [read_report(plan, target) for target in reports if not is_figure(target)]
     figures = [figure for target in reports if is_figure(target) for figure in read_figures(plan, target)]
     cells = [plan.cell(target) for target in options.targets if target.startswith("results/")]
@@ -198,6 +216,15 @@ def _run(options: argparse.Namespace) -> None:
         write_figure(figure)
     for target in filter(is_page, reports):
         write_page(plan, read_page(plan, target))
+    for target in claims:
+        _write_claims(plan, target)
+
+
+def _write_claims(plan: Any, target: str) -> None:
+    from depoison.plan.claims import read_claims
+    from depoison.reporting.claims import write_claims
+
+    write_claims(plan, read_claims(plan, target))
 
 
 def _progress(options: argparse.Namespace) -> None:
@@ -250,6 +277,24 @@ def _figure(options: argparse.Namespace) -> None:
         write_page(plan, read_page(plan, options.target))
     else:
         write_figure(read_figure(plan, options.target))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from depoison.reporting.changes import as_json, as_text, compare_sides
+    from depoison.reporting.runs import read_side
+
+    plan = _plan(options)
+    found = compare_sides(plan, *(read_side(plan, name) for name in (options.first, options.second)))
+    print(as_json(found) if options.json else as_text(found, options.markdown), end="")
+    return int(bool(found.changed))
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from depoison.plan.claims import is_claims
+
+    if not is_claims(options.target):
+        raise DepoisonError(f"{options.target}: the claims of a paper are reports/[track/][paper/]claims.md")
+    _write_claims(_plan(options), options.target)
 
 
 def _stage(options: argparse.Namespace) -> None:

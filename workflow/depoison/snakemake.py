@@ -25,11 +25,13 @@ from depoison import watch
 from depoison.errors import DepoisonError
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
+from depoison.plan.claims import Claims, read_claims
 from depoison.plan.figures import Figure, read_figure, read_page
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes
 from depoison.plan.tables import Table, Tables, read_report
 from depoison.reporting.cells import cell_is_current
+from depoison.reporting.claims import claims_are_current
 from depoison.reporting.figures.write import figure_is_current, page_is_current
 from depoison.reporting.tables import table_is_current
 from depoison.worker import start_worker
@@ -60,6 +62,7 @@ class Lookup:
         self._workflow, self._config = workflow, dict(config)
         self._tables: dict[str, Table | Tables] = {}
         self._figures: dict[str, Figure] = {}
+        self._claims: dict[str, Claims] = {}
         # Planning makes millions of objects that live until its end: looking for garbage among them is a fifth of its time.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -187,6 +190,14 @@ class Lookup:
             page = read_page(self.plan, f"reports/{wildcards.where}figures")
         pictures = [f"{figure.target}.png" for figure in page.figures]
         return self._view(page.target, pictures, page_is_current(self.plan, page))
+
+    def claims_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function: what is there of the claims' cells, none of which is made, and a stamp as the others have it."""
+        target = f"reports/{wildcards.where}claims"
+        with _refusing():
+            claims = self._claims[target] = self._claims.get(target) or read_claims(self.plan, target)
+            there = [product for product in claims.products() if Path(product).exists()]
+            return self._view(claims.target, there, claims_are_current(self.plan, claims))
 
     def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:
         # Each in a folder of its own: Snakemake lists a folder once, and would not see what joins it later.

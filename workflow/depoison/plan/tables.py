@@ -25,6 +25,8 @@ PAPERS = "config/papers"
 DEFAULT_PAPER, DEFAULT_TRACK = "fst", "paper"
 ALL = "all"
 """The name under which all tables of a paper are asked for at once."""
+CLAIMS = "claims"
+"""The file of a paper's claims stands beside those of its tables."""
 
 
 class _Strict(BaseModel):
@@ -239,7 +241,7 @@ def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
         DepoisonError: as `locate`, or an unknown table.
     """
     paper, track, name = locate(plan, target)
-    tables = [path.stem for path in _table_files(plan.root / PAPERS / paper)]
+    tables = tables_of(plan.root, paper)
     if name not in (ALL, *tables):
         raise unknown(f"table of {paper}", name, [*tables, ALL], target)
     return paper, track, name
@@ -255,7 +257,7 @@ def read_report(plan: Plan, target: str) -> Table | Tables:
     stem = re.sub(r"\.[a-z]+$", "", target)
     if name != ALL:
         return _read(plan, stem, paper, track, name)
-    names = [path.stem for path in _table_files(plan.root / PAPERS / paper)]
+    names = tables_of(plan.root, paper)
     return Tables(stem, tuple(_read(plan, stem, paper, track, name) for name in names))
 
 
@@ -272,24 +274,26 @@ def read_table(plan: Plan, target: str) -> Table:
 def all_tables(plan: Plan) -> list[str]:
     """The target, without suffix, of every table of every paper on every track."""
     return [
-        f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{paper}/{path.stem}"
+        f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{paper}/{name}"
         for track in plan.configuration.names("track")
         for paper in _papers(plan.root)
-        for path in _table_files(plan.root / PAPERS / paper)
+        for name in tables_of(plan.root, paper)
     ]
 
 
-def _table_files(folder: Path) -> list[Path]:
-    """The files of a paper's tables, table10 after table9.
+def tables_of(root: Path, paper: str) -> list[str]:
+    """The names of a paper's tables, table10 after table9.
 
     Raises:
         DepoisonError: a table has the name that stands for all of them.
     """
+    folder = root / PAPERS / paper
     if (folder / f"{ALL}.yaml").exists():
         raise DepoisonError(f"{folder / ALL}.yaml: {ALL!r} stands for all tables of a paper; name the table otherwise")
-    parts = {path: re.split(r"(\d+)", path.stem) for path in folder.glob("*.yaml")}
+    names = {path.stem for path in folder.glob("*.yaml")} - {CLAIMS}
+    parts = {name: re.split(r"(\d+)", name) for name in names}
     # Texts stand at even places, numbers at odd ones, so that only like is compared with like.
-    return sorted(parts, key=lambda path: [int(part) if i % 2 else part for i, part in enumerate(parts[path])])
+    return sorted(parts, key=lambda name: [int(part) if i % 2 else part for i, part in enumerate(parts[name])])
 
 
 def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
