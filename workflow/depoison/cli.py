@@ -69,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("target")
     sub.add_argument("--log")
 
+    sub = configured(command("html", _html, "write all tables and figures of a track, as far as they are there, as one page"))
+    sub.add_argument("target", nargs="?", default="reports/index.html", help="reports/[track/]index.html")
+    sub.add_argument("--log")
+
     sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
     sub.add_argument("socket", type=Path)
     sub.add_argument("descriptor", type=int)
@@ -230,6 +234,14 @@ def _figure(options: argparse.Namespace) -> None:
         write_page(plan, read_page(plan, options.target))
     else:
         write_figure(read_figure(plan, options.target))
+
+
+def _html(options: argparse.Namespace) -> None:
+    from depoison.plan.index import read_index
+    from depoison.reporting.html.page import write_index
+
+    plan = _plan(options)
+    write_index(plan, read_index(plan, options.target))
 
 
 def _stage(options: argparse.Namespace) -> None:
