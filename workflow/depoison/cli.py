@@ -69,7 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("target")
     sub.add_argument("--log")
 
-    sub = configured(command("html", _html, "write all tables and figures of a track, as far as they are there, as one page"))
+    sub = configured(
+        command("html", _html, "write all tables and figures of a track, as far as they are there, as one page")
+    )
     sub.add_argument("target", nargs="?", default="reports/index.html", help="reports/[track/]index.html")
     sub.add_argument("--log")
 

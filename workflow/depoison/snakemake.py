@@ -177,7 +177,9 @@ class Lookup:
     def _asked(self) -> list[str]:
         """The cells, tables and figures that Snakemake was asked for."""
         targets = [str(target) for target in self._workflow.dag_settings.targets]
-        return [target for target in targets if target.startswith((PREFIX, "reports/")) and not target.endswith(".html")]
+        return [
+            target for target in targets if target.startswith((PREFIX, "reports/")) and not target.endswith(".html")
+        ]
 
     def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:
         # Each in a folder of its own: Snakemake lists a folder once, and would not see what joins it later.

@@ -148,7 +148,9 @@ class _Builder:
                     self._entry(table, content, line, entry, figures)
                 marks.add(mark)
                 row["numbers"] += [
-                    self._shown(metric, one, number, mark, compared=not line.summary or line.label == SUMMARIES["average"][0])
+                    self._shown(
+                        metric, one, number, mark, compared=not line.summary or line.label == SUMMARIES["average"][0]
+                    )
                     for metric, one in figures.items()
                 ]
             rows.append(row)
@@ -160,7 +162,9 @@ class _Builder:
             "command": command(f"{table.target}.md"), "caption": table.file.caption, "what": "cells",
         }  # fmt: skip
 
-    def _entry(self, table: Table, content: dict[str, Any], line: Any, entry: Entry, figures: dict[str, Number]) -> None:
+    def _entry(
+        self, table: Table, content: dict[str, Any], line: Any, entry: Entry, figures: dict[str, Number]
+    ) -> None:
         """What the dialog of a place of a table says."""
         self.entries.append({
             "table": len(self.headings) - 1, "row": line.label, "value": line.value, "column": entry.column.title,
@@ -236,7 +240,9 @@ class _Builder:
 
     def _runs(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Each artifact that was made, and the record of how."""
-        return [(each, each["run"]) for each in self.records.data["artifacts"] if each["run"] and "seconds" in each["run"]]
+        return [
+            (each, each["run"]) for each in self.records.data["artifacts"] if each["run"] and "seconds" in each["run"]
+        ]
 
     def origins(self) -> dict[str, list[str]]:
         """The devices, commits and versions that made what is shown."""
@@ -258,7 +264,9 @@ class _Builder:
         result = []
         for (stage, method), runs in sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])):
             seconds = [run["seconds"] for run in runs]
-            memory = [[run[key] for run in runs if key in run] for key in ("peak_memory_bytes", "peak_device_memory_bytes")]
+            memory = [
+                [run[key] for run in runs if key in run] for key in ("peak_memory_bytes", "peak_device_memory_bytes")
+            ]
             result.append({
                 "stage": stage, "method": method, "runs": len(runs), "total": sum(seconds),
                 "mean": sum(seconds) / len(runs), "longest": max(seconds),

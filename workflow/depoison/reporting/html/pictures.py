@@ -52,7 +52,9 @@ def examples_of(artifact: Artifact) -> dict[str, Any]:
     try:
         found = load_file(artifact.product)
         images = []
-        for clean, backdoored, index in list(zip(*(found[k] for k in ("clean", "backdoored", "indices")), strict=True))[:IMAGES]:
+        for clean, backdoored, index in list(zip(*(found[k] for k in ("clean", "backdoored", "indices")), strict=True))[
+            :IMAGES
+        ]:
             residual = residual_of(clean, backdoored)
             factor = amplification(residual)
             changed = (128 + residual * factor).clip(0, 255).astype("uint8")

@@ -19,6 +19,8 @@ POINTS = 60
 SHARED = ("recipe", "packages")
 """What most specs or records have in common; each is kept once, and elsewhere stands its number."""
 
+OWN = "the cell's name"
+
 
 class Records:
     """Collects cells and the artifacts behind them; `data` is what the page's script reads.
@@ -57,7 +59,8 @@ class Records:
             lines = []
             for key, history in settings.items():
                 value, layer, place = history[-1]
-                lines.append((key, text_of(value), layer, str(place)))
+                # Which cell was resolved first is told by its place, not who set the value.
+                lines.append((key, text_of(value), layer, "" if layer == OWN else str(place)))
             content = {"kind": kind, "name": getattr(cell.name, kind).name, "values": lines}
             key = ("settings", kind, content["name"], tuple(lines))
             numbers.append(self._numbers[key] if key in self._numbers else self._add("settings", key, content))

@@ -58,7 +58,7 @@
   }
 
   const value = (cell) => {
-    const text = (cell.dataset.v ?? cell.textContent).trim().replaceAll(MINUS, "-").replace(/^[±<]/, "");
+    const text = (cell.dataset.v ?? cell.textContent).trim().replaceAll(MINUS, "-").replace(/^[\u00b1<]/, "");
     return /^[+-]?[\d.]/.test(text) ? parseFloat(text) : text === "" || text === DASH ? null : text;
   };
 
@@ -97,8 +97,8 @@
   function lines(grid) {
     const seen = (cell) => cell.checkVisibility();
     const first = heads(grid).map((head) => head.querySelector("button")).filter(seen);
-    const rest = [...grid.tBodies, ...(grid.tFoot ? [grid.tFoot] : [])].flatMap((part) => [...part.rows]).filter((row) => !row.hidden);
-    return [first, ...rest.map((row) => [...row.cells].filter(seen))];
+    const rest = [...grid.tBodies, ...(grid.tFoot ? [grid.tFoot] : [])].flatMap((part) => [...part.rows]).map((row) => [...row.cells].filter(seen));
+    return [first, ...rest].filter((line) => line.length);
   }
 
   function home(grid) {
@@ -165,7 +165,7 @@
   const signed = (number) => {
     if (number === null || number === undefined) return DASH;
     const text = Math.abs(number).toFixed(2);
-    return (Number(text) === 0 ? "±" : number < 0 ? MINUS : "+") + text;
+    return (Number(text) === 0 ? "\u00b1" : number < 0 ? MINUS : "+") + text;
   };
   const shown = (value) => value === null ? "none" : typeof value === "object" ? JSON.stringify(value) : String(value);
   const bytes = (size) => (size >= 2 ** 30 ? `${(size / 2 ** 30).toFixed(1)} GiB` : `${(size / 2 ** 20).toFixed(0)} MiB`);
@@ -191,13 +191,13 @@
       const [ours, interval, published, difference] = entry.numbers[metric];
       if (ours === null && published === null) continue;
       const color = [...(row.querySelector(`[data-e="${cell.dataset.e}"].m-${metric}`)?.classList ?? [])].find((name) => /^[bw]\d$/.test(name));
-      rows.push(make("tr", {}, make("th", { scope: "row" }, label), make("td", {}, interval === null ? fixed(ours) : `${fixed(ours)} ± ${fixed(interval)}`),
+      rows.push(make("tr", {}, make("th", { scope: "row" }, label), make("td", {}, interval === null ? fixed(ours) : `${fixed(ours)} \u00b1 ${fixed(interval)}`),
         make("td", {}, fixed(published)), make("td", color ? { class: color } : {}, signed(difference))));
     }
-    const heads = ["", table.seeds.length > 1 ? "Ours, mean ± 95%" : "Ours", "Published", "Difference"].map((text) => make("th", { scope: "col" }, text));
+    const heads = ["", table.seeds.length > 1 ? "Ours, mean \u00b1 95%" : "Ours", "Published", "Difference"].map((text) => make("th", { scope: "col" }, text));
     const parts = rows.length ? [make("div", { class: "scroll" }, make("table", { class: "pair" }, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, rows)))] : [];
     if (entry.gap) parts.push(make("p", {}, `Not implemented, or cannot be: ${entry.gap}.`));
-    if (entry.oracle) parts.push(make("p", {}, "† The threshold of this defense was chosen by looking at the test set."));
+    if (entry.oracle) parts.push(make("p", {}, "\u2020 The threshold of this defense was chosen by looking at the test set."));
     return parts;
   }
 
@@ -281,7 +281,7 @@
   function settings(cell) {
     const bodies = cell.settings.map((n) => data().settings[n]).filter((each) => each.values.length).map((each) =>
       make("tbody", {}, each.values.map(([key, value, layer, place]) =>
-        make("tr", {}, make("td", {}, each.kind), make("td", {}, key), make("td", {}, value), make("td", {}, `${layer}, ${place}`)))));
+        make("tr", {}, make("td", {}, each.kind), make("td", {}, key), make("td", {}, value), make("td", {}, [layer, place].filter(Boolean).join(", "))))));
     const heads = ["Of", "Value", "", "Set by"].map((text) => make("th", { scope: "col" }, text));
     return make("details", { class: "stage" }, make("summary", {}, make("b", {}, "values"), make("span", {}, "each hyper-parameter of this cell, and who set it")),
       make("div", { class: "scroll" }, make("table", { class: "settings" }, make("thead", {}, make("tr", {}, heads)), bodies)));
@@ -290,7 +290,7 @@
   function gallery(examples) {
     return make("div", { class: "images" }, examples.images.map((one) => make("figure", {},
       ...["clean", "backdoored", "difference"].map((kind) => make("img", { src: one[kind], alt: `${kind}, test image ${one.index}`, width: 72, height: 72 })),
-      make("figcaption", {}, `test image ${one.index}; difference × ${one.amplified}, at most ${one.largest} of 255`))));
+      make("figcaption", {}, `test image ${one.index}; difference \u00d7 ${one.amplified}, at most ${one.largest} of 255`))));
   }
 
   // --- training curves
