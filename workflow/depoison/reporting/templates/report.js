@@ -143,7 +143,6 @@
 
   for (const grid of grids) {
     for (const button of grid.querySelectorAll("thead button")) button.tabIndex = -1;
-    for (const cell of grid.querySelectorAll("tbody :is(td, th), tfoot :is(td, th)")) cell.tabIndex = -1;
     const first = grid.tBodies[0].querySelector("td") ?? grid.querySelector("thead button");
     first.tabIndex = 0;
     grid.addEventListener("keydown", move);
