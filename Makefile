@@ -6,13 +6,14 @@ READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment digits test test-methods test-cluster lint format clean-environment
+.PHONY: help environment digits test test-methods test-cluster test-browser lint format clean-environment
 
 help:
 	@echo "make digits       FST's Table 1 on embedded handwritten digits: minutes, CPU, no download"
 	@echo "make test         the tests"
 	@echo "make test-methods each attack and each defense on digits: what takes, what a defense leaves"
 	@echo "make test-cluster the tests of the cluster profiles, on a real SLURM set up on this machine (root; Debian)"
+	@echo "make test-browser the tests of the HTML report in Chromium (root, to install it; Debian)"
 	@echo "make lint         ruff, snakefmt and snakemake --lint"
 	@echo "make environment  only .venv, from envs/lock.txt"
 
@@ -41,6 +42,10 @@ $(VENV)/cluster/.ready: envs/cluster.txt $(READY)
 test-cluster: $(VENV)/cluster/.ready
 	command -v slurmctld munged || { apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge; }
 	pytest -m cluster
+
+test-browser: environment
+	command -v chromium && command -v chromedriver || { apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver; }
+	pytest -m browser
 
 lint: environment
 	ruff check .

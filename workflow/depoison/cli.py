@@ -93,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--markdown", action="store_true", help="the table as Markdown")
     sub.set_defaults(failure=2)
 
+    sub = configured(
+        command("html", _html, "write all tables and figures of a track, as far as they are there, as one page")
+    )
+    sub.add_argument("target", nargs="?", default="reports/index.html", help="reports/[track/]index.html")
+    sub.add_argument("--log")
+
     sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
     sub.add_argument("socket", type=Path)
     sub.add_argument("descriptor", type=int)
@@ -295,6 +301,14 @@ def _claims(options: argparse.Namespace) -> None:
     if not is_claims(options.target):
         raise DepoisonError(f"{options.target}: the claims of a paper are reports/[track/][paper/]claims.md")
     _write_claims(_plan(options), options.target)
+
+
+def _html(options: argparse.Namespace) -> None:
+    from depoison.plan.index import read_index
+    from depoison.reporting.html.page import write_index
+
+    plan = _plan(options)
+    write_index(plan, read_index(plan, options.target))
 
 
 def _stage(options: argparse.Namespace) -> None:

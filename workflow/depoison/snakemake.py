@@ -27,13 +27,16 @@ from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
 from depoison.plan.claims import Claims, read_claims
 from depoison.plan.figures import Figure, read_figure, read_page
+from depoison.plan.index import read_index
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes
 from depoison.plan.tables import Table, Tables, read_report
 from depoison.reporting.cells import cell_is_current
 from depoison.reporting.claims import claims_are_current
 from depoison.reporting.figures.write import figure_is_current, page_is_current
+from depoison.reporting.html.page import index_is_current
 from depoison.reporting.tables import table_is_current
+from depoison.share import artifacts
 from depoison.worker import start_worker
 
 STAMPS = Path(".snakemake/depoison/stamps")
@@ -198,6 +201,25 @@ class Lookup:
             claims = self._claims[target] = self._claims.get(target) or read_claims(self.plan, target)
             there = [product for product in claims.products() if Path(product).exists()]
             return self._view(claims.target, there, claims_are_current(self.plan, claims))
+
+    def html_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function: what a track's page shows and is there, what else was asked for, and a stamp as above.
+
+        The page asks for nothing that is missing. But whoever asks for a table and for the page wants that table on it.
+        """
+        with _refusing():
+            index = read_index(self.plan, f"reports/{wildcards.where}index.html")
+            asked = {artifact.product for artifact in artifacts(self.plan, self._asked())}
+            products = [product for product in index.products() if product in asked or Path(product).exists()]
+            current = all(Path(product).exists() for product in products) and index_is_current(self.plan, index)
+            return self._view(index.target, products, current)
+
+    def _asked(self) -> list[str]:
+        """The cells, tables and figures that Snakemake was asked for."""
+        targets = [str(target) for target in self._workflow.dag_settings.targets]
+        return [
+            target for target in targets if target.startswith((PREFIX, "reports/")) and not target.endswith(".html")
+        ]
 
     def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:
         # Each in a folder of its own: Snakemake lists a folder once, and would not see what joins it later.

@@ -7,7 +7,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import groupby
@@ -80,7 +80,11 @@ class Line:
 
 
 def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = None) -> list[Line]:
-    """All rows of a table: its cells, then its summaries over the rows that we have, then those that the paper prints."""
+    """All rows of a table: its cells, then its summaries over the rows that we have, then those that the paper prints.
+
+    Args:
+        metrics: reads the metrics of an evaluation by its path; None where one is not known.
+    """
     metrics = metrics or _metrics_reader()
     grid = len(table.columns)
     entries = [table.entries[i : i + grid] for i in range(0, len(table.entries), grid)]
@@ -96,7 +100,10 @@ def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = Non
     complete = all(figure.ours is not None for line in lines for column in line.figures for figure in column.values())
     for name in table.file.summary:
         title, function = SUMMARIES[name]
-        ours = [_summary(function, [line.figures[i] for line in shown]) for i in range(grid)]
+        ours = [
+            _summary(function, [(part[i], line.figures[i]) for part, line in zip(entries, shown, strict=True)], metrics)
+            for i in range(grid)
+        ]
         note = "" if complete else "over the rows that we have, in ours and in published alike"
         shown_ours = _with_best(table, ours) if name == "average" else ours
         lines.append(Line(title, "", None, shown_ours, summary=True, note=note))
@@ -108,17 +115,22 @@ def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = Non
 
 
 def _metrics_reader() -> Callable[[str], dict[str, Any]]:
-    """Reads the metrics of an evaluation, each once."""
-    return cache(lambda product: read_json(Path(product))["metrics"])
+    """Reads the metrics of an evaluation, each once; those of one that is not there are None."""
+
+    def read(product: str) -> dict[str, Any]:
+        return read_json(Path(product))["metrics"] if Path(product).exists() else dict.fromkeys(METRICS)
+
+    return cache(read)
 
 
-def _figures(table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]]) -> dict[str, Figure]:
+def _figures(
+    table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]], names: Iterable[str] = METRICS
+) -> dict[str, Figure]:
     printed = table.published.get(table.key(entry.row, entry.column), {})
     result = {}
-    for metric in METRICS:
+    for metric in names:
         published = printed.get(metric)
-        values = [metrics(cell.evaluation.product)[metric] for cell in entry.cells]
-        values = [value for value in values if value is not None]
+        values = list(_by_seed(entry, metrics, metric).values())
         mean, interval = mean_and_interval(values) if values else (None, None)
         result[metric] = Figure(mean, interval, tuple(values), published)
     return result
@@ -129,16 +141,27 @@ def _printed(table: Table, name: str, column: Column) -> dict[str, Figure]:
     return {metric: Figure(published=numbers.get(metric)) for metric in METRICS}
 
 
-def _summary(function: Callable[[Sequence[float]], float], columns: list[dict[str, Figure]]) -> dict[str, Figure]:
+def _by_seed(entry: Entry, metrics: Callable[[str], dict[str, Any]], metric: str) -> dict[int, float]:
+    """A metric of the seeds that we have."""
+    found = {cell.name.seed: metrics(cell.evaluation.product).get(metric) for cell in entry.cells}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _summary(
+    function: Callable[[Sequence[float]], float],
+    column: list[tuple[Entry, dict[str, Figure]]],
+    metrics: Callable[[str], dict[str, Any]],
+) -> dict[str, Figure]:
     """A summary of the rows that we have; the published numbers of the same rows beside it."""
     result = {}
-    for metric in METRICS:
-        have = [column[metric] for column in columns if column[metric].ours is not None]
-        # One summary for each seed, over the rows; its mean and interval over the seeds.
-        seeds = zip(*(figure.values for figure in have), strict=True)
-        values = tuple(value for value in map(function, seeds) if not math.isnan(value))
+    for metric in column[0][1]:
+        have = [(entry, figures[metric]) for entry, figures in column if figures[metric].ours is not None]
+        # One summary for each seed that all have, over the rows; its mean and interval over the seeds.
+        found = [_by_seed(entry, metrics, metric) for entry, _ in have]
+        seeds = [seed for seed in found[0] if all(seed in row for row in found)] if found else []
+        values = tuple(v for seed in seeds if not math.isnan(v := function([row[seed] for row in found])))
         ours, interval = mean_and_interval(values) if values else (None, None)
-        known = [figure.published for figure in have if figure.published is not None]
+        known = [figure.published for _, figure in have if figure.published is not None]
         published = function(known) if values and len(known) == len(have) else None
         result[metric] = Figure(ours, interval, values, published)
     return result
