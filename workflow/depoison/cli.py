@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = configured(command("table", _table, "write a table as .md, .tex, .csv and .json from its evaluations"))
     sub.add_argument("target")
+    sub.add_argument("--partial", action="store_true", help="leave empty what is not computed yet, with a footnote")
     sub.add_argument("--log")
 
     sub = configured(
@@ -187,14 +188,14 @@ def _run(options: argparse.Namespace) -> None:
         write_page(plan, read_page(plan, target))
 
 
-def _write_reports(plan: Any, tables: list[Any], cells: list[Any]) -> None:
+def _write_reports(plan: Any, tables: list[Any], cells: list[Any], partial: bool = False) -> None:
     from depoison.reporting.cells import write_cell
     from depoison.reporting.tables import write_table
 
     for cell in cells:
         write_cell(cell)
     for table in tables:
-        write_table(plan, table)
+        write_table(plan, table, partial)
 
 
 def _share(options: argparse.Namespace) -> None:
@@ -218,7 +219,7 @@ def _table(options: argparse.Namespace) -> None:
     from depoison.plan.tables import read_report
 
     plan = _plan(options)
-    _write_reports(plan, [read_report(plan, options.target)], [])
+    _write_reports(plan, [read_report(plan, options.target)], [], options.partial)
 
 
 def _figure(options: argparse.Namespace) -> None:

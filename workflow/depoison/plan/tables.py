@@ -179,6 +179,10 @@ class Table:
         """The metrics.json of every cell, each once."""
         return list(dict.fromkeys(cell.evaluation.product for cell in self.cells()))
 
+    def missing(self) -> list[Cell]:
+        """The cells whose evaluation is not there, one for each evaluation."""
+        return _missing(self.cells())
+
     def key(self, row: Row, column: Column) -> Key:
         """Where the published numbers of a place stand."""
         rate = "" if row.variant or row.rate is None else f"{row.rate:g}"
@@ -207,8 +211,16 @@ class Tables:
     def evaluations(self) -> list[str]:
         return list(dict.fromkeys(product for table in self.tables for product in table.evaluations()))
 
+    def missing(self) -> list[Cell]:
+        return _missing(self.cells())
+
     def made_from(self) -> str:
         return fingerprint([table.made_from() for table in self.tables])
+
+
+def _missing(cells: list[Cell]) -> list[Cell]:
+    by_product = {cell.evaluation.product: cell for cell in cells}
+    return [cell for product, cell in by_product.items() if not Path(product).exists()]
 
 
 def locate(plan: Plan, target: str) -> tuple[str, str, str]:
