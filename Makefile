@@ -6,12 +6,13 @@ READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment digits test test-cluster lint format clean-environment
+.PHONY: help environment digits test test-cluster test-latex lint format clean-environment
 
 help:
 	@echo "make digits       FST's Tables 1 and 2 on embedded handwritten digits: minutes, CPU, no download"
 	@echo "make test         the tests"
 	@echo "make test-cluster the tests of the cluster profiles, on a real SLURM set up on this machine (root; Debian)"
+	@echo "make test-latex   the tests of the documents, with TeX Live's basic packages, installed if need be (root; Debian)"
 	@echo "make lint         ruff, snakefmt and snakemake --lint"
 	@echo "make environment  only .venv, from envs/lock.txt"
 
@@ -37,6 +38,11 @@ $(VENV)/cluster/.ready: envs/cluster.txt $(READY)
 test-cluster: $(VENV)/cluster/.ready
 	command -v slurmctld munged || { apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge; }
 	pytest -m cluster
+
+test-latex: environment
+	command -v pdflatex && command -v pdftotext || { apt-get update && apt-get install -y --no-install-recommends \
+	  texlive-latex-base texlive-latex-recommended poppler-utils; }
+	pytest -m latex
 
 lint: environment
 	ruff check .

@@ -14,6 +14,7 @@ include: "workflow/rules/purify.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/latex.smk"
 
 
 rule all:

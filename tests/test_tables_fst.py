@@ -305,7 +305,7 @@ def test_every_table_is_well_formed(name, track, there, monkeypatch, tmp_path):
     tex = files[".tex"]
     assert tex.count("{") - tex.count(r"\{") == tex.count("}") - tex.count(r"\}")
     for part in re.findall(r"\\begin\{tabular\}\{(l[r]+)\}(.*?)\\end\{tabular\}", tex, re.DOTALL):
-        for row in re.findall(r"^(.*?) ?\\\\(?:\[2pt\])?$", part[1], re.MULTILINE):
+        for row in re.findall(r"^(.*?) ?\\\\\*?(?:\[2pt\])?$", part[1], re.MULTILINE):
             spans = sum(int(found) - 1 for found in re.findall(r"\\multicolumn\{(\d+)\}", row))
             assert len(re.findall(r"(?<!\\)&", row)) + spans == len(part[0]) - 1, row
     content = json.loads(files[".json"])

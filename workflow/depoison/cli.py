@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("target")
     sub.add_argument("--log")
 
+    sub = configured(command("paper", _paper, "write all tables and figures of a paper as one document, .tex and .pdf"))
+    sub.add_argument("target", help="reports/[track/][paper/]paper.pdf")
+    sub.add_argument(
+        "--partial", action="store_true", help="leave empty what is not computed yet, and say what makes it"
+    )
+    sub.add_argument("--log")
+
     sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
     sub.add_argument("socket", type=Path)
     sub.add_argument("descriptor", type=int)
@@ -162,19 +169,23 @@ def _check(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from depoison.gpu import lease
     from depoison.plan.figures import is_figure, is_page, read_figures, read_page
+    from depoison.plan.papers import is_paper, read_paper
     from depoison.plan.tables import read_report
     from depoison.reporting.figures.write import write_figure, write_page
+    from depoison.reporting.paper import write_paper
     from depoison.stages.runner import devices_wanted, run_stage
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
-    reports = [target for target in options.targets if not target.startswith("results/")]
+    papers = [read_paper(plan, target) for target in options.targets if is_paper(target)]
+    reports = [target for target in options.targets if not target.startswith("results/") and not is_paper(target)]
     tables = [read_report(plan, target) for target in reports if not is_figure(target)]
     figures = [figure for target in reports if is_figure(target) for figure in read_figures(plan, target)]
     cells = [plan.cell(target) for target in options.targets if target.startswith("results/")]
-    wanted = [cell for table in tables for cell in table.cells()] + cells
+    wanted = [cell for report in [*tables, *(paper.tables for paper in papers)] for cell in report.cells()] + cells
     chain = {directory: artifact for cell in wanted for directory, artifact in cell.evaluation.chain().items()}
-    for artifact in (artifact for figure in figures for artifact in figure.artifacts()):
+    drawn = [*figures, *(figure for paper in papers for figure in paper.figures)]
+    for artifact in (artifact for figure in drawn for artifact in figure.artifacts()):
         chain |= artifact.chain()
     missing = [artifact for artifact in chain.values() if not Path(artifact.product).exists()]
     with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
@@ -186,6 +197,8 @@ def _run(options: argparse.Namespace) -> None:
         write_figure(figure)
     for target in filter(is_page, reports):
         write_page(plan, read_page(plan, target))
+    for paper in papers:
+        write_paper(plan, paper)
 
 
 def _write_reports(plan: Any, tables: list[Any], cells: list[Any], partial: bool = False) -> None:
@@ -231,6 +244,16 @@ def _figure(options: argparse.Namespace) -> None:
         write_page(plan, read_page(plan, options.target))
     else:
         write_figure(read_figure(plan, options.target))
+
+
+def _paper(options: argparse.Namespace) -> None:
+    from depoison.plan.papers import is_paper, read_paper
+    from depoison.reporting.paper import write_paper
+
+    if not is_paper(options.target):
+        raise DepoisonError(f"{options.target}: the document of a paper is reports/[track/][paper/]paper.pdf (or .tex)")
+    plan = _plan(options)
+    write_paper(plan, read_paper(plan, options.target), options.partial)
 
 
 def _stage(options: argparse.Namespace) -> None:

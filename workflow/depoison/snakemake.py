@@ -22,11 +22,13 @@ from depoison.errors import DepoisonError
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
 from depoison.plan.figures import Figure, read_figure, read_page
+from depoison.plan.papers import read_paper
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes
 from depoison.plan.tables import Table, Tables, read_report
 from depoison.reporting.cells import cell_is_current
 from depoison.reporting.figures.write import figure_is_current, page_is_current
+from depoison.reporting.paper import paper_is_current
 from depoison.reporting.tables import table_is_current
 from depoison.worker import start_worker
 
@@ -131,6 +133,11 @@ class Lookup:
     def config_json(self) -> str:
         return canonical(self._config)
 
+    @property
+    def overlays(self) -> str:
+        """Options that name the configuration files, for what quotes the command that makes it."""
+        return shlex.join(f"--configfile={file}" for file in self.plan.overlays)
+
     def cell_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: a cell's evaluation, and a stamp that is new where the cell's file is out of date."""
         with _refusing():
@@ -158,6 +165,14 @@ class Lookup:
             page = read_page(self.plan, f"reports/{wildcards.where}figures")
         pictures = [f"{figure.target}.png" for figure in page.figures]
         return self._view(page.target, pictures, page_is_current(self.plan, page))
+
+    def paper_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function: evaluations of all tables, all figures, and a stamp that is new where it is out of date."""
+        with _refusing():
+            paper = read_paper(self.plan, f"reports/{wildcards.where}paper")
+            current = paper_is_current(self.plan, paper)
+        needed = [*paper.tables.evaluations(), *(f"{figure.target}.pdf" for figure in paper.figures)]
+        return self._view(paper.target, needed, current)
 
     def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:
         # Each in a folder of its own: Snakemake lists a folder once, and would not see what joins it later.

@@ -25,6 +25,8 @@ PAPERS = "config/papers"
 DEFAULT_PAPER, DEFAULT_TRACK = "fst", "paper"
 ALL = "all"
 """The name under which all tables of a paper are asked for at once."""
+PAPER = "paper"
+"""The name of the document of all tables and figures of a paper (plan/papers.py)."""
 
 
 class _Strict(BaseModel):
@@ -295,10 +297,13 @@ def _table_files(folder: Path) -> list[Path]:
     """The files of a paper's tables, table10 after table9.
 
     Raises:
-        DepoisonError: a table has the name that stands for all of them.
+        DepoisonError: a table has a name that stands for all of them.
     """
-    if (folder / f"{ALL}.yaml").exists():
-        raise DepoisonError(f"{folder / ALL}.yaml: {ALL!r} stands for all tables of a paper; name the table otherwise")
+    for name in (ALL, PAPER):
+        if (folder / f"{name}.yaml").exists():
+            raise DepoisonError(
+                f"{folder / name}.yaml: {name!r} stands for all tables of a paper; name the table otherwise"
+            )
     parts = {path: re.split(r"(\d+)", path.stem) for path in folder.glob("*.yaml")}
     # Texts stand at even places, numbers at odd ones, so that only like is compared with like.
     return sorted(parts, key=lambda path: [int(part) if i % 2 else part for i, part in enumerate(parts[path])])

@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from depoison.files import json_text, read_json, write_bytes
 from depoison.plan.plan import Plan
 from depoison.plan.tables import Column, Entry, Table, Tables
 from depoison.reporting.comparison import METRICS, compare, mean_and_interval
+from depoison.reporting.latex import MINUS, escape_latex, name_latex, points, prose_latex, runs, typewriter
 
 SUFFIXES = (".md", ".tex", ".csv", ".json")
 CSV = (
@@ -29,9 +29,10 @@ CSV = (
     *("ours", "interval95", "seeds", "missing", "published", "difference", "rows", "pairs"),
     *("wins", "ties", "losses", "p"),
 )
-MINUS = "\N{MINUS SIGN}"
 NEEDS = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
 ORACLE = "Its threshold was chosen by looking at the test set."
+NARROW = 4
+"""A table of more columns has no room for differences, and intervals stand in lines of their own."""
 FEW = 6
 """So many cells that are missing are named one by one."""
 SUMMARIES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
@@ -260,7 +261,7 @@ def refuse_missing(plan: Plan, target: str, table: Table | Tables) -> None:
 
 def command(plan: Plan, *targets: str) -> str:
     """What a user types to make targets, with the configuration as it is."""
-    configfiles = ["--configfile", *plan.configfiles] if plan.configfiles else []
+    configfiles = ["--configfile", *plan.overlays] if plan.overlays else []
     return shlex.join(["snakemake", *configfiles, "--", *targets])
 
 
@@ -277,7 +278,6 @@ def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
         for kind in ("dataset", "model")
     }
     metrics = _metrics_reader()
-    groups = [(group, len(list(columns))) for group, columns in groupby(table.columns, lambda column: column.group)]
     return {
         "table": table,
         "title": f"{heading(table)}: {table.file.title}",
@@ -290,10 +290,12 @@ def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
         "notes": _notes(plan, table),
         "oracles": [any(e.oracle for e in table.entries if e.column == column) for column in table.columns],
         "by": table.file.by.label if table.file.by else "Rate",
-        "groups": groups if any(column.group for column in table.columns) else [],
+        "groups": any(column.group for column in table.columns),
         "metrics": METRICS,
         "several_seeds": len(table.seeds) > 1,
         "number": len(table.columns),
+        "wide": len(table.columns) > NARROW,
+        "identifier": re.sub(r"[^\w.-]", "-", f"{table.paper}-{table.name}-{table.track}", flags=re.ASCII),
         "footnotes": {"oracle": ORACLE},
         "missing": missing,
         "evaluations": len(table.evaluations()),
@@ -303,17 +305,25 @@ def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
 
 
 def _page(suffix: str, content: dict[str, Any], **more: Any) -> str:
-    return _templates().get_template(f"table{suffix}.jinja").render(content | more)
+    return templates().get_template(f"table{suffix}.jinja").render(content | more, c=content)
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("depoison.reporting"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"signed": signed, "p": p_value, "latex": escape_latex, "markdown": escape_markdown}
-    environment.filters |= {"typewriter": typewriter, "code": code}
+    environment.filters |= {
+        "typewriter": typewriter,
+        "name": name_latex,
+        "prose": prose_latex,
+        "points": points,
+        "runs": runs,
+        "code": code,
+    }
+    environment.filters |= {"pick": lambda values, at: [values[i] for i in at], "values": dict.values}
     return environment
 
 
@@ -421,33 +431,12 @@ def _csv(*contents: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    MINUS: "$-$",
-    "±": r"$\pm$",
-}
-_LATEX |= {"–": "--", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-_LATEX |= {character: "\\" + character for character in "&%$#_{}"}
-
-
-def escape_latex(text: str) -> str:
-    """Any text, so that LaTeX prints it."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(str(text).split()))
-
-
 def escape_markdown(text: str) -> str:
     """Any text, so that it stays in its table cell and starts no markup."""
     escaped = "".join(
         "\\" + c if c in "\\`*_[]|~" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(c, c) for c in str(text)
     )
     return " ".join(escaped.split())
-
-
-def typewriter(text: str) -> str:
-    """Text such as a command, in LaTeX: in typewriter, and broken where it is long."""
-    return r"\texttt{" + re.sub(r"([/+=,])", r"\1\\allowbreak{}", escape_latex(text)) + "}"
 
 
 def code(text: str) -> str:
