@@ -5,6 +5,8 @@ What needs pdflatex has the mark `latex`; `make test-latex` installs TeX Live's 
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -14,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT, Project, job_counts
 from depoison.errors import DepoisonError
+from depoison.plan.figures import read_figure
 from depoison.plan.papers import is_paper, parts_of, read_paper
 from depoison.plan.plan import Plan
 from depoison.plan.tables import read_report, read_table
+from depoison.reporting.figures.write import render_figure
 from depoison.reporting.latex import (
     SHOWN,
     compile_latex,
@@ -273,6 +278,67 @@ def test_a_paper_is_a_target_of_what_takes_targets(paper):
     plan = paper.plan()
     found = need(plan, ["reports/tiny/mini/paper.pdf"])
     assert len(found.here) == 20 and not found.compute
+
+
+# --- names in the other files ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_name_breaks_markdown_csv_or_json(label, tiny, monkeypatch):
+    mini(tiny, label)
+    monkeypatch.chdir(tiny.path)
+    for kind, name in (("attacks", "badnet"), ("datasets", "digits"), ("models", "resnet18"), ("tracks", "tiny")):
+        tiny.set(f"config/{kind}/{name}.yaml", "summary" if kind == "tracks" else "label", to=label)
+    plan = tiny.plan()
+    fake(read_report(plan, "reports/tiny/mini/all"))
+    files = render(plan, read_table(plan, "reports/tiny/mini/table1"))
+    parsed = (
+        pytest.importorskip("markdown_it").MarkdownIt("commonmark", {"html": True}).enable("table").parse(files[".md"])
+    )
+    tags = [token.tag for token in parsed if token.type.endswith("_open")]
+    assert tags.count("table") == 2 and tags.count("h1") == 1 and not {"ul", "ol", "blockquote", "h2", "hr"} & set(tags)
+    rows = [sum(token.type in ("td_open", "th_open") for token in parsed[i : _end(parsed, i)])
+            for i, token in enumerate(parsed) if token.type == "tr_open"]  # fmt: skip
+    assert rows == [2 + 5] * (1 + 2 + 1) + [2 + 6] * 2
+    inline = [child for token in parsed for child in token.children or []]
+    html = {child.content for child in inline if child.type == "html_inline"}
+    assert html <= {"<sub>", "</sub>", "<sup>", "</sup>", "<br>"}
+    assert not {child.type for child in inline} & {"link_open", "image", "em_open"}
+    seen = " ".join(" ".join(child.content for child in inline if child.type == "text").split())
+    assert label.split()[0][:3] in seen or not label.split()[0].isascii() or len(label) < 3
+    lines = list(csv.DictReader(io.StringIO(files[".csv"], newline="")))
+    assert {line["column"] for line in lines if line["row"] != "paired difference"} == {label}
+    assert all(None not in line and None not in line.values() for line in lines)
+    content = json.loads(files[".json"])
+    assert {column["label"] for column in content["columns"]} == {label} and content["lines"][0]["label"] == label
+
+
+def _end(tokens: list[Any], start: int) -> int:
+    return next(i for i in range(start, len(tokens)) if tokens[i].type == "tr_close")
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+@pytest.mark.parametrize("kind", ["sweep", "bars"])
+@pytest.mark.parametrize("label", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_name_breaks_a_picture(label, kind, tiny, monkeypatch):
+    monkeypatch.chdir(tiny.path)
+    part = {"attack": "badnet", "defense": "lp", "label": label}
+    data = {"title": label, "caption": label, "kind": kind, "dataset": "cifar10", "model": "resnet18", "rows": [part],
+            "columns": [part], "lines": [part, {"defense": "ft", "label": f"_{label}"}]}  # fmt: skip
+    if kind == "bars":
+        data["groups"] = [part]
+    else:
+        data["x"] = {"attack": "rate", "label": label, "values": [0.1, 0.2], "scale": "log"}
+    path = tiny / "config/papers/fst/figures/figure2.yaml"
+    path.write_text(yaml.safe_dump(data))
+    figure = read_figure(tiny.plan(), "reports/tiny/figure2")
+    for artifact in figure.artifacts():
+        Path(artifact.product).parent.mkdir(parents=True, exist_ok=True)
+        Path(artifact.product).write_text('{"metrics": {"c_acc": 90.0, "asr": 10.0}}')
+    files = render_figure(figure)
+    assert files[".pdf"].startswith(b"%PDF") and files[".png"].startswith(b"\x89PNG")
+    (labels,) = {line["row"] for line in csv.DictReader(io.StringIO(files[".csv"].decode(), newline=""))}
+    assert labels == label
 
 
 # --- pdflatex ----------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_the_footnote_names_what_makes_the_missing_cells(there):
     assert cells == json.loads(files[".json"])["missing"] and len(cells) == 2
     assert all(there.plan().cell(cell).evaluation for cell in cells)
     assert {cell.rpartition("/")[2] for cell in cells} == {"s1.json", "s0.json"}
-    assert files[".tex"].replace(r"\allowbreak{}", "").count(r"\texttt{snakemake -- reports/tiny/small.md}") == 1
+    assert files[".tex"].replace(r"\allowbreak{}", "").count(r"\texttt{snakemake -{}- reports/tiny/small.md}") == 1
     note = re.search("\n<sup>‡</sup> (.*)", render(there.plan(), put(there, set()), partial=True)[".md"])[1]
     assert "18 of 18" in note and len(re.findall("`([^`]+)`", note)) == 1
 

@@ -26,7 +26,6 @@ from depoison.reporting.tables import (
     METRICS,
     SUMMARIES,
     Line,
-    escape_latex,
     escape_markdown,
     lines_of,
     mean_and_interval,
@@ -337,14 +336,6 @@ def test_markdown_prints_any_text_as_it_is(text):
     assert not re.search(r"(?<!\\)(\\\\)*[|*_`\[\]]", escaped)
     entities = re.sub(r"&(lt|gt|amp);", lambda match: {"lt": "<", "gt": ">", "amp": "&"}[match[1]], escaped)
     assert re.sub(r"\\(.)", r"\1", entities) == " ".join(text.split())
-
-
-@given(TEXT)
-@example(HOSTILE)
-def test_latex_prints_any_text_as_it_is(text):
-    commands = r"\\text[a-z]+\{\}|\\[&%$#_{}]|\$[-<>|]\$|\$\\pm\$|\{[\[*]?\}"
-    rest = re.sub(commands, "", escape_latex(text))
-    assert not set(rest) & set("\\&%$#_{}~^<>|\n\r"), rest
 
 
 @pytest.fixture
