@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment digits test test-methods test-cluster test-browser lint format clean-environment
+.PHONY: help environment digits test test-methods test-cluster test-browser test-latex lint format clean-environment
 
 help:
 	@echo "make digits       FST's Table 1 on embedded handwritten digits: minutes, CPU, no download"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-methods each attack and each defense on digits: what takes, what a defense leaves"
 	@echo "make test-cluster the tests of the cluster profiles, on a real SLURM set up on this machine (root; Debian)"
 	@echo "make test-browser the tests of the HTML report in Chromium (root, to install it; Debian)"
+	@echo "make test-latex   the tests of the documents, with TeX Live's basic packages, installed if need be (root; Debian)"
 	@echo "make lint         ruff, snakefmt and snakemake --lint"
 	@echo "make environment  only .venv, from envs/lock.txt"
 
@@ -46,6 +47,11 @@ test-cluster: $(VENV)/cluster/.ready
 test-browser: environment
 	command -v chromium && command -v chromedriver || { apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver; }
 	pytest -m browser
+
+test-latex: environment
+	command -v pdflatex && command -v pdftotext || { apt-get update && apt-get install -y --no-install-recommends \
+	  texlive-latex-base texlive-latex-recommended poppler-utils; }
+	pytest -m latex
 
 lint: environment
 	ruff check .

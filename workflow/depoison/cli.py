@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = configured(command("table", _table, "write a table as .md, .tex, .csv and .json from its evaluations"))
     sub.add_argument("target")
+    sub.add_argument("--partial", action="store_true", help="leave empty what is not computed yet, with a footnote")
     sub.add_argument("--log")
 
     sub = configured(
@@ -97,6 +98,13 @@ def _parser() -> argparse.ArgumentParser:
         command("html", _html, "write all tables and figures of a track, as far as they are there, as one page")
     )
     sub.add_argument("target", nargs="?", default="reports/index.html", help="reports/[track/]index.html")
+    sub.add_argument("--log")
+
+    sub = configured(command("paper", _paper, "write all tables and figures of a paper as one document, .tex and .pdf"))
+    sub.add_argument("target", help="reports/[track/][paper/]paper.pdf")
+    sub.add_argument(
+        "--partial", action="store_true", help="leave empty what is not computed yet, and say what makes it"
+    )
     sub.add_argument("--log")
 
     sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
@@ -192,21 +200,28 @@ def _run(options: argparse.Namespace) -> None:
     from depoison.gpu import lease
     from depoison.plan.claims import is_claims
     from depoison.plan.figures import is_figure, is_page, read_figures, read_page
+    from depoison.plan.papers import is_paper, read_paper
     from depoison.plan.tables import read_report
     from depoison.reporting.figures.write import write_figure, write_page
+    from depoison.reporting.paper import write_paper
     from depoison.stages.runner import devices_wanted, run_stage
     from depoison.watch import Board, item_of, missing
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
     claims = list(filter(is_claims, options.targets))
-    reports = [target for target in options.targets if not target.startswith("results/") and target not in claims]
+    papers = [read_paper(plan, target) for target in options.targets if is_paper(target)]
+    reports = [
+        target
+        for target in options.targets
+        if not target.startswith("results/") and target not in claims and not is_paper(target)
+    ]
     tables = [read_report(plan, target) for target in reports if not is_figure(target)]
     figures = [figure for target in reports if is_figure(target) for figure in read_figures(plan, target)]
     cells = [plan.cell(target) for target in options.targets if target.startswith("results/")]
-    wanted = [cell for table in tables for cell in table.cells()] + cells
-    drawn = [artifact for figure in figures for artifact in figure.artifacts()]
-    lacking = missing([cell.evaluation for cell in wanted] + drawn)
+    wanted = [cell for report in [*tables, *(paper.tables for paper in papers)] for cell in report.cells()] + cells
+    drawn = [*figures, *(figure for paper in papers for figure in paper.figures)]
+    lacking = missing([cell.evaluation for cell in wanted] + [one for figure in drawn for one in figure.artifacts()])
     board = Board({one.directory: item_of(one, uses={"cores": 1}) for one in lacking}, {"cores": 1})
     with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
         for number, artifact in enumerate(lacking, 1):
@@ -222,6 +237,8 @@ def _run(options: argparse.Namespace) -> None:
         write_figure(figure)
     for target in filter(is_page, reports):
         write_page(plan, read_page(plan, target))
+    for paper in papers:
+        write_paper(plan, paper)
     for target in claims:
         _write_claims(plan, target)
 
@@ -240,14 +257,14 @@ def _progress(options: argparse.Namespace) -> None:
     follow(artifacts(_plan(options), options.targets) if options.targets else [])
 
 
-def _write_reports(plan: Any, tables: list[Any], cells: list[Any]) -> None:
+def _write_reports(plan: Any, tables: list[Any], cells: list[Any], partial: bool = False) -> None:
     from depoison.reporting.cells import write_cell
     from depoison.reporting.tables import write_table
 
     for cell in cells:
         write_cell(cell)
     for table in tables:
-        write_table(plan, table)
+        write_table(plan, table, partial)
 
 
 def _share(options: argparse.Namespace) -> None:
@@ -271,7 +288,7 @@ def _table(options: argparse.Namespace) -> None:
     from depoison.plan.tables import read_report
 
     plan = _plan(options)
-    _write_reports(plan, [read_report(plan, options.target)], [])
+    _write_reports(plan, [read_report(plan, options.target)], [], options.partial)
 
 
 def _figure(options: argparse.Namespace) -> None:
@@ -309,6 +326,16 @@ def _html(options: argparse.Namespace) -> None:
 
     plan = _plan(options)
     write_index(plan, read_index(plan, options.target))
+
+
+def _paper(options: argparse.Namespace) -> None:
+    from depoison.plan.papers import is_paper, read_paper
+    from depoison.reporting.paper import write_paper
+
+    if not is_paper(options.target):
+        raise DepoisonError(f"{options.target}: the document of a paper is reports/[track/][paper/]paper.pdf (or .tex)")
+    plan = _plan(options)
+    write_paper(plan, read_paper(plan, options.target), options.partial)
 
 
 def _stage(options: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ from depoison.plan.cells import PREFIX
 from depoison.plan.claims import Claims, read_claims
 from depoison.plan.figures import Figure, read_figure, read_page
 from depoison.plan.index import read_index
+from depoison.plan.papers import read_paper
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes
 from depoison.plan.tables import Table, Tables, read_report
@@ -35,6 +36,7 @@ from depoison.reporting.cells import cell_is_current
 from depoison.reporting.claims import claims_are_current
 from depoison.reporting.figures.write import figure_is_current, page_is_current
 from depoison.reporting.html.page import index_is_current
+from depoison.reporting.paper import paper_is_current
 from depoison.reporting.tables import table_is_current
 from depoison.share import artifacts
 from depoison.worker import start_worker
@@ -166,6 +168,11 @@ class Lookup:
     def config_json(self) -> str:
         return canonical(self._config)
 
+    @property
+    def overlays(self) -> str:
+        """Options that name the configuration files, for what quotes the command that makes it."""
+        return shlex.join(f"--configfile={file}" for file in self.plan.overlays)
+
     def cell_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: a cell's evaluation, and a stamp that is new where the cell's file is out of date."""
         with _refusing():
@@ -220,6 +227,14 @@ class Lookup:
         return [
             target for target in targets if target.startswith((PREFIX, "reports/")) and not target.endswith(".html")
         ]
+
+    def paper_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function: evaluations of all tables, all figures, and a stamp that is new where it is out of date."""
+        with _refusing():
+            paper = read_paper(self.plan, f"reports/{wildcards.where}paper")
+            current = paper_is_current(self.plan, paper)
+        needed = [*paper.tables.evaluations(), *(f"{figure.target}.pdf" for figure in paper.figures)]
+        return self._view(paper.target, needed, current)
 
     def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:
         # Each in a folder of its own: Snakemake lists a folder once, and would not see what joins it later.

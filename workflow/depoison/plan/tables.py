@@ -27,6 +27,8 @@ ALL = "all"
 """The name under which all tables of a paper are asked for at once."""
 CLAIMS = "claims"
 """The file of a paper's claims stands beside those of its tables."""
+PAPER = "paper"
+"""The name of the document of all tables and figures of a paper (plan/papers.py)."""
 
 
 class _Strict(BaseModel):
@@ -181,6 +183,10 @@ class Table:
         """The metrics.json of every cell, each once."""
         return list(dict.fromkeys(cell.evaluation.product for cell in self.cells()))
 
+    def missing(self) -> list[Cell]:
+        """The cells whose evaluation is not there, one for each evaluation."""
+        return _missing(self.cells())
+
     def key(self, row: Row, column: Column) -> Key:
         """Where the published numbers of a place stand."""
         rate = "" if row.variant or row.rate is None else f"{row.rate:g}"
@@ -209,8 +215,16 @@ class Tables:
     def evaluations(self) -> list[str]:
         return list(dict.fromkeys(product for table in self.tables for product in table.evaluations()))
 
+    def missing(self) -> list[Cell]:
+        return _missing(self.cells())
+
     def made_from(self) -> str:
         return fingerprint([table.made_from() for table in self.tables])
+
+
+def _missing(cells: list[Cell]) -> list[Cell]:
+    by_product = {cell.evaluation.product: cell for cell in cells}
+    return [cell for product, cell in by_product.items() if not Path(product).exists()]
 
 
 def locate(plan: Plan, target: str) -> tuple[str, str, str]:
@@ -285,11 +299,14 @@ def tables_of(root: Path, paper: str) -> list[str]:
     """The names of a paper's tables, table10 after table9.
 
     Raises:
-        DepoisonError: a table has the name that stands for all of them.
+        DepoisonError: a table has a name that stands for all of them.
     """
     folder = root / PAPERS / paper
-    if (folder / f"{ALL}.yaml").exists():
-        raise DepoisonError(f"{folder / ALL}.yaml: {ALL!r} stands for all tables of a paper; name the table otherwise")
+    for name in (ALL, PAPER):
+        if (folder / f"{name}.yaml").exists():
+            raise DepoisonError(
+                f"{folder / name}.yaml: {name!r} stands for all tables of a paper; name the table otherwise"
+            )
     names = {path.stem for path in folder.glob("*.yaml")} - {CLAIMS}
     parts = {name: re.split(r"(\d+)", name) for name in names}
     # Texts stand at even places, numbers at odd ones, so that only like is compared with like.
