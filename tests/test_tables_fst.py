@@ -23,7 +23,7 @@ from depoison.files import write_json
 from depoison.plan.plan import Plan
 from depoison.plan.tables import Column, Row, Subject, Table, Tables, all_tables, parse_target, read_report, read_table
 from depoison.reporting.comparison import compare, mean_and_interval, sign_test
-from depoison.reporting.tables import SUMMARIES, lines_of, p_value, percent, render, table_is_current
+from depoison.reporting.tables import NARROW, SUMMARIES, lines_of, p_value, percent, render, table_is_current
 
 PLAN = Plan(ROOT)
 TABLES = [f"table{i}" for i in range(1, 12)]
@@ -298,14 +298,14 @@ def test_every_table_is_well_formed(name, track, there, monkeypatch, tmp_path):
         fake(table)
     files = render(there.plan(), table)
     first, *more = blocks(files[".md"])
-    assert {cells_of(line) for line in first} == {2 + 2 * len(table.columns)}
+    assert {cells_of(line) for line in first} == {2 + len(table.columns) * (1 if len(table.columns) > NARROW else 2)}
     lines = lines_of(table)
     assert len(first) == 2 + len(lines) and re.fullmatch(r"\|(:?-+:?\|)+", first[1])
     assert all({cells_of(line) for line in block} == {2 + 3 * 2} for block in more) and len(more) <= 1
     tex = files[".tex"]
     assert tex.count("{") - tex.count(r"\{") == tex.count("}") - tex.count(r"\}")
     for part in re.findall(r"\\begin\{tabular\}\{(l[r]+)\}(.*?)\\end\{tabular\}", tex, re.DOTALL):
-        for row in re.findall(r"^(.*?) ?\\\\(?:\[2pt\])?$", part[1], re.MULTILINE):
+        for row in re.findall(r"^(.*?) ?\\\\\*?(?:\[2pt\])?$", part[1], re.MULTILINE):
             spans = sum(int(found) - 1 for found in re.findall(r"\\multicolumn\{(\d+)\}", row))
             assert len(re.findall(r"(?<!\\)&", row)) + spans == len(part[0]) - 1, row
     content = json.loads(files[".json"])
@@ -313,6 +313,24 @@ def test_every_table_is_well_formed(name, track, there, monkeypatch, tmp_path):
     numbers = list(csv.DictReader(io.StringIO(files[".csv"])))
     assert len(numbers) == 2 * (len(lines) * len(table.columns) + len(table.file.compare))
     assert not any(None in line or None in line.values() for line in numbers)
+
+
+def test_a_wide_table_in_markdown_has_both_metrics_of_a_defense_in_one_cell(there):
+    table = read_table(there.plan(), "reports/tiny/table2")
+    (first, *_) = blocks(render(there.plan(), table)[".md"])
+    assert "ANP<sup>†</sup><br>C-Acc/ASR |" in first[0]
+    for text, line in zip(first[2:], lines_of(table), strict=True):
+        for cell, column in zip(text.split(" | ")[2:], line.figures, strict=True):
+            ours, *more = re.sub(r"</?sub>| \|$", "", cell).split("<br>")
+            figures = list(column.values())
+            expected = [f"{f.ours:.2f}" if f.ours is not None else "–" for f in figures]
+            assert ours.replace("**", "").split("/") == expected
+            assert [part.startswith("**") for part in ours.split("/")] == [f.best for f in figures]
+            published = [f"{f.published:.2f}" for f in figures if f.published is not None]
+            assert not published or more[-1].split("/") == published
+            intervals = [f"±{f.interval:.2f}" for f in figures if f.interval is not None]
+            assert not intervals or more[0].split("/") == intervals
+            assert len(more) == bool(intervals) + bool(published)
 
 
 # --- all tables at once ------------------------------------------------------------------------------------------

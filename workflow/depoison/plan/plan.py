@@ -48,6 +48,9 @@ class Plan:
     ):
         self.root = Path(root).resolve()
         files = list(dict.fromkeys((self.root / name).resolve() for name in (CONFIG_FILE, *configfiles)))
+        self.overlays = [
+            str(file.relative_to(self.root) if file.is_relative_to(self.root) else file) for file in files[1:]
+        ]
         self.configuration = Configuration(self.root, [read_document(file, self.root) for file in files], config)
         self.artifacts: dict[str, Artifact] = {}
         self.local_copies: dict[str, str | None] = {}

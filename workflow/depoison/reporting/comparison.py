@@ -109,8 +109,11 @@ def _difference(
     """Of rows, each with all places of the table where its two cells stand."""
     ours, printed, pairs = [], [], 0
     for places in rows:
-        values = [[metrics(cell.evaluation.product)[metric] for cell in entry.cells] for entry in places[0]]
-        seeds = [a - b for a, b in zip(*values, strict=False) if a is not None and b is not None]
+        first, second = (
+            {cell.name.seed: metrics(cell.evaluation.product)[metric] for cell in entry.cells} for entry in places[0]
+        )
+        both = [(value, second[seed]) for seed, value in first.items() if seed in second]
+        seeds = [a - b for a, b in both if a is not None and b is not None]
         if not seeds:
             continue
         pairs += len(seeds)

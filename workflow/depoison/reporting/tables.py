@@ -6,29 +6,35 @@ import csv
 import io
 import math
 import re
+import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from depoison.errors import DepoisonError
 from depoison.files import json_text, read_json, write_bytes
 from depoison.plan.plan import Plan
 from depoison.plan.tables import Column, Entry, Table, Tables
 from depoison.reporting.comparison import METRICS, compare, mean_and_interval
+from depoison.reporting.latex import MINUS, escape_latex, name_latex, points, prose_latex, runs, typewriter
 
 SUFFIXES = (".md", ".tex", ".csv", ".json")
 CSV = (
     *("paper", "table", "track", "dataset", "model", "row", "rate", "variant", "column", "oracle", "metric"),
-    *("ours", "interval95", "seeds", "published", "difference", "rows", "pairs", "wins", "ties", "losses", "p"),
+    *("ours", "interval95", "seeds", "missing", "published", "difference", "rows", "pairs"),
+    *("wins", "ties", "losses", "p"),
 )
-MINUS = "\N{MINUS SIGN}"
 NEEDS = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
 ORACLE = "Its threshold was chosen by looking at the test set."
+NARROW = 4
+"""A table of more columns has no room for differences, and intervals stand in lines of their own."""
+FEW = 6
+"""So many cells that are missing are named one by one."""
 SUMMARIES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
     "average": ("Average", statistics.fmean),
     "standard-deviation": (
@@ -38,6 +44,10 @@ SUMMARIES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
 }
 
 
+NOT_THERE: dict[str, Any] = dict.fromkeys(METRICS)
+"""The metrics of an evaluation that is not there."""
+
+
 @dataclass(frozen=True)
 class Figure:
     """One number of a table, in percent.
@@ -45,7 +55,9 @@ class Figure:
     Attributes:
         ours: mean over the seeds; None: not computed.
         interval: half width of the 95% confidence interval of the mean (Student's t); None for fewer than two seeds.
-        values: one for each seed.
+        values: one for each of `seeds`.
+        missing: seeds whose evaluation is not there.
+        rows: of a summary: the places of the rows that it is over.
         published: as the paper prints it; None: not printed.
         best: whether it is the best of its row among the defenses.
     """
@@ -53,6 +65,9 @@ class Figure:
     ours: float | None = None
     interval: float | None = None
     values: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
     published: float | None = None
     best: bool = False
 
@@ -82,8 +97,7 @@ class Line:
 def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = None) -> list[Line]:
     """All rows of a table: its cells, then its summaries over the rows that we have, then those that the paper prints.
 
-    Args:
-        metrics: reads the metrics of an evaluation by its path; None where one is not known.
+    An evaluation that is not there leaves its place empty.
     """
     metrics = metrics or _metrics_reader()
     grid = len(table.columns)
@@ -97,14 +111,13 @@ def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = Non
         for row, figures in rows
     ]
     shown = list(lines)
-    complete = all(figure.ours is not None for line in lines for column in line.figures for figure in column.values())
+    shown_figures = [figure for line in lines for column in line.figures for figure in column.values()]
+    complete = all(figure.ours is not None and not figure.missing for figure in shown_figures)
+    seeds = " and the seeds that these share" if len(table.seeds) > 1 and any(f.missing for f in shown_figures) else ""
     for name in table.file.summary:
         title, function = SUMMARIES[name]
-        ours = [
-            _summary(function, [(part[i], line.figures[i]) for part, line in zip(entries, shown, strict=True)], metrics)
-            for i in range(grid)
-        ]
-        note = "" if complete else "over the rows that we have, in ours and in published alike"
+        ours = [_summary(function, [line.figures[i] for line in shown]) for i in range(grid)]
+        note = "" if complete else f"over the rows that we have{seeds}, in ours and in published alike"
         shown_ours = _with_best(table, ours) if name == "average" else ours
         lines.append(Line(title, "", None, shown_ours, summary=True, note=note))
     for name in table.file.summary:
@@ -115,25 +128,27 @@ def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = Non
 
 
 def _metrics_reader() -> Callable[[str], dict[str, Any]]:
-    """Reads the metrics of an evaluation, each once; those of one that is not there are None."""
-
-    def read(product: str) -> dict[str, Any]:
-        return read_json(Path(product))["metrics"] if Path(product).exists() else dict.fromkeys(METRICS)
-
-    return cache(read)
+    """Reads the metrics of an evaluation, each once; `NOT_THERE` for one that is not there."""
+    return cache(lambda product: read_json(path)["metrics"] if (path := Path(product)).exists() else NOT_THERE)
 
 
 def _figures(
     table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]], names: Iterable[str] = METRICS
 ) -> dict[str, Figure]:
     printed = table.published.get(table.key(entry.row, entry.column), {})
+    by_seed = {cell.name.seed: metrics(cell.evaluation.product) for cell in entry.cells}
+    missing = tuple(seed for seed, found in by_seed.items() if found is NOT_THERE)
     result = {}
     for metric in names:
-        published = printed.get(metric)
-        values = list(_by_seed(entry, metrics, metric).values())
-        mean, interval = mean_and_interval(values) if values else (None, None)
-        result[metric] = Figure(mean, interval, tuple(values), published)
+        values = {seed: value for seed, found in by_seed.items() if (value := found.get(metric)) is not None}
+        result[metric] = _figure(values, missing=missing, published=printed.get(metric))
     return result
+
+
+def _figure(values: dict[int, float], **more: Any) -> Figure:
+    """The mean of values by their seeds."""
+    mean, interval = mean_and_interval(list(values.values())) if values else (None, None)
+    return Figure(mean, interval, tuple(values.values()), tuple(values), **more)
 
 
 def _printed(table: Table, name: str, column: Column) -> dict[str, Figure]:
@@ -141,44 +156,39 @@ def _printed(table: Table, name: str, column: Column) -> dict[str, Figure]:
     return {metric: Figure(published=numbers.get(metric)) for metric in METRICS}
 
 
-def _by_seed(entry: Entry, metrics: Callable[[str], dict[str, Any]], metric: str) -> dict[int, float]:
-    """A metric of the seeds that we have."""
-    found = {cell.name.seed: metrics(cell.evaluation.product).get(metric) for cell in entry.cells}
-    return {seed: value for seed, value in found.items() if value is not None}
-
-
-def _summary(
-    function: Callable[[Sequence[float]], float],
-    column: list[tuple[Entry, dict[str, Figure]]],
-    metrics: Callable[[str], dict[str, Any]],
-) -> dict[str, Figure]:
+def _summary(function: Callable[[Sequence[float]], float], columns: list[dict[str, Figure]]) -> dict[str, Figure]:
     """A summary of the rows that we have; the published numbers of the same rows beside it."""
     result = {}
-    for metric in column[0][1]:
-        have = [(entry, figures[metric]) for entry, figures in column if figures[metric].ours is not None]
-        # One summary for each seed that all have, over the rows; its mean and interval over the seeds.
-        found = [_by_seed(entry, metrics, metric) for entry, _ in have]
-        seeds = [seed for seed in found[0] if all(seed in row for row in found)] if found else []
-        values = tuple(v for seed in seeds if not math.isnan(v := function([row[seed] for row in found])))
-        ours, interval = mean_and_interval(values) if values else (None, None)
-        known = [figure.published for _, figure in have if figure.published is not None]
+    for metric in columns[0]:
+        have = {i: column[metric] for i, column in enumerate(columns) if column[metric].ours is not None}
+        by_seed = [dict(zip(figure.seeds, figure.values, strict=True)) for figure in have.values()]
+        # One summary for each seed that all rows have, over the rows; its mean and interval over the seeds.
+        seeds = [seed for seed in by_seed[0] if all(seed in row for row in by_seed)] if by_seed else []
+        found = {seed: function([row[seed] for row in by_seed]) for seed in seeds}
+        values = {seed: value for seed, value in found.items() if not math.isnan(value)}
+        known = [figure.published for figure in have.values() if figure.published is not None]
         published = function(known) if values and len(known) == len(have) else None
-        result[metric] = Figure(ours, interval, values, published)
+        result[metric] = _figure(values, rows=tuple(have), published=published)
     return result
 
 
 def _with_best(table: Table, columns: list[dict[str, Figure]]) -> list[dict[str, Figure]]:
-    """Mark the highest C-Acc and the lowest ASR among the defenses of a subject; no defense does not compete."""
+    """Mark the highest C-Acc and the lowest ASR among the defenses of a subject; no defense does not compete.
+
+    Nothing is marked where they are not means over the same seeds and rows.
+    """
     result = [dict(column) for column in columns]
     for subject in {column.printed for column in table.columns}:
         defended = [
             i for i, column in enumerate(table.columns) if column.printed == subject and column.defense.name != "none"
         ]
         for metric, best_of in (("c_acc", max), ("asr", min)):
-            found = [round(ours, 2) for i in defended if (ours := columns[i][metric].ours) is not None]
-            for i in defended if len(found) > 1 else []:
-                figure = columns[i][metric]
-                if figure.ours is not None and round(figure.ours, 2) == best_of(found):
+            found = {i: figure for i in defended if (figure := columns[i][metric]).ours is not None}
+            if len(found) < 2 or len({(figure.seeds, figure.rows) for figure in found.values()}) > 1:
+                continue
+            best = best_of(round(figure.ours, 2) for figure in found.values())
+            for i, figure in found.items():
+                if round(figure.ours, 2) == best:
                     result[i][metric] = replace(figure, best=True)
     return result
 
@@ -194,10 +204,11 @@ def signed(value: float) -> str:
     return text.replace("+", "±").replace(MINUS, "±") if float(f"{value:.2f}") == 0 else text
 
 
-def write_table(plan: Plan, table: Table | Tables) -> None:
-    """Write reports/….md, .tex, .csv and .json."""
+def write_table(plan: Plan, table: Table | Tables, partial: bool = False) -> None:
+    """Write reports/….md, .tex, .csv and .json; arguments and errors as of `render`."""
+    texts = render(plan, table, partial)
     Path(table.target).parent.mkdir(parents=True, exist_ok=True)
-    for suffix, text in render(plan, table).items():
+    for suffix, text in texts.items():
         write_bytes(Path(table.target + suffix), text.encode())
 
 
@@ -209,18 +220,27 @@ def table_is_current(plan: Plan, table: Table | Tables) -> bool:
     return all(files[suffix].read_bytes() == text.encode() for suffix, text in render(plan, table).items())
 
 
-def render(plan: Plan, table: Table | Tables) -> dict[str, str]:
-    """The text of each of the four files, by suffix."""
+def render(plan: Plan, table: Table | Tables, partial: bool = False) -> dict[str, str]:
+    """The text of each of the four files, by suffix.
+
+    Args:
+        partial: whether evaluations may be missing; then their places are empty, and a footnote says what makes them.
+
+    Raises:
+        DepoisonError: evaluations are missing, or one cannot be read.
+    """
+    if not partial:
+        refuse_missing(plan, f"{table.target}.md", table)
     made_from = table.made_from()
     if isinstance(table, Table):
-        content = _content(plan, table)
+        content = content_of(plan, table)
         return {
             ".md": f"<!-- made from {made_from} -->\n{_page('.md', content)}",
             ".tex": f"% made from {made_from}\n{NEEDS}{_page('.tex', content)}",
             ".csv": _csv(content),
             ".json": json_text({"made_from": made_from} | _json(content)),
         }
-    contents = [_content(plan, each) for each in table.tables]
+    contents = [content_of(plan, each) for each in table.tables]
     entries = [f"- [{escape_markdown(content['title'])}](#{content['table'].name})" for content in contents]
     pages = [f'<a id="{c["table"].name}"></a>\n\n{_page(".md", c, level="##")}' for c in contents]
     head = f"<!-- made from {made_from} -->\n# {escape_markdown(table.tables[0].paper.upper())}, all tables\n\n"
@@ -232,14 +252,34 @@ def render(plan: Plan, table: Table | Tables) -> dict[str, str]:
     }
 
 
-def _content(plan: Plan, table: Table) -> dict[str, Any]:
-    """Everything that a table's files show."""
+def refuse_missing(plan: Plan, target: str, table: Table | Tables) -> None:
+    """Raises: DepoisonError: evaluations of a table, or of all tables of `target`, are missing."""
+    if missing := table.missing():
+        raise DepoisonError(
+            f"{target}: {len(missing)} of {len(table.evaluations())} evaluations are missing, the first is that of "
+            f"{missing[0].name.path}; `{command(plan, target)}` computes them, --partial shows what is there"
+        )
+
+
+def command(plan: Plan, *targets: str) -> str:
+    """What a user types to make targets, with the configuration as it is."""
+    configfiles = ["--configfile", *plan.overlays] if plan.overlays else []
+    return shlex.join(["snakemake", *configfiles, "--", *targets])
+
+
+def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
+    """Everything that a table's files show.
+
+    Args:
+        target: what to ask for where evaluations are missing; default: the table.
+    """
+    missing = table.missing()
+    names = [cell.name.path for cell in missing]
     labels = {
         kind: list(dict.fromkeys(plan.label(kind, getattr(column.subject, kind)) for column in table.columns))
         for kind in ("dataset", "model")
     }
     metrics = _metrics_reader()
-    groups = [(group, len(list(columns))) for group, columns in groupby(table.columns, lambda column: column.group)]
     return {
         "table": table,
         "title": f"{heading(table)}: {table.file.title}",
@@ -252,30 +292,46 @@ def _content(plan: Plan, table: Table) -> dict[str, Any]:
         "notes": _notes(plan, table),
         "oracles": [any(e.oracle for e in table.entries if e.column == column) for column in table.columns],
         "by": table.file.by.label if table.file.by else "Rate",
-        "groups": groups if any(column.group for column in table.columns) else [],
+        "groups": any(column.group for column in table.columns),
         "metrics": METRICS,
         "several_seeds": len(table.seeds) > 1,
         "number": len(table.columns),
+        "wide": len(table.columns) > NARROW,
+        "identifier": re.sub(r"[^\w.-]", "-", f"{table.paper}-{table.name}-{table.track}", flags=re.ASCII),
         "footnotes": {"oracle": ORACLE},
+        "missing": missing,
+        "evaluations": len(table.evaluations()),
+        "makes_all": command(plan, target or f"{table.target}.md"),
+        "makes_each": command(plan, *names) if len(missing) <= FEW else "",
     }
 
 
 def _page(suffix: str, content: dict[str, Any], **more: Any) -> str:
-    return _templates().get_template(f"table{suffix}.jinja").render(content | more)
+    return templates().get_template(f"table{suffix}.jinja").render(content | more, c=content)
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("depoison.reporting"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters |= {"signed": signed, "p": p_value, "latex": escape_latex, "markdown": escape_markdown}
+    environment.filters |= {
+        "typewriter": typewriter,
+        "name": name_latex,
+        "prose": prose_latex,
+        "points": points,
+        "runs": runs,
+        "code": code,
+    }
+    environment.filters |= {"pick": lambda values, at: [values[i] for i in at], "values": dict.values}
     return environment
 
 
 def _json(content: dict[str, Any]) -> dict[str, Any]:
     table: Table = content["table"]
+    missing = {cell.evaluation.product for cell in content["missing"]}
     return {
         "paper": table.paper,
         "table": table.name,
@@ -290,8 +346,11 @@ def _json(content: dict[str, Any]) -> dict[str, Any]:
         "metrics": _metrics(table, content["lines"]),
         "lines": [asdict(line) for line in content["lines"]],
         "comparisons": [asdict(comparison) for comparison in content["comparisons"]],
+        "missing": [cell.name.path for cell in content["missing"]],
+        "missing_made_by": content["makes_all"] if missing else None,
         "cells": [
             {"attack": str(entry.row.attack), "defense": str(entry.column.defense), "gap": entry.gap,
+             "missing": [cell.name.path for cell in entry.cells if cell.evaluation.product in missing],
              "cells": [cell.name.path for cell in entry.cells],
              "evaluations": [cell.evaluation.product for cell in entry.cells]}
             for entry in table.entries
@@ -360,7 +419,8 @@ def _csv(*contents: dict[str, Any]) -> str:
                 for metric, figure in figures.items():
                     writer.writerow(place | {
                         "metric": metric, "ours": figure.ours, "interval95": figure.interval,
-                        "seeds": len(figure.values), "published": figure.published, "difference": figure.difference,
+                        "seeds": len(figure.values), "missing": len(figure.missing),
+                        "published": figure.published, "difference": figure.difference,
                     })  # fmt: skip
         for comparison in content["comparisons"]:
             for metric, found in comparison.differences.items():
@@ -373,25 +433,16 @@ def _csv(*contents: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    MINUS: "$-$",
-    "±": r"$\pm$",
-}
-_LATEX |= {"–": "--", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-_LATEX |= {character: "\\" + character for character in "&%$#_{}"}
-
-
-def escape_latex(text: str) -> str:
-    """Any text, so that LaTeX prints it."""
-    return "".join(_LATEX.get(character, character) for character in " ".join(str(text).split()))
-
-
 def escape_markdown(text: str) -> str:
     """Any text, so that it stays in its table cell and starts no markup."""
     escaped = "".join(
         "\\" + c if c in "\\`*_[]|~" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(c, c) for c in str(text)
     )
     return " ".join(escaped.split())
+
+
+def code(text: str) -> str:
+    """Text such as a command, in Markdown: verbatim between as many backticks as it takes."""
+    text = " ".join(str(text).split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"{fence}{text}{fence}"

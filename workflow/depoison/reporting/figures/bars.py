@@ -6,7 +6,7 @@ from typing import Any
 
 from depoison.plan.figures import Figure, Part
 from depoison.reporting.figures.curves import Row, evaluated, of_panel
-from depoison.reporting.figures.style import curves_grid, legend, looks
+from depoison.reporting.figures.style import curves_grid, legend, looks, plain
 
 HATCHES = ["", "////", "....", "xxxx"]
 
@@ -46,7 +46,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
                 ha="center",
                 va="bottom",
             )
-        axes.set_xticks(range(len(groups)), [group.replace(" ", "\n") for group in groups])
+        axes.set_xticks(range(len(groups)), [plain(group).replace(" ", "\n") for group in groups])
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.grid(False, axis="x")
 

@@ -9,7 +9,7 @@ from depoison.errors import DepoisonError
 from depoison.files import sha256_of
 from depoison.plan.figures import Figure
 from depoison.reporting.figures.curves import Row, where
-from depoison.reporting.figures.style import WIDTHS, blank, new_canvas
+from depoison.reporting.figures.style import WIDTHS, blank, new_canvas, plain
 
 
 def numbers(figure: Figure) -> list[Row]:
@@ -76,7 +76,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             else:
                 axes.set_box_aspect(1)
                 blank(axes, "not\navailable")
-        grid[0][i].set_title(", ".join(filter(None, [point.row, point.column])))
+        grid[0][i].set_title(", ".join(map(plain, filter(None, [point.row, point.column]))))
     for axes, label in zip(grid[:, 0], ("Clean", "Backdoored", "Difference"), strict=True):
         axes.set_ylabel(label)
     return canvas

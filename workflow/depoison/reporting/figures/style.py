@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +84,22 @@ def looks(figure: Figure) -> dict[str, Look]:
     return found
 
 
+LONGEST = 48
+
+
+def plain(text: str) -> str:
+    """A name as a picture can show it: cut, without mathematics, and what the font lacks by its code, as [U+4E2D]."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont(RC["font.family"]))
+    text = " ".join(str(text).split())
+    text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+    visible = (one for one in text if unicodedata.category(one) not in ("Cc", "Cf"))
+    known = (one if font.get_char_index(ord(one)) else f"[U+{ord(one):04X}]" for one in visible)
+    # A label that starts with an underscore is none in a legend.
+    return re.sub("^_", "\N{ZERO WIDTH SPACE}_", "".join(known)).replace("$", r"\$")
+
+
 Panel = Callable[[Any, Part, Part, str], None]
 
 
@@ -107,11 +125,11 @@ def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: b
                 axes.set_ylim(-4, 104)
                 axes.set_yticks([0, 25, 50, 75, 100])
             if i == 0:
-                axes.set_title(column.label)
+                axes.set_title(plain(column.label))
             if not axes.has_data():
                 there = any((point.row, point.column) == (row.label, column.label) for point in figure.points)
                 blank(axes, "not available" if there else "not shown")
-        grid[i][0].set_ylabel("\n".join(filter(None, [row.label, METRICS[metric]])))
+        grid[i][0].set_ylabel("\n".join(filter(None, [plain(row.label), METRICS[metric]])))
     canvas.align_ylabels(list(grid[:, 0]))
     return canvas
 
@@ -146,7 +164,7 @@ def footnotes(figure: Figure) -> list[str]:
     if len(figure.seeds) > 1:
         lines.append(f"mean of seeds {', '.join(map(str, figure.seeds))}, with its 95% confidence interval")
     if gaps := figure.gaps():
-        lines.append(f"not implemented: {', '.join(gaps)}")
+        lines.append(f"not implemented: {', '.join(map(plain, gaps))}")
     return [part for line in lines for part in _wrapped(line, width)]
 
 
@@ -160,6 +178,8 @@ def legend(canvas: Any, handles: Sequence[Any], labels: Sequence[str], width: st
     """One legend above all panels, in as few rows as fit."""
     if len(labels) < 2:
         return
-    inches = sum(0.25 + 0.097 * handle_length + 0.061 * len(label) for label in labels)
+    inches = sum(0.25 + 0.097 * handle_length + 0.061 * min(len(label), LONGEST) for label in labels)
     columns = -(-len(labels) // (int(inches / WIDTHS[width]) + 1))
-    canvas.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=handle_length)
+    canvas.legend(
+        handles, list(map(plain, labels)), loc="outside upper center", ncols=columns, handlelength=handle_length
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 from depoison.plan.figures import Figure, Part
 from depoison.reporting.figures.curves import Row, draw_line, evaluated, legend_of_lines, of_panel
-from depoison.reporting.figures.style import curves_grid, looks
+from depoison.reporting.figures.style import curves_grid, looks, plain
 
 numbers = evaluated
 
@@ -23,7 +23,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             axes.set_xscale("log")
         axes.set_xticks(axis.values, [f"{100 * value:g}%" if axis.percent else f"{value:g}" for value in axis.values])
         if row.x or (row, metric) == (figure.rows[-1], figure.file.metrics[-1]):
-            axes.set_xlabel(axis.label)
+            axes.set_xlabel(plain(axis.label))
 
     canvas = curves_grid(figure, fill, share_x=not any(row.x for row in figure.rows))
     legend_of_lines(canvas, figure)

@@ -10,7 +10,7 @@ from depoison.errors import DepoisonError
 from depoison.files import read_json
 from depoison.plan.figures import Figure
 from depoison.reporting.figures.curves import Row, where
-from depoison.reporting.figures.style import blank, legend, new_canvas
+from depoison.reporting.figures.style import blank, legend, new_canvas, plain
 
 # Petroff's ten colors, which the color-blind can tell apart; red is kept for the target class, as in the paper.
 TARGET = "#bd1f01"
@@ -54,7 +54,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
     colors: dict[int, Any] = {}
     for axes, (row, column) in zip(grid, panels, strict=False):
         shown = [one for one in rows if (one["row"], one["column"]) == (row.label, column.label)]
-        title = ", ".join(filter(None, [row.label, column.label]))
+        title = ", ".join(map(plain, filter(None, [row.label, column.label])))
         axes.set(xticks=[], yticks=[], aspect="auto")
         axes.spines[["top", "right"]].set_visible(True)
         axes.grid(False)

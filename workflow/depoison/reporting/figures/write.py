@@ -102,14 +102,14 @@ def render_page(plan: Plan, page: Page) -> str:
         number = f"Figure {name.removeprefix('figure')}"
         lines += ["", f"## {number}: {escape_markdown(file.title)}", "", f"![{number}]({name}.png)", ""]
         lines.append(
-            f"{escape_markdown(file.caption)}. {_setting(plan, figure)} [PDF]({name}.pdf), [numbers]({name}.csv)."
+            f"{escape_markdown(f'{file.caption}. {setting(plan, figure)}')} [PDF]({name}.pdf), [numbers]({name}.csv)."
         )
         if gaps := figure.gaps():
             lines += ["", f"Not implemented: {escape_markdown(', '.join(gaps))}."]
     return "\n".join(lines) + "\n"
 
 
-def _setting(plan: Plan, figure: Figure) -> str:
+def setting(plan: Plan, figure: Figure) -> str:
     """Dataset and model of the points, and what the track put in their place."""
     used = list(dict.fromkeys((point.dataset, point.model) for point in figure.points))
     words = [f"{plan.label('dataset', dataset)} with {plan.label('model', model)}" for dataset, model in used]
@@ -119,4 +119,4 @@ def _setting(plan: Plan, figure: Figure) -> str:
     if any(ours != paper for paper, ours in ((figure.file.dataset, figure.dataset), (figure.file.model, figure.model))):
         paper = f"{plan.label('dataset', figure.file.dataset)} with {plan.label('model', figure.file.model)}"
         text += f" (the paper: {paper})"
-    return escape_markdown(text) + "."
+    return f"{text}."

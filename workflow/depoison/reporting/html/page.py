@@ -10,6 +10,7 @@ import shlex
 from collections import defaultdict
 from functools import cache
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,16 @@ from depoison.reporting.comparison import BETTER
 from depoison.reporting.figures.write import _kind, _setting, made_from_of, render_csv
 from depoison.reporting.html.pictures import drawn, examples_of
 from depoison.reporting.html.records import Records
-from depoison.reporting.tables import SUMMARIES, _content, _figures, _metrics_reader, _summary, p_value, signed
+from depoison.reporting.tables import (
+    SUMMARIES,
+    _figures,
+    _metrics_reader,
+    _summary,
+    command,
+    content_of,
+    p_value,
+    signed,
+)
 from depoison.reporting.tables import Figure as Number
 
 ALL_METRICS = {"c_acc": "C-Acc", "asr": "ASR", "der": "DER", "lcr": "LCR"}
@@ -78,7 +88,7 @@ def render_index(plan: Plan, index: Index, draw: bool = True) -> str:
         times=builder.times(),
         courses=sum("history" in each for each in builder.records.data["artifacts"] if each["stage"] == "train"),
         missing=[each for paper in papers for each in (*paper["tables"], *paper["figures"]) if each["missing"]],
-        command=command(index.target),
+        command=command(plan, index.target),
         data=embedded(builder.records.data | {
             "entries": builder.entries, "tables": builder.headings, "metrics": ALL_METRICS, "examples": builder.examples(),
         }),
@@ -92,11 +102,6 @@ def embedded(data: Any) -> Markup:
     """JSON that ends no script element: whatever a text holds, there is no < in it."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", r"\u003c"))
-
-
-def command(target: str) -> str:
-    """What makes a report or a cell, for a shell."""
-    return f"snakemake --cores all -- {shlex.quote(target)}"
 
 
 def shade(metric: str, number: Number) -> str:
@@ -126,12 +131,12 @@ class _Builder:
         }
 
     def table(self, table: Table) -> dict[str, Any]:
-        content = _content(self.plan, table)
+        content = content_of(self.plan, table)
         grid, lines = len(table.columns), content["lines"]
         cells = {cell.evaluation.product: cell for cell in table.cells()}
         absent = [cell for product, cell in cells.items() if not Path(product).exists()]
         self.headings.append({
-            "heading": content["heading"], "title": table.file.title, "command": command(f"{table.target}.md"),
+            "heading": content["heading"], "title": table.file.title, "command": command(self.plan, f"{table.target}.md"),
             "seeds": list(table.seeds), "by": content["by"],
         })  # fmt: skip
         rows, marks = [], set()
@@ -154,12 +159,14 @@ class _Builder:
                     for metric, one in figures.items()
                 ]
             rows.append(row)
+        groups = [(name, len(list(columns))) for name, columns in groupby(table.columns, lambda column: column.group)]
         return content | {
+            "groups": groups if content["groups"] else [],
             "id": f"{table.paper}-{table.name}", "paper": table.paper, "title": table.file.title,
             "rows": rows[: len(table.rows)], "summaries": rows[len(table.rows) :], "marks": marks,
             "made": len(cells) - len(absent), "total": len(cells),
             "missing": [shlex.quote(cell.name.path) for cell in absent],
-            "command": command(f"{table.target}.md"), "caption": table.file.caption, "what": "cells",
+            "command": command(self.plan, f"{table.target}.md"), "caption": table.file.caption, "what": "cells",
         }  # fmt: skip
 
     def _entry(
@@ -185,8 +192,7 @@ class _Builder:
         if which >= len(table.file.summary):
             return {metric: Number() for metric in EXTRA}
         entries = table.entries[j :: len(table.columns)]
-        column = [(entry, self._extra_of(table, entry)) for entry in entries]
-        return _summary(SUMMARIES[table.file.summary[which]][1], column, self.read)
+        return _summary(SUMMARIES[table.file.summary[which]][1], [self._extra_of(table, entry) for entry in entries])
 
     def _shown(self, metric: str, number: Number, entry: int | None, mark: str, compared: bool) -> dict[str, Any]:
         ours = "–" if number.ours is None else f"{number.ours:.2f}"
@@ -206,7 +212,7 @@ class _Builder:
             "id": f"{figure.paper}-{figure.name}", "paper": figure.paper, "heading": f"{figure.paper.upper()}, {words}",
             "title": figure.file.title, "caption": figure.file.caption, "setting": _plain(_setting(self.plan, figure)),
             "kind": figure.file.kind, "width": figure.file.width, "gaps": figure.gaps(), "picture": None,
-            "made": len(needed) - len(absent), "total": len(needed), "command": command(f"{figure.target}.png"),
+            "made": len(needed) - len(absent), "total": len(needed), "command": command(self.plan, f"{figure.target}.png"),
             "missing": [artifact.product for artifact in absent], "what": "inputs",
         }  # fmt: skip
         if absent or not any(point.cells for point in figure.points):

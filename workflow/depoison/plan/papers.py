@@ -1,0 +1,56 @@
+"""A paper on a track: all its tables and all its figures, as one document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from depoison.plan.figures import PAGE, Figure, read_page
+from depoison.plan.plan import Plan
+from depoison.plan.tables import ALL, PAPER, Tables, locate, read_report
+
+
+@dataclass(frozen=True)
+class Paper:
+    """All tables and figures of a paper.
+
+    Attributes:
+        target: path without suffix, such as reports/digits/fst/paper; the figures lie beside it.
+    """
+
+    target: str
+    paper: str
+    track: str
+    tables: Tables
+    figures: tuple[Figure, ...]
+
+    @property
+    def folder(self) -> str:
+        return self.target.rpartition("/")[0]
+
+
+def is_paper(target: str) -> bool:
+    """Whether a report is the document of a whole paper."""
+    return re.fullmatch(rf"reports/([^/]+/)*{PAPER}(\.[a-z]+)?", target) is not None
+
+
+def parts_of(targets: Iterable[str]) -> list[str]:
+    """Targets, with all tables and all figures of a paper in its place."""
+    return [
+        part
+        for target in targets
+        for part in ([f"{target.rpartition('/')[0]}/{name}" for name in (ALL, PAGE)] if is_paper(target) else [target])
+    ]
+
+
+def read_paper(plan: Plan, target: str) -> Paper:
+    """Resolve every cell of a paper's tables and figures.
+
+    Raises:
+        DepoisonError: not of the form reports/[{track}/][{paper}/]paper; as `read_report` and `read_page`.
+    """
+    paper, track, _ = locate(plan, target)
+    tables, figures = parts_of([target])
+    report = read_report(plan, tables)
+    return Paper(re.sub(r"\.[a-z]+$", "", target), paper, track, report, read_page(plan, figures).figures)
