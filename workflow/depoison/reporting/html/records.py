@@ -31,7 +31,8 @@ class Records:
     """
 
     def __init__(self) -> None:
-        self.data: dict[str, list[Any]] = {"cells": [], "artifacts": [], "settings": [], **{key: [] for key in SHARED}}
+        parts = ("cells", "artifacts", "settings", "epochs", *SHARED)
+        self.data: dict[str, list[Any]] = {part: [] for part in parts}
         self._numbers: dict[Any, int] = {}
         self._copies: dict[str, dict[str, Any]] = {}
         self._copied: set[str] = set()
@@ -62,8 +63,7 @@ class Records:
                 # Which cell was resolved first is told by its place, not who set the value.
                 lines.append((key, text_of(value), layer, "" if layer == OWN else str(place)))
             content = {"kind": kind, "name": getattr(cell.name, kind).name, "values": lines}
-            key = ("settings", kind, content["name"], tuple(lines))
-            numbers.append(self._numbers[key] if key in self._numbers else self._add("settings", key, content))
+            numbers.append(self._number("settings", repr(content), content))
         return numbers
 
     def _artifact(self, artifact: Artifact) -> int:
@@ -79,17 +79,24 @@ class Records:
             "run": None if record is None else self._shared(record),
         }  # fmt: skip
         if history := read_history(directory / "history.csv"):
-            content["history"] = history
+            # Most courses are of the same epochs.
+            content["history"] = {
+                column: [self._number("epochs", repr(epochs), epochs), values]
+                for column, (epochs, values) in history.items()
+            }
         return self._add("artifacts", key, content)
 
     def _shared(self, content: dict[str, Any]) -> dict[str, Any]:
         content = finite(content)
         for key in SHARED:
             if isinstance(content.get(key), dict):
-                name = (key, repr(sorted(content[key].items())))
-                number = self._numbers[name] if name in self._numbers else self._add(key, name, content[key])
-                content |= {key: number}
+                content |= {key: self._number(key, repr(sorted(content[key].items())), content[key])}
         return content
+
+    def _number(self, part: str, key: str, content: Any) -> int:
+        """The number of a content that may be there already."""
+        found = self._numbers.get((part, key))
+        return self._add(part, (part, key), content) if found is None else found
 
     def _add(self, part: str, key: Any, content: Any) -> int:
         self.data[part].append(content)

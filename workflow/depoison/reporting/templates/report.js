@@ -306,7 +306,8 @@
 
   function chart(history, keys, title, range, explained = true) {
     const W = 280, H = 110, left = 34, right = 8, top = 6, bottom = 16;
-    const epochs = keys.flatMap((key) => history[key][0]), values = keys.flatMap((key) => history[key][1]);
+    const course = (key) => [data().epochs[history[key][0]], history[key][1]];
+    const epochs = keys.flatMap((key) => course(key)[0]), values = keys.flatMap((key) => history[key][1]);
     const [x0, x1] = [Math.min(...epochs), Math.max(...epochs)];
     const [y0, y1] = range ?? [Math.min(0, ...values), Math.max(...values) || 1];
     const x = (e) => left + ((e - x0) / (x1 - x0 || 1)) * (W - left - right);
@@ -318,7 +319,7 @@
     ]);
     for (const e of new Set([x0, x1])) marks.push(make("text", { x: x(e), y: H - 2, "text-anchor": e === x0 ? "start" : "end" }, String(e)));
     const drawn = keys.map((key) => {
-      const [at, of] = history[key];
+      const [at, of] = course(key);
       if (at.length === 1) return make("circle", { class: `c-${key}`, cx: x(at[0]), cy: y(of[0]), r: 2 });
       return make("path", { class: `line c-${key}`, d: at.map((e, i) => `${i ? "L" : "M"}${x(e).toFixed(1)} ${y(of[i]).toFixed(1)}`).join("") });
     });
