@@ -1,4 +1,4 @@
-# `make digits`: FST's Tables 1 and 2 on embedded images. `make test`: the tests. Each target sets up .venv first.
+# `make digits`: FST's Table 1 on embedded images. `make test`: the tests. Each target sets up .venv first.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
@@ -6,12 +6,14 @@ READY := $(VENV)/.ready
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help environment digits test test-cluster test-latex lint format clean-environment
+.PHONY: help environment digits test test-methods test-cluster test-browser test-latex lint format clean-environment
 
 help:
-	@echo "make digits       FST's Tables 1 and 2 on embedded handwritten digits: minutes, CPU, no download"
+	@echo "make digits       FST's Table 1 on embedded handwritten digits: minutes, CPU, no download"
 	@echo "make test         the tests"
+	@echo "make test-methods each attack and each defense on digits: what takes, what a defense leaves"
 	@echo "make test-cluster the tests of the cluster profiles, on a real SLURM set up on this machine (root; Debian)"
+	@echo "make test-browser the tests of the HTML report in Chromium (root, to install it; Debian)"
 	@echo "make test-latex   the tests of the documents, with TeX Live's basic packages, installed if need be (root; Debian)"
 	@echo "make lint         ruff, snakefmt and snakemake --lint"
 	@echo "make environment  only .venv, from envs/lock.txt"
@@ -25,10 +27,13 @@ $(READY): envs/lock.txt pyproject.toml
 	@touch $@
 
 digits: environment
-	snakemake -- reports/digits/table1.md reports/digits/table2.md
+	snakemake -- reports/digits/table1.md
 
 test: environment
-	pytest
+	pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+test-methods: environment
+	pytest -m methods
 
 # Snakemake looks at every plugin when it starts: those for clusters stay out of the environment.
 $(VENV)/cluster/.ready: envs/cluster.txt $(READY)
@@ -38,6 +43,10 @@ $(VENV)/cluster/.ready: envs/cluster.txt $(READY)
 test-cluster: $(VENV)/cluster/.ready
 	command -v slurmctld munged || { apt-get update && apt-get install -y --no-install-recommends slurm-wlm munge; }
 	pytest -m cluster
+
+test-browser: environment
+	command -v chromium && command -v chromedriver || { apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver; }
+	pytest -m browser
 
 test-latex: environment
 	command -v pdflatex && command -v pdftotext || { apt-get update && apt-get install -y --no-install-recommends \

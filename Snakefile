@@ -14,6 +14,8 @@ include: "workflow/rules/purify.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/tables.smk"
 include: "workflow/rules/figures.smk"
+include: "workflow/rules/claims.smk"
+include: "workflow/rules/html.smk"
 include: "workflow/rules/latex.smk"
 
 
@@ -21,4 +23,3 @@ rule all:
     default_target: True
     input:
         "reports/digits/table1.md",
-        "reports/digits/table2.md",

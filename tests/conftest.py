@@ -27,10 +27,11 @@ PARTS = ("Snakefile", "workflow", "config", "profiles", "envs", "pyproject.toml"
 TINY = {
     "summary": "for tests",
     "replace": {"datasets": {"*": "digits"}, "models": {"*": "resnet18"}},
+    "datasets": {"digits": {"size": 8}},
     "models": {"resnet18": {"width": 8}},
     "training": {"epochs": 1, "batch_size": 128, "evaluate_every": 0, "precision": "fp32"},
     "tuning": {"epochs": 1, "batch_size": 64, "precision": "fp32"},
-    "attacks": {"ssba": {"bits": 4, "encoder_width": 8, "encoder_epochs": 1}},
+    "attacks": {"label-consistent": {"surrogate_steps": 1}},
 }
 SMALL = {
     "title": "Small",
@@ -43,6 +44,15 @@ SMALL = {
         {"attack": "blended", "label": "Blended", "rates": [0.1]},
     ],
     "summary": ["average"],
+}
+
+MANY = SMALL | {
+    "title": "Many",
+    "caption": "Three attacks and four defenses",
+    "columns": [{"defense": name, "label": name} for name in ("none", "lp", "fe-tuning", "ft", "ft-init")],
+    "rows": [
+        {"attack": name, "label": name, "rates": [0.01, 0.005]} for name in ("badnet", "blended", "label-consistent")
+    ],
 }
 
 
@@ -132,9 +142,10 @@ class Project:
 
 
 def with_tiny(project: Project) -> Project:
-    """The track `tiny` and the table `small`: each stage takes as long as importing torch does."""
+    """The track `tiny` and the tables `small` and `many`: each stage takes as long as importing torch does."""
     project.edit("config/tracks/tiny.yaml", lambda data: data.update(TINY))
     project.edit("config/papers/fst/small.yaml", lambda data: data.update(SMALL))
+    project.edit("config/papers/fst/many.yaml", lambda data: data.update(MANY))
     return project
 
 

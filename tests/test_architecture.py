@@ -88,6 +88,7 @@ def test_imports_run_in_no_circle():
         "plan.figures",
         "reporting.tables",
         "reporting.figures.write",
+        "reporting.html.page",
         "reporting.explain",
         "gpu",
     ],

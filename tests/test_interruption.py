@@ -23,7 +23,7 @@ from depoison.plan.specs import STAGES
 
 pytestmark = pytest.mark.pipeline
 
-TABLE = "reports/tiny/table1.md"
+TABLE = "reports/tiny/many.md"
 
 
 def start(project: Project, *command: str) -> subprocess.Popen[bytes]:
@@ -64,7 +64,7 @@ def child_of(snakemake: subprocess.Popen[bytes], stage: str) -> psutil.Process:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """FST's Table 1 on the track `tiny`; only to be copied and compared with."""
+    """The table `many` on the track `tiny`; only to be copied and compared with."""
     project = with_tiny(Project(tmp_path_factory.mktemp("uninterrupted") / "project"))
     done = project.depoison("run", TABLE)
     assert done.returncode == 0, done.stderr
@@ -164,9 +164,13 @@ def disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+def kilobytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 1024
+
+
 def test_a_full_disk_is_told_in_one_line(disk, uninterrupted, tmp_path):
     project = Project(tmp_path / "project", uninterrupted.path)
-    disk(project / "results", "600k")
+    disk(project / "results", f"{kilobytes(uninterrupted / 'results') // 8}k")
     failed = project.depoison("run", TABLE)
     assert failed.returncode == 1
     assert failed.stderr.splitlines()[-1].endswith("No space left on device; nothing finished is lost")
@@ -174,7 +178,7 @@ def test_a_full_disk_is_told_in_one_line(disk, uninterrupted, tmp_path):
 
 
 def test_a_full_disk_loses_nothing_and_the_run_completes_once_there_is_space(disk, uninterrupted, tmp_path):
-    disk(tmp_path / "disk", "2300k")
+    disk(tmp_path / "disk", f"{kilobytes(uninterrupted.path) // 3}k")
     project = Project(tmp_path / "disk/project", uninterrupted.path)
     failed = project.snakemake("--cores", "2", "--keep-going", "--", TABLE)
     assert failed.returncode != 0

@@ -55,9 +55,9 @@ def moved(before: Cell, after: Cell) -> set[str]:
     return {stage for stage in one.keys() | other.keys() if one.get(stage) != other.get(stage)}
 
 
-def from_stage(stage: str) -> set[str]:
-    """A stage and all that follow from it."""
-    return set(STAGES[STAGES.index(stage) :])
+def from_stage(stage: str, cell: Cell) -> set[str]:
+    """A stage and all that follow from it, of those that the cell has."""
+    return set(STAGES[STAGES.index(stage) :]) & stages(cell).keys()
 
 
 # --- specs and fingerprints --------------------------------------------------------------------------------------
@@ -159,12 +159,7 @@ METHODS = [
     if PLAN.configuration.parameters(kind, name)
 ]
 KEYS = [(kind, name, key) for kind, name in METHODS for key in PLAN.configuration.parameters(kind, name)]
-MOVED_BY = {
-    **{key: from_stage("dataset") for key in ("source", "size", "checksum")},
-    **{key: from_stage("split") for key in ("reserve", "stratified")},
-    **{key: from_stage("train") for key in ("mean", "std")},
-    "root": set(),
-}
+MOVED_BY = {"reserve": "split", "stratified": "split", "mean": "train", "std": "train"}
 
 
 def named(kind: str, name: str, key: str = "", text: str = "", seed: int = 0) -> str:
@@ -177,7 +172,7 @@ def another(parameter: Parameter, value: Any) -> Any:
         case "bool":
             candidates = [not value]
         case "int":
-            candidates = [value + 1, value - 1]
+            candidates = [*(parameter.choices or ()), value + 1, value - 1]
         case "float":
             candidates = [value / 2, 0.5] if value else [0.05]
         case "floats":
@@ -204,8 +199,9 @@ def test_every_hyper_parameter_moves_what_follows_from_it_and_nothing_else(kind,
         first = "asset" if "recipe" in assets else "train"
     if key in assets:
         first = "asset"
-    expected = MOVED_BY.get(key, from_stage(first)) if kind == "dataset" else from_stage(first)
-    assert moved(before, after) == expected & stages(before).keys()
+    if kind == "dataset":
+        first = MOVED_BY.get(key, first)
+    assert moved(before, after) == (set() if key == "root" else from_stage(first, before))
 
 
 @pytest.mark.parametrize(("kind", "name", "key"), KEYS)
@@ -216,7 +212,8 @@ def test_an_override_that_is_the_default_moves_nothing(kind, name, key):
 
 
 def test_the_seed_moves_all_but_the_dataset():
-    assert moved(PLAN.cell(cell(seed=0)), PLAN.cell(cell(seed=1))) == from_stage("split")
+    before = PLAN.cell(cell(seed=0))
+    assert moved(before, PLAN.cell(cell(seed=1))) == from_stage("split", before)
 
 
 def test_each_method_has_its_own_path():
@@ -240,7 +237,8 @@ def test_spellings_of_one_value_are_one_artifact():
 def test_the_version_of_a_method_moves_what_follows_from_it(kind, project):
     first = {"dataset": "dataset", "model": "train", "attack": "poison", "defense": "purify"}[kind]
     project.set(f"config/{KINDS[kind]}/{CHOSEN[kind]}.yaml", "version", to=2)
-    assert moved(PLAN.cell(cell()), project.plan().cell(cell())) == from_stage(first) - {"asset"}
+    before = PLAN.cell(cell())
+    assert moved(before, project.plan().cell(cell())) == from_stage(first, before)
 
 
 def test_how_work_is_done_moves_nothing(project):
@@ -276,7 +274,7 @@ def test_where_a_local_copy_lies(dataset, values, moves, project):
         plan = project.plan("mine.yaml")
         found.append(plan.cell(cell(track="paper", dataset=dataset)))
         assert plan.local_copies[stages(found[-1])["dataset"]] == root
-    assert moved(*found) == (from_stage("dataset") if moves else set())
+    assert moved(*found) == (from_stage("dataset", found[0]) if moves else set())
 
 
 def test_a_picture_is_known_by_its_content(project):
@@ -289,7 +287,7 @@ def test_a_picture_is_known_by_its_content(project):
         return project.plan().cell(name)
 
     first = planned(b"one")
-    assert moved(first, planned(b"two")) == from_stage("poison")
+    assert moved(first, planned(b"two")) == from_stage("poison", first)
     os.utime(picture, (1, 1))
     assert moved(first, planned(b"one")) == set()
 
@@ -562,7 +560,12 @@ def test_the_schemas_are_those_of_the_models():
 
 @pytest.mark.parametrize(
     ("schema", "pattern"),
-    [("config", "config.yaml"), ("track", "tracks/*.yaml"), ("table", "papers/*/*.yaml")]
+    [
+        ("config", "config.yaml"),
+        ("track", "tracks/*.yaml"),
+        ("table", "papers/*/table*.yaml"),
+        ("claims", "papers/*/claims.yaml"),
+    ]
     + [("method", f"{folder}/*.yaml") for folder in KINDS.values()],
 )
 def test_the_files_follow_the_schemas(schema, pattern):

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.debug:
             raise
         logging.getLogger("depoison").error("error: %s", " ".join(str(error).split()))
-        return 1
+        return getattr(options, "failure", 1)
     except KeyboardInterrupt:
         return 130
 
@@ -51,7 +52,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--all", action="store_true", help="also show the values that were overruled")
 
     sub = configured(command("run", _run, "make cells and reports without Snakemake, one job after the other"))
-    sub.add_argument("targets", nargs="+", help="cells (results/cells/…), tables and figures (reports/…)")
+    sub.add_argument("targets", nargs="+", help="cells (results/cells/…), tables, figures and claims (reports/…)")
+
+    sub = configured(
+        command("progress", _progress, "what a run makes now, wherever it runs, and how long the rest takes")
+    )
+    sub.add_argument(
+        "targets", nargs="*", help="what the run makes (results/cells/…, reports/…); else what is being made"
+    )
 
     sub = configured(command("check", _check, "validate every file below config/"))
 
@@ -68,6 +76,28 @@ def _parser() -> argparse.ArgumentParser:
         command("figure", _figure, "draw a figure as .png, .pdf and .csv, or write the page of all figures")
     )
     sub.add_argument("target")
+    sub.add_argument("--log")
+
+    sub = configured(
+        command("claims", _claims, "write the verdicts on a paper's claims as .md and .json from what is there")
+    )
+    sub.add_argument("target", help="reports/[track/][paper/]claims")
+    sub.add_argument("--log")
+
+    sub = configured(
+        command("compare", _compare, "which cells of two tracks, folders or git revisions differ beyond noise")
+    )
+    sub.add_argument("first", help="a track, the folder of another checkout, or a git revision")
+    sub.add_argument("second", help="likewise")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="every number")
+    form.add_argument("--markdown", action="store_true", help="the table as Markdown")
+    sub.set_defaults(failure=2)
+
+    sub = configured(
+        command("html", _html, "write all tables and figures of a track, as far as they are there, as one page")
+    )
+    sub.add_argument("target", nargs="?", default="reports/index.html", help="reports/[track/]index.html")
     sub.add_argument("--log")
 
     sub = configured(command("paper", _paper, "write all tables and figures of a paper as one document, .tex and .pdf"))
@@ -168,30 +198,40 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from depoison.gpu import lease
+    from depoison.plan.claims import is_claims
     from depoison.plan.figures import is_figure, is_page, read_figures, read_page
     from depoison.plan.papers import is_paper, read_paper
     from depoison.plan.tables import read_report
     from depoison.reporting.figures.write import write_figure, write_page
     from depoison.reporting.paper import write_paper
     from depoison.stages.runner import devices_wanted, run_stage
+    from depoison.watch import Board, item_of, missing
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
+    claims = list(filter(is_claims, options.targets))
     papers = [read_paper(plan, target) for target in options.targets if is_paper(target)]
-    reports = [target for target in options.targets if not target.startswith("results/") and not is_paper(target)]
+    reports = [
+        target
+        for target in options.targets
+        if not target.startswith("results/") and target not in claims and not is_paper(target)
+    ]
     tables = [read_report(plan, target) for target in reports if not is_figure(target)]
     figures = [figure for target in reports if is_figure(target) for figure in read_figures(plan, target)]
     cells = [plan.cell(target) for target in options.targets if target.startswith("results/")]
     wanted = [cell for report in [*tables, *(paper.tables for paper in papers)] for cell in report.cells()] + cells
-    chain = {directory: artifact for cell in wanted for directory, artifact in cell.evaluation.chain().items()}
     drawn = [*figures, *(figure for paper in papers for figure in paper.figures)]
-    for artifact in (artifact for figure in drawn for artifact in figure.artifacts()):
-        chain |= artifact.chain()
-    missing = [artifact for artifact in chain.values() if not Path(artifact.product).exists()]
+    lacking = missing([cell.evaluation for cell in wanted] + [one for figure in drawn for one in figure.artifacts()])
+    board = Board({one.directory: item_of(one, uses={"cores": 1}) for one in lacking}, {"cores": 1})
     with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
-        for number, artifact in enumerate(missing, 1):
-            logging.getLogger("depoison").info("[%d/%d] %s", number, len(missing), artifact.directory)
+        for number, artifact in enumerate(lacking, 1):
+            board.started(artifact.directory, time.time())
+            line = f"[{number}/{len(lacking)}] {artifact.directory}  ETA {board.eta(time.time())}"
+            logging.getLogger("depoison").info("%s", line)
+            if sys.stderr.isatty():
+                print(line, file=sys.stderr)
             run_stage(artifact.spec, artifact.directory, runtime, plan.local_copies.get(artifact.directory))
+            board.finished(artifact.directory, time.time())
     _write_reports(plan, tables, cells)
     for figure in figures:
         write_figure(figure)
@@ -199,6 +239,22 @@ def _run(options: argparse.Namespace) -> None:
         write_page(plan, read_page(plan, target))
     for paper in papers:
         write_paper(plan, paper)
+    for target in claims:
+        _write_claims(plan, target)
+
+
+def _write_claims(plan: Any, target: str) -> None:
+    from depoison.plan.claims import read_claims
+    from depoison.reporting.claims import write_claims
+
+    write_claims(plan, read_claims(plan, target))
+
+
+def _progress(options: argparse.Namespace) -> None:
+    from depoison.share import artifacts
+    from depoison.watch import follow
+
+    follow(artifacts(_plan(options), options.targets) if options.targets else [])
 
 
 def _write_reports(plan: Any, tables: list[Any], cells: list[Any], partial: bool = False) -> None:
@@ -244,6 +300,32 @@ def _figure(options: argparse.Namespace) -> None:
         write_page(plan, read_page(plan, options.target))
     else:
         write_figure(read_figure(plan, options.target))
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from depoison.reporting.changes import as_json, as_text, compare_sides
+    from depoison.reporting.runs import read_side
+
+    plan = _plan(options)
+    found = compare_sides(plan, *(read_side(plan, name) for name in (options.first, options.second)))
+    print(as_json(found) if options.json else as_text(found, options.markdown), end="")
+    return int(bool(found.changed))
+
+
+def _claims(options: argparse.Namespace) -> None:
+    from depoison.plan.claims import is_claims
+
+    if not is_claims(options.target):
+        raise DepoisonError(f"{options.target}: the claims of a paper are reports/[track/][paper/]claims.md")
+    _write_claims(_plan(options), options.target)
+
+
+def _html(options: argparse.Namespace) -> None:
+    from depoison.plan.index import read_index
+    from depoison.reporting.html.page import write_index
+
+    plan = _plan(options)
+    write_index(plan, read_index(plan, options.target))
 
 
 def _paper(options: argparse.Namespace) -> None:

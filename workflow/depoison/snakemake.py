@@ -12,24 +12,33 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
+from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any, TextIO
 
 from snakemake.io import flag
+from snakemake.logging import logger
 
+from depoison import watch
 from depoison.errors import DepoisonError
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
+from depoison.plan.claims import Claims, read_claims
 from depoison.plan.figures import Figure, read_figure, read_page
+from depoison.plan.index import read_index
 from depoison.plan.papers import read_paper
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes
 from depoison.plan.tables import Table, Tables, locate, read_report
 from depoison.reporting.cells import cell_is_current
+from depoison.reporting.claims import claims_are_current
 from depoison.reporting.figures.write import figure_is_current, page_is_current
+from depoison.reporting.html.page import index_is_current
 from depoison.reporting.paper import paper_is_current
 from depoison.reporting.tables import table_is_current
+from depoison.share import artifacts
 from depoison.worker import start_worker
 
 STAMPS = Path(".snakemake/depoison/stamps")
@@ -58,6 +67,7 @@ class Lookup:
         self._workflow, self._config = workflow, dict(config)
         self._tables: dict[str, Table | Tables] = {}
         self._figures: dict[str, Figure] = {}
+        self._claims: dict[str, Claims] = {}
         # Planning makes millions of objects that live until its end: looking for garbage among them is a fifth of its time.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -82,6 +92,7 @@ class Lookup:
                 file.writelines(
                     canonical([a.directory, a.spec, self.plan.local_copies.get(a.directory)]) + "\n" for a in missing
                 )
+            self._show_progress()
             return
         limit, found = self._workflow.global_resources.get("gpu"), len(devices())
         wanted = getattr(limit, "value", limit)
@@ -89,8 +100,32 @@ class Lookup:
             instead = "leave it out to compute on the CPU" if not found else f"valid: at most {found}"
             with _refusing():
                 raise DepoisonError(f"--resources gpu={wanted}: this machine has {found} GPUs; {instead}")
+        self._show_progress()
         if missing:
             self._worker = start_worker(RUNNING.parent, self.runtime.threads)
+
+    def _show_progress(self) -> None:
+        """Hand the jobs over to the logger plugin, where it is in use."""
+        if watch.display is None:
+            return
+        ids = {str(next(iter(job.output), job.rule.name)): job.jobid for job in self._workflow.dag.needrun_jobs()}
+        made = {path.rpartition("/")[0]: jobid for path, jobid in ids.items()}
+        items: dict[Hashable, watch.Item] = {}
+        for artifact in self.plan.artifacts.values():  # upstream first
+            if artifact.directory in made:
+                gpus = int(computes(artifact.stage, artifact.upstream))
+                after = tuple(made[one.directory] for one in artifact.upstream.values() if one.directory in made)
+                uses = {"cores": self.runtime.threads, "gpu": gpus}
+                items[made[artifact.directory]] = watch.item_of(artifact, uses=uses, after=after)
+        items |= {jobid: watch.Item(path) for path, jobid in ids.items() if jobid not in items}
+        if self._workflow.executor_plugin.name == "local":
+            gpu = self._workflow.global_resources.get("gpu")
+            limits = {"cores": self._workflow.cores, "gpu": int(getattr(gpu, "value", gpu) or 0)}
+            board = watch.Board(items, limits)
+        else:
+            items = {key: replace(item, uses={"jobs": 1}) for key, item in items.items()}
+            board = watch.Board(items, queue=True)
+        watch.display.begin(board)
 
     def inputs(self, stage: str) -> Callable[[Any], list[Any]]:
         """Input function: what an artifact is made from; nothing where it is there already, which makes it a leaf."""
@@ -171,6 +206,33 @@ class Lookup:
         pictures = [f"{figure.target}.png" for figure in page.figures]
         return self._view(page.target, pictures, page_is_current(self.plan, page))
 
+    def claims_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function: what is there of the claims' cells, none of which is made, and a stamp as the others have it."""
+        target = f"reports/{wildcards.where}claims"
+        with _refusing():
+            claims = self._claims[target] = self._claims.get(target) or read_claims(self.plan, target)
+            there = [product for product in claims.products() if Path(product).exists()]
+            return self._view(claims.target, there, claims_are_current(self.plan, claims))
+
+    def html_inputs(self, wildcards: Any) -> list[Any]:
+        """Input function: what a track's page shows and is there, what else was asked for, and a stamp as above.
+
+        The page asks for nothing that is missing. But whoever asks for a table and for the page wants that table on it.
+        """
+        with _refusing():
+            index = read_index(self.plan, f"reports/{wildcards.where}index.html")
+            asked = {artifact.product for artifact in artifacts(self.plan, self._asked())}
+            products = [product for product in index.products() if product in asked or Path(product).exists()]
+            current = all(Path(product).exists() for product in products) and index_is_current(self.plan, index)
+            return self._view(index.target, products, current)
+
+    def _asked(self) -> list[str]:
+        """The cells, tables and figures that Snakemake was asked for."""
+        targets = [str(target) for target in self._workflow.dag_settings.targets]
+        return [
+            target for target in targets if target.startswith((PREFIX, "reports/")) and not target.endswith(".html")
+        ]
+
     def paper_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: evaluations of all tables, all figures, and a stamp that is new where it is out of date."""
         with _refusing():
@@ -221,5 +283,8 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except DepoisonError as error:
+        for handler in logger.handlers:
+            if isinstance(handler, QueueHandler):  # what was said before comes before
+                handler.queue.join()
         print(f"depoison: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(1) from None

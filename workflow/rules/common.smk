@@ -12,7 +12,7 @@ LOOKUP = Lookup(workflow, config)
 wildcard_constraints:
     id=r"[^/]+-[0-9a-f]{10}",
     where=r"([^/]+/)*",
-    table=r"(?!figure|paper\.)[^/.]+",
+    table=r"(?!figure|claims\.|paper\.)[^/.]+",
     figure=r"figure[0-9][^/.]*",
 
 

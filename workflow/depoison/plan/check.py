@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from depoison.plan.claims import all_claims, read_claims
 from depoison.plan.config import KINDS
 from depoison.plan.figures import all_figures, read_figure
 from depoison.plan.plan import Plan
@@ -9,7 +10,7 @@ from depoison.plan.tables import all_tables, read_table
 
 
 def check(plan: Plan) -> str:
-    """Validate every method, dataset, track, table and figure, and resolve every cell of these on every track.
+    """Validate every method, dataset, track, table, figure and claim, and resolve every cell of these on every track.
 
     Returns:
         One line that says how much was checked.
@@ -27,6 +28,8 @@ def check(plan: Plan) -> str:
     cells = {cell.name for table in tables for cell in table.cells()}
     figures = [read_figure(plan, target) for target in all_figures(plan)]
     cells |= {cell.name for figure in figures for point in figure.points for cell in point.cells}
+    claims = [read_claims(plan, target) for target in all_claims(plan)]
     counts = ", ".join(f"{len(configuration.names(kind))} {folder}" for kind, folder in KINDS.items())
     counts += f", {len(configuration.names('track'))} tracks, {len(tables)} tables, {len(figures)} figures"
+    counts += f", {len({(each.paper, claim.id) for each in claims for claim in each.claims})} claims"
     return f"valid: {counts}, {len(cells)} cells"

@@ -155,7 +155,7 @@ def load_as(model: type[BaseModel], document: Document) -> Loaded:
         keys = tuple(str(key) for key in fault["loc"])
         where = f"{document.place(*keys)}: {'.'.join(keys)}"
         if fault["type"] == "extra_forbidden":
-            fields = _model_at(model, keys[:-1]).model_fields
+            fields = [field.alias or name for name, field in _model_at(model, keys[:-1]).model_fields.items()]
             raise unknown("key", keys[-1], fields, document.place(*keys)) from None
         message = fault["msg"].removeprefix("Value error, ")
         raise DepoisonError(f"{where}: {message[0].lower()}{message[1:]}") from None

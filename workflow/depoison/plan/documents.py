@@ -28,10 +28,11 @@ class Document:
     places: dict[tuple[str, ...], str]
 
     def place(self, *keys: str) -> str:
-        """`file:line` of a key, or of its nearest ancestor that the file holds."""
+        """`file:line` of a key, or of its nearest ancestor that the file holds; of a lone value in place of a list, too."""
         for length in range(len(keys), 0, -1):
-            if keys[:length] in self.places:
-                return self.places[keys[:length]]
+            for found in (keys[:length], tuple(key for key in keys[:length] if key != "0")):
+                if found in self.places:
+                    return self.places[found]
         return self.path
 
 

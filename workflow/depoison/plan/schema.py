@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from depoison.plan.claims import ClaimsFile
 from depoison.plan.config import Config, Method, Track
 from depoison.plan.figures import AnyFigureFile
 from depoison.plan.tables import TableFile
 
-MODELS = {"config": Config, "method": Method, "track": Track, "table": TableFile, "figure": AnyFigureFile}
+MODELS = {
+    "config": Config,
+    "method": Method,
+    "track": Track,
+    "table": TableFile,
+    "figure": AnyFigureFile,
+    "claims": ClaimsFile,
+}
 
 
 def schemas() -> dict[str, str]:

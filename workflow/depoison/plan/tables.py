@@ -25,6 +25,8 @@ PAPERS = "config/papers"
 DEFAULT_PAPER, DEFAULT_TRACK = "fst", "paper"
 ALL = "all"
 """The name under which all tables of a paper are asked for at once."""
+CLAIMS = "claims"
+"""The file of a paper's claims stands beside those of its tables."""
 PAPER = "paper"
 """The name of the document of all tables and figures of a paper (plan/papers.py)."""
 
@@ -253,7 +255,7 @@ def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
         DepoisonError: as `locate`, or an unknown table.
     """
     paper, track, name = locate(plan, target)
-    tables = [path.stem for path in _table_files(plan.root / PAPERS / paper)]
+    tables = tables_of(plan.root, paper)
     if name not in (ALL, *tables):
         raise unknown(f"table of {paper}", name, [*tables, ALL], target)
     return paper, track, name
@@ -269,7 +271,7 @@ def read_report(plan: Plan, target: str) -> Table | Tables:
     stem = re.sub(r"\.[a-z]+$", "", target)
     if name != ALL:
         return _read(plan, stem, paper, track, name)
-    names = [path.stem for path in _table_files(plan.root / PAPERS / paper)]
+    names = tables_of(plan.root, paper)
     return Tables(stem, tuple(_read(plan, stem, paper, track, name) for name in names))
 
 
@@ -286,27 +288,29 @@ def read_table(plan: Plan, target: str) -> Table:
 def all_tables(plan: Plan) -> list[str]:
     """The target, without suffix, of every table of every paper on every track."""
     return [
-        f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{paper}/{path.stem}"
+        f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{paper}/{name}"
         for track in plan.configuration.names("track")
         for paper in _papers(plan.root)
-        for path in _table_files(plan.root / PAPERS / paper)
+        for name in tables_of(plan.root, paper)
     ]
 
 
-def _table_files(folder: Path) -> list[Path]:
-    """The files of a paper's tables, table10 after table9.
+def tables_of(root: Path, paper: str) -> list[str]:
+    """The names of a paper's tables, table10 after table9.
 
     Raises:
         DepoisonError: a table has a name that stands for all of them.
     """
+    folder = root / PAPERS / paper
     for name in (ALL, PAPER):
         if (folder / f"{name}.yaml").exists():
             raise DepoisonError(
                 f"{folder / name}.yaml: {name!r} stands for all tables of a paper; name the table otherwise"
             )
-    parts = {path: re.split(r"(\d+)", path.stem) for path in folder.glob("*.yaml")}
+    names = {path.stem for path in folder.glob("*.yaml")} - {CLAIMS}
+    parts = {name: re.split(r"(\d+)", name) for name in names}
     # Texts stand at even places, numbers at odd ones, so that only like is compared with like.
-    return sorted(parts, key=lambda path: [int(part) if i % 2 else part for i, part in enumerate(parts[path])])
+    return sorted(parts, key=lambda name: [int(part) if i % 2 else part for i, part in enumerate(parts[name])])
 
 
 def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:

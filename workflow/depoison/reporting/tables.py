@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -132,13 +132,15 @@ def _metrics_reader() -> Callable[[str], dict[str, Any]]:
     return cache(lambda product: read_json(path)["metrics"] if (path := Path(product)).exists() else NOT_THERE)
 
 
-def _figures(table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]]) -> dict[str, Figure]:
+def _figures(
+    table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]], names: Iterable[str] = METRICS
+) -> dict[str, Figure]:
     printed = table.published.get(table.key(entry.row, entry.column), {})
     by_seed = {cell.name.seed: metrics(cell.evaluation.product) for cell in entry.cells}
     missing = tuple(seed for seed, found in by_seed.items() if found is NOT_THERE)
     result = {}
-    for metric in METRICS:
-        values = {seed: found[metric] for seed, found in by_seed.items() if found[metric] is not None}
+    for metric in names:
+        values = {seed: value for seed, found in by_seed.items() if (value := found.get(metric)) is not None}
         result[metric] = _figure(values, missing=missing, published=printed.get(metric))
     return result
 
@@ -157,7 +159,7 @@ def _printed(table: Table, name: str, column: Column) -> dict[str, Figure]:
 def _summary(function: Callable[[Sequence[float]], float], columns: list[dict[str, Figure]]) -> dict[str, Figure]:
     """A summary of the rows that we have; the published numbers of the same rows beside it."""
     result = {}
-    for metric in METRICS:
+    for metric in columns[0]:
         have = {i: column[metric] for i, column in enumerate(columns) if column[metric].ours is not None}
         by_seed = [dict(zip(figure.seeds, figure.values, strict=True)) for figure in have.values()]
         # One summary for each seed that all rows have, over the rows; its mean and interval over the seeds.

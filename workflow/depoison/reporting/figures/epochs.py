@@ -15,7 +15,7 @@ from depoison.reporting.figures.style import curves_grid, looks
 
 
 def numbers(figure: Figure) -> list[Row]:
-    read = cache(_course)
+    read = cache(course)
     rows = []
     for point in figure.points:
         courses = {
@@ -28,7 +28,7 @@ def numbers(figure: Figure) -> list[Row]:
     return rows
 
 
-def _course(undefended: str, history: str) -> list[dict[str, float | None]]:
+def course(undefended: str, history: str) -> list[dict[str, float | None]]:
     """C-Acc and ASR, by epoch.
 
     Raises:

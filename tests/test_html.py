@@ -1,0 +1,523 @@
+"""The HTML report: every number as the files say it, every name as it is written, whatever is missing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shlex
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import ROOT, Project, job_counts, with_tiny
+from depoison.errors import DepoisonError
+from depoison.plan.index import Index, read_index
+from depoison.plan.plan import Plan
+from depoison.reporting.html.page import command, embedded, index_is_current, render_index, shade, write_index
+from depoison.reporting.html.records import POINTS, thinned
+from depoison.reporting.tables import Figure
+from pages import COMMIT, PACKAGES, Element, data_of, fake_run, parsed, put, row_of
+
+TARGET = "reports/tiny/index.html"
+HOSTILE = [
+    "<script>alert(1)</script>", '</script><img src=x onerror="alert(2)">', "\"'><b>&amp;&", "{{ 7 * 7 }} }} {% raw %}",
+    "\\ \\u003c \\n", "<!-- --> ]]>", "${alert(3)} `x`", "\u2028\u2029\u202e", "日本 ±−",
+]  # fmt: skip
+
+
+def index_of(project: Project, target: str = TARGET) -> tuple[Plan, Index]:
+    plan = project.plan()
+    return plan, read_index(plan, target)
+
+
+def page_of(project: Project, draw: bool = False) -> Element:
+    return parsed(render_index(*index_of(project), draw=draw))
+
+
+def only(project: Project, *figures: str) -> None:
+    """Remove the other figures: to draw one takes a second."""
+    for path in (project / "config/papers/fst/figures").glob("*.yaml"):
+        if path.stem not in figures:
+            path.unlink()
+
+
+@pytest.fixture(scope="module")
+def faked(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Every cell of the track `tiny`, nothing trained; two figures. Only to be read or copied."""
+    project = with_tiny(Project(tmp_path_factory.mktemp("html") / "project"))
+    only(project, "figure6", "figure9")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.path)
+        fake_run(index_of(project)[1])
+    return project
+
+
+@pytest.fixture(scope="module")
+def page(faked: Project) -> Element:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(faked.path)
+        return page_of(faked)
+
+
+@pytest.fixture
+def copy(faked: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    made = faked.copy(tmp_path / "project", "results")
+    monkeypatch.chdir(made.path)
+    return made
+
+
+@pytest.fixture
+def small(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The table `small` and no figure, faked; quick to render."""
+    only(tiny)
+    for path in (tiny / "config/papers/fst").glob("table*.yaml"):
+        path.unlink()
+    monkeypatch.chdir(tiny.path)
+    fake_run(index_of(tiny)[1])
+    return tiny
+
+
+def cell_file(project: Project, attack: str, defense: str, seed: int = 0) -> Path:
+    """The metrics.json of a cell of the table `small`."""
+    name = f"results/cells/tiny/digits/resnet18/{attack}+rate=0.1/{defense}/s{seed}.json"
+    return Path(project.plan().cell(name).evaluation.product)
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", range(1, 12))
+def test_each_number_is_that_of_the_files(number, page, faked):
+    """Against the published CSV and the evaluations, read without the package."""
+    section, data = page.one("section", id=f"fst-table{number}"), data_of(page)
+    with (ROOT / f"config/papers/fst/published/table{number}.csv").open(encoding="utf-8", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["attack"] not in ("average", "standard-deviation")]
+    body = section.all("tbody")[0]
+    places = [row.all("td")[i : i + 4] for row in body.all("tr") for i in range(0, len(row.all("td")), 4)]
+    assert len(places) == len(lines)
+    for line, cells in zip(lines, places, strict=True):
+        (entry,) = {cell.attributes["data-e"] for cell in cells}
+        (cell,) = data["entries"][int(entry)]["cells"]
+        name = data["cells"][cell]["name"].split("/")
+        assert name[5].split("+")[0] == line["attack"] and name[6].split("+")[0] == line["defense"]
+        evaluation = data["artifacts"][data["cells"][cell]["chain"][-1]]["directory"]
+        metrics = json.loads((faked / evaluation / "metrics.json").read_text())["metrics"]
+        for metric, shown in zip(("c_acc", "asr", "der", "lcr"), cells, strict=True):
+            assert f"m-{metric}" in shown.attributes["class"].split()
+            assert shown.text == ("–" if metrics[metric] is None else f"{metrics[metric]:.2f}")
+            if published := line.get(metric):
+                assert shown.attributes["data-p"] == f"{float(published):.2f}"
+                difference = shown.attributes["data-d"].replace("−", "-").replace("±", "")
+                assert float(difference) == pytest.approx(metrics[metric] - float(published), abs=0.00501)
+            else:
+                assert "data-p" not in shown.attributes and "data-d" not in shown.attributes
+
+
+@pytest.mark.parametrize(
+    ("metric", "difference", "expected"),
+    [("c_acc", 0.99, ""), ("c_acc", 1, "b1"), ("c_acc", -1, "w1"), ("asr", -5, "b2"), ("asr", 4.99, "w1"),
+     ("asr", 20, "w3"), ("c_acc", 20.5, "b3"), ("c_acc", None, ""), ("lcr", 50, "")],
+)  # fmt: skip
+def test_the_color_of_a_difference(metric, difference, expected):
+    number = Figure() if difference is None else Figure(ours=50 + difference, published=50)
+    assert shade(metric, number) == expected
+
+
+def test_averages_and_comparisons_are_those_of_the_markdown(page, faked, monkeypatch):
+    monkeypatch.chdir(faked.path)
+    done = faked.copy(faked.path.parent / "markdown", "results").depoison("table", "reports/tiny/table1.md")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((faked.path.parent / "markdown/reports/tiny/table1.json").read_text())
+    section = page.one("section", id="fst-table1")
+    (average,) = [line for line in content["lines"] if line["label"] == "Average"]
+    shown = [
+        cell for cell in row_of(section, "Average").all("td") if re.search("m-(c_acc|asr)", cell.attributes["class"])
+    ]
+    expected = [column[metric]["ours"] for column in average["figures"] for metric in ("c_acc", "asr")]
+    assert [cell.text for cell in shown] == [f"{number:.2f}" for number in expected]
+    pairs = section.all("table")[1]
+    found = {tuple(row.all("th")[0].words.split(" − ")): row.all("td") for row in pairs.one("tbody").all("tr")}
+    for one in content["comparisons"]:
+        cells = found[one["first"], one["second"]]
+        assert cells[0].words == str(one["differences"]["c_acc"]["rows"])
+        assert f"{abs(one['differences']['c_acc']['mean']):.2f}" in cells[1].words
+        assert f"± {one['differences']['asr']['interval']:.2f}" in cells[5].words
+
+
+def test_several_seeds_are_a_mean_with_its_interval(small):
+    small.set("config/config.yaml", "seeds", to=[0, 1, 2])
+    fake_run(index_of(small)[1])
+    values = [json.loads(cell_file(small, "badnet", "lp", s).read_text())["metrics"]["c_acc"] for s in range(3)]
+    half = 4.302652729911275 * statistics.stdev(values) / 3**0.5
+    section = page_of(small).one("section", id="fst-small")
+    cells = row_of(section, "BadNet", "10%").all("td")
+    assert cells[4].text == f"{statistics.fmean(values):.2f} ± {half:.2f}"
+
+
+def test_seeds_that_only_some_rows_have(small):
+    small.set("config/config.yaml", "seeds", to=[0, 1, 2])
+    fake_run(index_of(small)[1])
+    cell_file(small, "badnet", "lp", 0).unlink()
+    page = page_of(small)
+    section = page.one("section", id="fst-small")
+    read = lambda attack, seed: json.loads(cell_file(small, attack, "lp", seed).read_text())["metrics"]["asr"]  # noqa: E731
+    shown = row_of(section, "BadNet", "10%").all("td")[5]
+    assert shown.attributes["data-f"] == "c" and "Of some of the seeds" in section.text
+    assert shown.text.startswith(f"{statistics.fmean(read('badnet', seed) for seed in (1, 2)):.2f} ± ")
+    common = [statistics.fmean(read(attack, seed) for attack in ("badnet", "blended")) for seed in (1, 2)]
+    assert row_of(section, "Average").all("td")[5].text.startswith(f"{statistics.fmean(common):.2f} ± ")
+
+
+def test_oracles_carry_a_dagger(page):
+    section = page.one("section", id="fst-table2")
+    heads = [head.words for head in section.all("th", scope="colgroup")]
+    assert (
+        "ANP†" in heads and "FST" in heads and "† Its threshold was chosen by looking at the test set." in section.words
+    )
+
+
+# --- provenance --------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_tells_its_whole_chain(page, faked):
+    """Every artifact's spec and record are, put together again, the files on disk."""
+    data = data_of(page)
+    seen = set()
+    for cell in data["cells"]:
+        chain = [data["artifacts"][n] for n in cell["chain"]]
+        stages = [artifact["stage"] for artifact in chain]
+        assert {"dataset", "split", "poison", "train", "evaluate"} <= set(stages) and stages[-1] == "evaluate"
+        assert ("purify" in stages) == ("/none/" not in cell["name"])
+        assert cell["metrics"] == json.loads((faked / chain[-1]["directory"] / "metrics.json").read_text())["metrics"]
+        for artifact in chain:
+            if artifact["directory"] in seen:
+                continue
+            seen.add(artifact["directory"])
+            parameters = dict(artifact["parameters"])
+            if "recipe" in parameters:
+                parameters["recipe"] = data["recipe"][parameters["recipe"]]
+            upstream = {role: data["artifacts"][n]["directory"] for role, n in artifact["upstream"].items()}
+            spec = {"stage": artifact["stage"], "version": artifact["version"], "seed": artifact["seed"]}
+            spec |= {"parameters": parameters, "upstream": upstream}
+            assert spec == json.loads((faked / artifact["directory"] / "spec.json").read_text())
+            run = artifact["run"] | {"packages": data["packages"][artifact["run"]["packages"]]}
+            assert run == json.loads((faked / artifact["directory"] / "run.json").read_text())
+    assert len(data["artifacts"]) == len({a["directory"] for a in data["artifacts"]}) == len(seen)
+    assert data["packages"] == [PACKAGES] and COMMIT in page.one("section", id="origins").text
+
+
+def test_who_set_a_value_is_told(page, faked):
+    data = data_of(page)
+    cell = next(cell for cell in data["cells"] if cell["name"].endswith("/badnet+rate=0.01/fst/s0.json"))
+    told = faked.depoison("explain", cell["name"]).stdout
+    values = [line for n in cell["settings"] for line in data["settings"][n]["values"]]
+    assert len(values) > 30
+    for key, value, layer, place in values:
+        where = re.escape(place or cell["name"].rpartition("/")[0])
+        assert re.search(rf"^  {re.escape(key)} += {re.escape(value)} +{re.escape(layer)}, {where}$", told, re.M)
+
+
+def test_courses_are_those_of_the_histories(page):
+    train = next(a for a in data_of(page)["artifacts"] if a["stage"] == "train")
+    assert train["history"]["loss"][0] == list(range(1, 13)) and train["history"]["c_acc"][0] == [5, 10, 12]
+    assert train["history"]["loss"][1][0] == 2.4 and train["history"]["asr"][1] == [20, 10, 8.333]
+
+
+@given(st.integers(1, 1000))
+def test_a_long_course_keeps_its_ends(length):
+    points = list(range(length))
+    kept = thinned(points, -(-length // POINTS))
+    assert kept[0] == 0 and kept[-1] == length - 1 and kept == sorted(set(kept)) and len(kept) <= POINTS + 1
+
+
+def test_run_times_and_memory(page, faked):
+    rows = page.one("section", id="times").one("tbody").all("tr")
+    cells = [[cell.words for cell in row.content if isinstance(cell, Element)] for row in rows]
+    stages = [row[0] for row in cells]
+    assert stages == sorted(stages, key=["dataset", "split", "asset", "poison", "train", "purify", "evaluate"].index)
+    (fst,) = [row for row in cells if row[:2] == ["purify", "FST"]]
+    directories = {
+        a["directory"] for a in data_of(page)["artifacts"] if a["parameters"].get("defense", {}).get("name") == "fst"
+    }
+    runs = [json.loads((faked / d / "run.json").read_text()) for d in directories]
+    assert int(fst[2]) == len(runs) and fst[8] == "x86_64"
+    assert fst[4] == f"{statistics.fmean(run['seconds'] for run in runs):.1f} s"
+    assert fst[6] == f"{max(run['peak_memory_bytes'] for run in runs) / 2**20:.0f} MiB"
+
+
+# --- what is missing ---------------------------------------------------------------------------------------------
+
+
+def test_a_missing_cell_is_a_dash_with_its_command(small):
+    missing = cell_file(small, "badnet", "lp")
+    missing.unlink()
+    page = page_of(small)
+    section = page.one("section", id="fst-small")
+    cells = row_of(section, "BadNet", "10%").all("td")
+    assert [cell.text for cell in cells[4:]] == ["–"] * 4 and {c.attributes.get("data-f") for c in cells[4:]} == {"a"}
+    (made,) = [code.text for code in section.all("code") if code.text.startswith("snakemake")]
+    assert made == "snakemake --cores all -- reports/tiny/small.md"
+    assert "3 of 4 evaluations are there" in section.words
+    name = "results/cells/tiny/digits/resnet18/badnet+rate=0.1/lp/s0.json"
+    assert name in page.one("section", id="missing").text
+    cell = next(cell for cell in data_of(page)["cells"] if cell["name"] == name)
+    assert "metrics" not in cell
+    assert not missing.exists()
+    # The average is over the row that is there, and says so.
+    asr = json.loads(cell_file(small, "blended", "lp").read_text())["metrics"]["asr"]
+    assert row_of(section, "Average*").all("td")[5].text == f"{asr:.2f}"
+
+
+def test_nothing_there_at_all(small):
+    shutil.rmtree("results")
+    page = page_of(small)
+    assert {cell.text for cell in page.all("td")} == {"–"}
+    assert "0 of 4 evaluations" in page.one("header").words and not Path("results").exists()
+    assert not list(page.all("table", **{"aria-label": "Run times and memory"}))
+
+
+def test_what_has_no_implementation_says_so(small):
+    small.edit(
+        "config/papers/fst/small.yaml", lambda data: data["columns"].append({"defense": "later", "label": "Later"})
+    )
+    page = page_of(small)
+    section = page.one("section", id="fst-small")
+    cells = row_of(section, "BadNet", "10%").all("td")[8:]
+    assert {cell.attributes["data-f"] for cell in cells} == {"b"} and {cell.text for cell in cells} == {"–"}
+    assert "b Not implemented, or cannot be for the reason given: the defense later." in section.words
+    assert data_of(page)["entries"][int(cells[0].attributes["data-e"])]["gap"] == "the defense later"
+    assert "Nothing: every cell that has an implementation is made" in page.one("section", id="missing").words
+
+
+def test_a_command_is_one_word_for_each_argument():
+    target = "reports/it's $(here)/index.html"
+    assert shlex.split(command(target)) == ["snakemake", "--cores", "all", "--", target]
+
+
+def test_a_figure_is_drawn_or_its_command_is_told(copy):
+    page = page_of(copy, draw=True)
+    for name in ("figure6", "figure9"):
+        source = page.one("section", id=f"fst-{name}").one("img").attributes["src"]
+        assert source.startswith("data:image/png;base64,iVBOR")
+    assert len(data_of(page)["examples"]) == 6
+    shutil.rmtree("results/examples")
+    page = page_of(copy, draw=True)
+    section = page.one("section", id="fst-figure9")
+    assert not section.all("img") and data_of(page)["examples"] == {}
+    assert section.one("code").text == "snakemake --cores all -- reports/tiny/figure9.png"
+    assert "0 of its 6 inputs are there" in section.words
+
+
+def test_pulled_evaluations_are_enough(faked, page, tmp_path, monkeypatch):
+    """What git holds: no model, no dataset, no trace of Snakemake. And with nothing but evaluations all numbers stay."""
+    pulled = faked.copy(tmp_path / "pulled")
+    shutil.copytree(faked / "results", pulled / "results", ignore=shutil.ignore_patterns("*.safetensors"))
+    monkeypatch.chdir(pulled.path)
+    found = page_of(pulled)
+    tables = [[cell.attributes | {"text": cell.text} for cell in each.all("td")] for each in (page, found)]
+    assert tables[0] == tables[1]
+    whole, ours = data_of(page), data_of(found)
+    assert ours.pop("examples") == {} and len(whole.pop("examples")) == 6
+    assert [a | {"there": 0} for a in ours.pop("artifacts")] == [a | {"there": 0} for a in whole.pop("artifacts")]
+    assert ours == whole
+
+    for folder in Path("results").iterdir():
+        if folder.name != "evaluate":
+            shutil.rmtree(folder)
+    for path in Path("results").rglob("run.json"):
+        path.unlink()
+    only(pulled)
+    bare = page_of(pulled)
+    numbers = [[cell.text for cell in each.all("td") if "data-e" in cell.attributes] for each in (page, bare)]
+    assert numbers[0] == numbers[1]
+    models = [a for a in data_of(bare)["artifacts"] if a["stage"] in ("train", "purify")]
+    assert models and all(a["run"]["commit"] == COMMIT for a in models)  # the copy in the evaluation
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+
+def test_hostile_names_are_text(small):
+    calm = page_of(small)
+    rows = [{"attack": "badnet", "label": text, "rates": [0.1], "set": {"target": i}} for i, text in enumerate(HOSTILE)]
+    columns = [{"defense": "none", "label": text + "|", "set": {}} for text in HOSTILE]
+    small.edit("config/papers/fst/small.yaml", lambda data: data.update(
+        title=HOSTILE[0], caption=HOSTILE[1], rows=rows, columns=columns, compare=[],
+    ))  # fmt: skip
+    small.edit("config/tracks/tiny.yaml", lambda data: data.update(summary=HOSTILE[1]))
+    fake_run(index_of(small)[1])
+    for i, path in enumerate(sorted(Path("results").rglob("run.json"))):
+        nasty = HOSTILE[i % len(HOSTILE)]
+        put(
+            path,
+            json.loads(path.read_text()) | {"device": nasty, "commit": nasty, nasty: {nasty: [nasty, float("nan")]}},
+        )
+    text = render_index(*index_of(small))
+    page = parsed(text)
+    words = [" ".join(each.split()) for each in HOSTILE]
+    section = page.one("section", id="fst-small")
+    assert [row.all("th")[0].words for row in section.one("tbody").all("tr")] == words
+    assert [head.words for head in section.all("th", scope="colgroup")] == [f"{each}|" for each in words]
+    assert section.one("h2").words.endswith(words[0]) and page.one("header").words.count(words[1]) == 1
+    assert len(page.all("script")) == 2 and not page.all("img") and not page.all("b", onerror="")
+    names = lambda page: {each.name for each in page.all()}  # noqa: E731
+    assert names(page) == names(calm)
+    assert {key for each in page.all() for key in each.attributes} <= {
+        key for each in calm.all() for key in each.attributes
+    }
+    data = data_of(page)
+    assert [entry["row"] for entry in data["entries"][:: len(HOSTILE)]] == HOSTILE
+    assert {artifact["run"]["device"] for artifact in data["artifacts"]} <= set(HOSTILE)
+    assert "<" not in page.one("script", type="application/json").text
+
+
+@given(
+    st.recursive(
+        st.text() | st.none() | st.booleans() | st.integers(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    )
+)
+def test_embedded_data_is_what_it_was(data):
+    text = str(embedded(data))
+    assert "<" not in text and json.loads(text) == data
+
+
+def test_the_script_and_the_style_end_where_they_should(page):
+    (script,) = [each for each in page.all("script") if "type" not in each.attributes]
+    for text in (script.text, page.one("style").text):
+        assert "</" not in text and "<!--" not in text and text.isascii()
+    assert not re.search(r"innerHTML|insertAdjacent|document\.write|\beval\b|https?://(?!www\.w3\.org)", script.text)
+
+
+# --- the file ----------------------------------------------------------------------------------------------------
+
+
+def test_equal_inputs_make_equal_bytes(copy):
+    first = render_index(*index_of(copy))
+    for path in Path("results").rglob("*.json"):
+        os.utime(path, (1, 1))
+    assert render_index(*index_of(copy)) == first
+    assert re.search(r"https?://", first.split("<script>")[0]) is None
+    assert len(first) < 5_000_000
+
+
+def test_a_page_is_current_until_something_that_it_shows_changes(copy):
+    plan, index = index_of(copy)
+    assert not index_is_current(plan, index)
+    write_index(plan, index)
+    assert index_is_current(*index_of(copy))
+
+    def stale_after(path: Path, text: str) -> None:
+        before = path.read_bytes()
+        path.write_text(text)
+        assert not index_is_current(*index_of(copy))
+        path.write_bytes(before)
+        assert index_is_current(*index_of(copy))
+
+    metrics, run = (
+        sorted(Path("results/evaluate").rglob("metrics.json"))[0],
+        sorted(Path("results/train").rglob("run.json"))[0],
+    )
+    history = sorted(Path("results/train").rglob("history.csv"))[0]
+    stale_after(metrics, re.sub(r'"c_acc": \d', '"c_acc": 7', metrics.read_text()))
+    stale_after(run, run.read_text().replace(COMMIT, "another"))
+    stale_after(history, history.read_text().replace("\n1,2.4", "\n1,2.5"))
+    table = copy / "config/papers/fst/table2.yaml"
+    stale_after(table, table.read_text().replace("label: BadNet", "label: BadNets"))
+    stale_after(Path(TARGET), Path(TARGET).read_text().replace("Table 2", "Table II"))
+    away = metrics.with_suffix(".away")
+    metrics.rename(away)
+    assert not index_is_current(*index_of(copy))
+    write_index(*index_of(copy))
+    away.rename(metrics)  # one more
+    assert not index_is_current(*index_of(copy))
+
+
+def test_targets(faked):
+    plan = faked.plan()
+    assert read_index(plan, "reports/index.html").track == "paper"
+    assert read_index(plan, "reports/tiny/index.html").tables[0].target.startswith("reports/tiny/")
+    wrong_ones = {"reports/tony/index.html": "did you mean 'tiny'", "index.html": "reports/"}
+    for wrong, says in (wrong_ones | {"reports/tiny/fst/index.html": r"reports/\[track/\]"}).items():
+        with pytest.raises(DepoisonError, match=says):
+            read_index(plan, wrong)
+
+
+def test_all_papers_are_on_the_page(small, tmp_path, monkeypatch):
+    small = small.copy(tmp_path / "two", "results")
+    monkeypatch.chdir(small.path)
+    other = small / "config/papers/another"
+    other.mkdir()
+    shutil.copy(small / "config/papers/fst/small.yaml", other / "table1.yaml")
+    page = page_of(small)
+    assert [section.attributes["id"] for section in page.all("section", **{"class": "table"})] == [
+        "fst-small",
+        "another-table1",
+    ]
+    cell_file(small, "badnet", "lp").unlink()
+    assert (
+        "snakemake --cores all -- reports/tiny/another/table1.md"
+        in page_of(small).one("section", id="another-table1").text
+    )
+
+
+def test_a_corrupted_record_is_named(small):
+    path = sorted(Path("results/train").rglob("history.csv"))[0]
+    path.write_text("epoch,loss\n1,many\n")
+    with pytest.raises(DepoisonError, match=re.escape(str(path))):
+        page_of(small)
+
+
+@pytest.mark.pipeline
+def test_snakemake_makes_the_page_from_what_is_there(made):
+    only(made)
+    shutil.rmtree(made / "reports", ignore_errors=True)
+    evaluations = {path: path.read_bytes() for path in made.path.glob("results/evaluate/*/metrics.json")}
+    ask = ("--cores", "2", "--", TARGET)
+    done = made.snakemake(*ask)
+    assert done.returncode == 0, done.stderr
+    assert job_counts(done.stdout + done.stderr) == {"html": 1}
+    page = parsed((made / TARGET).read_text(encoding="utf-8"))
+    assert "4 of" in page.one("header").words and "data-f" not in str(
+        page.one("section", id="fst-small").all("td")[0].attributes
+    )
+    assert job_counts((again := made.snakemake("-n", *ask)).stdout + again.stderr) == {}
+
+    path, content = next(iter(evaluations.items()))
+    path.write_text(json.dumps(json.loads(content) | {"metrics": {"c_acc": 12.34, "asr": 5.67, "lcr": 1, "der": None}}))
+    assert job_counts((again := made.snakemake(*ask)).stdout + again.stderr) == {"html": 1}
+    assert "12.34" in (made / TARGET).read_text(encoding="utf-8")
+
+    # A cell that is asked for at the same time is on the page; and nothing else is computed.
+    cell = "results/cells/tiny/digits/resnet18/badnet+rate=0.01/lp/s0.json"
+    both = made.snakemake("--cores", "2", "--", TARGET, cell)
+    assert both.returncode == 0, both.stderr
+    assert job_counts(both.stdout + both.stderr)["html"] == 1
+    metrics = json.loads((made / cell).read_text())["metrics"]
+    table = parsed((made / TARGET).read_text(encoding="utf-8")).one("section", id="fst-table1")
+    assert f"{metrics['c_acc']:.2f}" in [found.text for found in row_of(table, "BadNet", "1%").all("td")]
+
+
+def test_the_command_line(made):
+    assert made.depoison("html", TARGET).returncode == 0 and (made / TARGET).exists()
+    done = made.depoison("html", "reports/tinny/index.html")
+    assert done.returncode == 1 and "unknown track 'tinny'; did you mean 'tiny'?" in done.stderr
+
+
+def test_types_of_the_fakes_are_those_of_a_real_run(made, monkeypatch):
+    """Else the tests above would be of something else."""
+    monkeypatch.chdir(made.path)
+    only(made)
+    data: dict[str, Any] = data_of(page_of(made))
+    (cell,) = [cell for cell in data["cells"] if cell["name"].endswith("/badnet+rate=0.1/lp/s0.json")]
+    assert set(cell["metrics"]) == {"c_acc", "asr", "lcr", "der"} and set(cell["denominators"]) == {"c_acc", "asr"}
+    for artifact in (data["artifacts"][n] for n in cell["chain"]):
+        assert artifact["there"] and artifact["run"]["sha256"] and artifact["run"]["peak_memory_bytes"] > 10**6
+        assert isinstance(artifact["run"]["packages"], int) and artifact["run"]["seconds"] > 0
+        assert ("history" in artifact) == (artifact["stage"] in ("train", "purify"))

@@ -1,0 +1,351 @@
+"""reports/[{track}/]index.html: one file without a link to anything outside it, made from what is there."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shlex
+from collections import defaultdict
+from functools import cache
+from importlib import resources
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from depoison.files import write_bytes
+from depoison.plan.figures import Figure
+from depoison.plan.index import Index, Paper
+from depoison.plan.plan import Plan
+from depoison.plan.specs import STAGES
+from depoison.plan.tables import Entry, Table
+from depoison.reporting.comparison import BETTER
+from depoison.reporting.figures.write import _kind, _setting, made_from_of, render_csv
+from depoison.reporting.html.pictures import drawn, examples_of
+from depoison.reporting.html.records import Records
+from depoison.reporting.tables import (
+    SUMMARIES,
+    _figures,
+    _metrics_reader,
+    _summary,
+    command,
+    content_of,
+    p_value,
+    signed,
+)
+from depoison.reporting.tables import Figure as Number
+
+ALL_METRICS = {"c_acc": "C-Acc", "asr": "ASR", "der": "DER", "lcr": "LCR"}
+"""The last two are ours alone, and shown on request."""
+
+EXTRA = ("der", "lcr")
+BINS = (1, 5, 20)
+"""Percentage points at which the color of a difference gets stronger."""
+
+PICTURE = re.compile(r'(<img class="drawn" src=)"[^"]*" width="\d*" height="\d*"')
+NO_PICTURE = r'\1"" width="" height=""'
+
+
+def write_index(plan: Plan, index: Index) -> None:
+    """Write the page; equal inputs make equal bytes."""
+    Path(index.target).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(Path(index.target), render_index(plan, index).encode())
+
+
+def index_is_current(plan: Plan, index: Index) -> bool:
+    """Whether the file says what would be written now.
+
+    To draw figures takes too long to do it here: in place of its pixels, each has a hash of all that they follow from.
+    """
+    path = Path(index.target)
+    if not path.exists():
+        return False
+    return PICTURE.sub(NO_PICTURE, path.read_bytes().decode()) == render_index(plan, index, draw=False)
+
+
+def render_index(plan: Plan, index: Index, draw: bool = True) -> str:
+    """The page.
+
+    Args:
+        draw: whether the figures have their pixels.
+    """
+    builder = _Builder(plan, index, draw)
+    papers = [builder.paper(paper) for paper in index.papers]
+    script = _asset("report.js")
+    return _template().render(
+        track=index.track,
+        summary=plan.configuration.track(index.track).content.summary,
+        papers=papers,
+        metrics=ALL_METRICS,
+        extra=EXTRA,
+        bins=BINS,
+        totals=builder.totals(papers),
+        origins=builder.origins(),
+        times=builder.times(),
+        courses=sum("history" in each for each in builder.records.data["artifacts"] if each["stage"] == "train"),
+        missing=[each for paper in papers for each in (*paper["tables"], *paper["figures"]) if each["missing"]],
+        command=command(plan, index.target),
+        data=embedded(builder.records.data | {
+            "entries": builder.entries, "tables": builder.headings, "metrics": ALL_METRICS, "examples": builder.examples(),
+        }),
+        style=Markup(_asset("report.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )  # fmt: skip
+
+
+def embedded(data: Any) -> Markup:
+    """JSON that ends no script element: whatever a text holds, there is no < in it."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", r"\u003c"))
+
+
+def shade(metric: str, number: Number) -> str:
+    """How a number compares with the published one: "", or better (b) or worse (w) by 1, 2 or 3 bins."""
+    if number.difference is None or metric not in BETTER:
+        return ""
+    gain = BETTER[metric] * round(number.difference, 2)
+    strength = sum(abs(gain) >= least for least in BINS)
+    return f"{'b' if gain > 0 else 'w'}{strength}" if strength else ""
+
+
+class _Builder:
+    """Turns tables and figures into what the template shows, and collects what its dialogs tell."""
+
+    def __init__(self, plan: Plan, index: Index, draw: bool):
+        self.plan, self.index, self.draw = plan, index, draw
+        self.records = Records()
+        self.read = _metrics_reader()
+        self.entries: list[dict[str, Any]] = []
+        self.headings: list[dict[str, Any]] = []
+
+    def paper(self, paper: Paper) -> dict[str, Any]:
+        return {
+            "name": paper.name,
+            "tables": [self.table(table) for table in paper.tables],
+            "figures": [self.figure(figure) for figure in paper.figures],
+        }
+
+    def table(self, table: Table) -> dict[str, Any]:
+        content = content_of(self.plan, table)
+        grid, lines = len(table.columns), content["lines"]
+        cells = {cell.evaluation.product: cell for cell in table.cells()}
+        absent = [cell for product, cell in cells.items() if not Path(product).exists()]
+        self.headings.append({
+            "heading": content["heading"], "title": table.file.title, "command": command(self.plan, f"{table.target}.md"),
+            "seeds": list(table.seeds), "by": content["by"],
+        })  # fmt: skip
+        rows, marks = [], set()
+        for i, line in enumerate(lines):
+            entries = table.entries[i * grid : (i + 1) * grid] if i < len(table.rows) else None
+            printed = line.summary and i >= len(table.rows) + len(table.file.summary)
+            row: dict[str, Any] = {"line": line, "numbers": [], "printed": printed}
+            for j, figures in enumerate(line.figures):
+                entry = entries[j] if entries else None
+                figures = figures | (self._extra_of(table, entry) if entry else self._extra_summary(table, i, j, lines))
+                number, mark = None, ""
+                if entry:
+                    number, mark = len(self.entries), _mark(entry, figures)
+                    self._entry(table, content, line, entry, figures)
+                marks.add(mark)
+                row["numbers"] += [
+                    self._shown(
+                        metric, one, number, mark, compared=not line.summary or line.label == SUMMARIES["average"][0]
+                    )
+                    for metric, one in figures.items()
+                ]
+            rows.append(row)
+        groups = [(name, len(list(columns))) for name, columns in groupby(table.columns, lambda column: column.group)]
+        return content | {
+            "groups": groups if content["groups"] else [],
+            "id": f"{table.paper}-{table.name}", "paper": table.paper, "title": table.file.title,
+            "rows": rows[: len(table.rows)], "summaries": rows[len(table.rows) :], "marks": marks,
+            "made": len(cells) - len(absent), "total": len(cells),
+            "missing": [shlex.quote(cell.name.path) for cell in absent],
+            "command": command(self.plan, f"{table.target}.md"), "caption": table.file.caption, "what": "cells",
+        }  # fmt: skip
+
+    def _entry(
+        self, table: Table, content: dict[str, Any], line: Any, entry: Entry, figures: dict[str, Number]
+    ) -> None:
+        """What the dialog of a place of a table says."""
+        self.entries.append({
+            "table": len(self.headings) - 1, "row": line.label, "value": line.value, "column": entry.column.title,
+            "gap": entry.gap, "oracle": entry.oracle, "cells": [self.records.cell(cell) for cell in entry.cells],
+            "numbers": {
+                metric: [number.ours, number.interval, number.published, number.difference]
+                for metric, number in figures.items()
+            },
+        })  # fmt: skip
+
+    def _extra_of(self, table: Table, entry: Entry) -> dict[str, Number]:
+        found = _figures(table, entry, self.read, EXTRA)
+        return {metric: Number(number.ours, number.interval, number.values) for metric, number in found.items()}
+
+    def _extra_summary(self, table: Table, i: int, j: int, lines: list[Any]) -> dict[str, Number]:
+        """Of the lines below the rows: first those of ours, in the file's order."""
+        which = i - len(table.rows)
+        if which >= len(table.file.summary):
+            return {metric: Number() for metric in EXTRA}
+        entries = table.entries[j :: len(table.columns)]
+        return _summary(SUMMARIES[table.file.summary[which]][1], [self._extra_of(table, entry) for entry in entries])
+
+    def _shown(self, metric: str, number: Number, entry: int | None, mark: str, compared: bool) -> dict[str, Any]:
+        ours = "–" if number.ours is None else f"{number.ours:.2f}"
+        return {
+            "metric": metric, "entry": entry, "mark": mark if number.ours is None or mark == "c" else "",
+            "ours": ours if number.interval is None else f"{ours} ± {number.interval:.2f}",
+            "published": "" if number.published is None else f"{number.published:.2f}",
+            "difference": "" if number.difference is None else signed(number.difference),
+            "classes": " ".join(filter(None, [shade(metric, number) if compared else "", "best" if number.best else ""])),
+        }  # fmt: skip
+
+    def figure(self, figure: Figure) -> dict[str, Any]:
+        needed = figure.artifacts()
+        absent = [artifact for artifact in needed if not Path(artifact.product).exists()]
+        words = f"Figure {figure.name.removeprefix('figure')}"
+        content = {
+            "id": f"{figure.paper}-{figure.name}", "paper": figure.paper, "heading": f"{figure.paper.upper()}, {words}",
+            "title": figure.file.title, "caption": figure.file.caption, "setting": _plain(_setting(self.plan, figure)),
+            "kind": figure.file.kind, "width": figure.file.width, "gaps": figure.gaps(), "picture": None,
+            "made": len(needed) - len(absent), "total": len(needed), "command": command(self.plan, f"{figure.target}.png"),
+            "missing": [artifact.product for artifact in absent], "what": "inputs",
+        }  # fmt: skip
+        if absent or not any(point.cells for point in figure.points):
+            return content
+        rows = _kind(figure).numbers(figure)
+        made_from = made_from_of(figure, render_csv(figure, rows))
+        pixels, size = drawn(figure, rows) if self.draw else ("", ("", ""))
+        return content | {"picture": pixels, "size": size, "made_from": made_from}
+
+    def examples(self) -> dict[str, Any]:
+        """By the number of a poison artifact, images with its trigger."""
+        found = {}
+        numbers = {each["directory"]: i for i, each in enumerate(self.records.data["artifacts"])}
+        for figure in self.index.figures:
+            if figure.file.kind != "examples":
+                continue
+            for artifact in figure.artifacts():
+                poison = artifact.upstream["poison"].directory
+                if poison in numbers and Path(artifact.product).exists():
+                    found[str(numbers[poison])] = examples_of(artifact)
+        return found
+
+    def totals(self, papers: list[dict[str, Any]]) -> dict[str, int]:
+        evaluations = {product for table in self.index.tables for product in table.evaluations()}
+        figures = [figure for paper in papers for figure in paper["figures"]]
+        return {
+            "evaluations": sum(Path(product).exists() for product in evaluations), "wanted": len(evaluations),
+            "tables": len(self.index.tables), "figures": len(figures),
+            "drawn": sum(figure["picture"] is not None for figure in figures),
+        }  # fmt: skip
+
+    def _runs(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Each artifact that was made, and the record of how."""
+        return [
+            (each, each["run"]) for each in self.records.data["artifacts"] if each["run"] and "seconds" in each["run"]
+        ]
+
+    def origins(self) -> dict[str, list[str]]:
+        """The devices, commits and versions that made what is shown."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for _, run in self._runs():
+            found["Devices"].add(str(run.get("device") or "not recorded"))
+            found["Commits"].add(str(run.get("commit") or "not recorded"))
+            if isinstance(number := run.get("packages"), int):
+                packages = self.records.data["packages"][number]
+                found["Versions"].add(", ".join(f"{name} {packages[name]}" for name in sorted(packages)))
+        return {name: sorted(found[name]) for name in sorted(found)}
+
+    def times(self) -> list[dict[str, Any]]:
+        """Run time and memory by stage and method."""
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for each, run in self._runs():
+            groups[each["stage"], self._method(each)].append(run)
+        order = list(STAGES)
+        result = []
+        for (stage, method), runs in sorted(groups.items(), key=lambda group: (order.index(group[0][0]), group[0][1])):
+            seconds = [run["seconds"] for run in runs]
+            memory = [
+                [run[key] for run in runs if key in run] for key in ("peak_memory_bytes", "peak_device_memory_bytes")
+            ]
+            result.append({
+                "stage": stage, "method": method, "runs": len(runs), "total": sum(seconds),
+                "mean": sum(seconds) / len(runs), "longest": max(seconds),
+                "memory": [max(found, default=None) for found in memory],
+                "devices": sorted({str(run.get("device")) for run in runs}),
+            })  # fmt: skip
+        return result
+
+    def _method(self, artifact: dict[str, Any]) -> str:
+        """What an artifact is of, as tables call it."""
+        parameters, upstream = artifact["parameters"], artifact["upstream"]
+        behind = self.records.data["artifacts"]
+
+        def label(kind: str, spec: dict[str, Any]) -> str:
+            return self.plan.label(kind, spec["name"])
+
+        match artifact["stage"]:
+            case "dataset":
+                return label("dataset", parameters)
+            case "asset" | "poison":
+                return label("attack", parameters["attack"])
+            case "train":
+                poison = behind[upstream["poison"]]
+                return f"{label('attack', poison['parameters']['attack'])}, {label('model', parameters['model'])}"
+            case "purify":
+                return label("defense", parameters["defense"])
+            case "evaluate":
+                return "purified" if "undefended" in upstream else "backdoored"
+            case _:
+                return ""
+
+
+def _mark(entry: Entry, figures: dict[str, Number]) -> str:
+    """The footnote of a place: a not made yet, b cannot be, c made of some seeds only."""
+    if not entry.cells:
+        return "b"
+    made = sum(Path(cell.evaluation.product).exists() for cell in entry.cells)
+    return "" if made == len(entry.cells) else "c" if made else "a"
+
+
+def _plain(text: str) -> str:
+    """What was escaped for Markdown, as it was."""
+    text = re.sub(r"\\([\\`*_\[\]|~])", r"\1", text)
+    for escaped, plain in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
+        text = text.replace(escaped, plain)
+    return text
+
+
+def duration(seconds: float) -> str:
+    """4.2 s, 3.5 min, 2.1 h."""
+    for limit, unit, size in ((90, "s", 1), (90 * 60, "min", 60)):
+        if seconds < limit:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds / 3600:.1f} h"
+
+
+def size_of(number: int | None) -> str:
+    """597 MiB, 4.1 GiB; a dash where it is not known."""
+    if number is None:
+        return "–"
+    mebibytes = number / 2**20
+    return f"{mebibytes:.0f} MiB" if mebibytes < 1024 else f"{mebibytes / 1024:.1f} GiB"
+
+
+def _asset(name: str) -> str:
+    return (resources.files("depoison.reporting") / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("depoison.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= {"signed": signed, "p": p_value, "duration": duration, "bytes": size_of}
+    return environment.get_template("report.html.jinja")

@@ -1,0 +1,142 @@
+"""How each number came about, as the page holds it: every cell and every artifact once."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from depoison.errors import DepoisonError
+from depoison.files import RUN, read_json
+from depoison.plan.parameters import text_of
+from depoison.plan.plan import Cell
+from depoison.plan.specs import Artifact
+
+POINTS = 60
+"""As many points of a course are kept; of more, every second, third, … and the last."""
+
+SHARED = ("recipe", "packages")
+"""What most specs or records have in common; each is kept once, and elsewhere stands its number."""
+
+OWN = "the cell's name"
+
+
+class Records:
+    """Collects cells and the artifacts behind them; `data` is what the page's script reads.
+
+    A spec is the plan's, which is the file's, because an artifact's directory is a hash of it. What else is told about
+    an artifact is what lies beside it: run.json and history.csv. Where a model's was not shared, its evaluation holds a copy
+    of its run.json.
+    """
+
+    def __init__(self) -> None:
+        self.data: dict[str, list[Any]] = {"cells": [], "artifacts": [], "settings": [], **{key: [] for key in SHARED}}
+        self._numbers: dict[Any, int] = {}
+        self._copies: dict[str, dict[str, Any]] = {}
+        self._copied: set[str] = set()
+
+    def cell(self, cell: Cell) -> int:
+        """The cell's number; it is added when it is new."""
+        if (key := ("cells", cell.name)) in self._numbers:
+            return self._numbers[key]
+        behind = cell.evaluation.chain().values()
+        for product in {artifact.product for artifact in behind if artifact.stage == "evaluate"} - self._copied:
+            self._copied.add(product)
+            model = dict(evaluation_of(product).get("model", {}))
+            self._copies[model.pop("directory", "")] = model
+        evaluation = evaluation_of(cell.evaluation.product)
+        chain = [self._artifact(artifact) for artifact in behind]
+        return self._add("cells", key, {
+            "name": cell.name.path, "seed": cell.name.seed, "chain": chain, "settings": self._settings(cell),
+            **{part: finite(evaluation[part]) for part in ("metrics", "denominators") if part in evaluation},
+        })  # fmt: skip
+
+    def _settings(self, cell: Cell) -> list[int]:
+        """Of each kind of method, every value and who set it."""
+        numbers = []
+        for kind, settings in cell.settings.items():
+            lines = []
+            for key, history in settings.items():
+                value, layer, place = history[-1]
+                # Which cell was resolved first is told by its place, not who set the value.
+                lines.append((key, text_of(value), layer, "" if layer == OWN else str(place)))
+            content = {"kind": kind, "name": getattr(cell.name, kind).name, "values": lines}
+            key = ("settings", kind, content["name"], tuple(lines))
+            numbers.append(self._numbers[key] if key in self._numbers else self._add("settings", key, content))
+        return numbers
+
+    def _artifact(self, artifact: Artifact) -> int:
+        if (key := ("artifacts", artifact.directory)) in self._numbers:
+            return self._numbers[key]
+        spec, directory = artifact.spec, Path(artifact.directory)
+        parameters = dict(spec["parameters"])
+        record = read_json(directory / RUN) if (directory / RUN).exists() else self._copies.get(artifact.directory)
+        content = {
+            "directory": artifact.directory, "stage": spec["stage"], "version": spec["version"], "seed": spec["seed"],
+            "upstream": {role: self._artifact(each) for role, each in artifact.upstream.items()},
+            "parameters": self._shared(parameters), "there": Path(artifact.product).exists(),
+            "run": None if record is None else self._shared(record),
+        }  # fmt: skip
+        if history := read_history(directory / "history.csv"):
+            content["history"] = history
+        return self._add("artifacts", key, content)
+
+    def _shared(self, content: dict[str, Any]) -> dict[str, Any]:
+        content = finite(content)
+        for key in SHARED:
+            if isinstance(content.get(key), dict):
+                name = (key, repr(sorted(content[key].items())))
+                number = self._numbers[name] if name in self._numbers else self._add(key, name, content[key])
+                content |= {key: number}
+        return content
+
+    def _add(self, part: str, key: Any, content: Any) -> int:
+        self.data[part].append(content)
+        self._numbers[key] = len(self.data[part]) - 1
+        return self._numbers[key]
+
+
+def evaluation_of(product: str) -> dict[str, Any]:
+    """The content of a metrics.json; nothing where there is none."""
+    return read_json(Path(product)) if Path(product).exists() else {}
+
+
+def read_history(path: Path) -> dict[str, list[Any]]:
+    """The course of a training: by column its epochs and its values, as far as there are any.
+
+    Raises:
+        DepoisonError: a file that is no such course.
+    """
+    if not path.exists():
+        return {}
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+        found = {}
+        for column in ("loss", "train_acc", "c_acc", "asr", "lcr"):
+            points = [(int(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
+            points = [(epoch, float(f"{value:.4g}")) for epoch, value in points if math.isfinite(value)]
+            step = -(-len(points) // POINTS)
+            if points:
+                found[column] = [list(axis) for axis in zip(*thinned(points, step), strict=True)]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DepoisonError(f"{path}: corrupted ({error!r}); delete {path.parent} and run again") from None
+    return found
+
+
+def thinned(points: list[Any], step: int) -> list[Any]:
+    """Every `step`-th point, counted from the last one back, so that this is among them; and the first."""
+    kept = points[::-1][::step][::-1]
+    return kept if kept[0] == points[0] else [points[0], *kept]
+
+
+def finite(value: Any) -> Any:
+    """A copy that JSON can hold: what is no finite number becomes its name."""
+    if isinstance(value, dict):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value
