@@ -265,7 +265,7 @@ def test_a_missing_cell_is_a_dash_with_its_command(small):
     cells = row_of(section, "BadNet", "10%").all("td")
     assert [cell.text for cell in cells[4:]] == ["–"] * 4 and {c.attributes.get("data-f") for c in cells[4:]} == {"a"}
     (made,) = [code.text for code in section.all("code") if code.text.startswith("snakemake")]
-    assert made == "snakemake --cores all -- reports/tiny/small.md"
+    assert made == "snakemake -- reports/tiny/small.md"
     assert "3 of 4 evaluations are there" in section.words
     name = "results/cells/tiny/digits/resnet18/badnet+rate=0.1/lp/s0.json"
     assert name in page.one("section", id="missing").text
@@ -300,7 +300,7 @@ def test_what_has_no_implementation_says_so(small):
 
 def test_a_command_is_one_word_for_each_argument():
     target = "reports/it's $(here)/index.html"
-    assert shlex.split(command(target)) == ["snakemake", "--cores", "all", "--", target]
+    assert shlex.split(command(Plan(ROOT), target)) == ["snakemake", "--", target]
 
 
 def test_a_figure_is_drawn_or_its_command_is_told(copy):
@@ -313,7 +313,7 @@ def test_a_figure_is_drawn_or_its_command_is_told(copy):
     page = page_of(copy, draw=True)
     section = page.one("section", id="fst-figure9")
     assert not section.all("img") and data_of(page)["examples"] == {}
-    assert section.one("code").text == "snakemake --cores all -- reports/tiny/figure9.png"
+    assert section.one("code").text == "snakemake -- reports/tiny/figure9.png"
     assert "0 of its 6 inputs are there" in section.words
 
 
@@ -464,7 +464,7 @@ def test_all_papers_are_on_the_page(small, tmp_path, monkeypatch):
     ]
     cell_file(small, "badnet", "lp").unlink()
     assert (
-        "snakemake --cores all -- reports/tiny/another/table1.md"
+        "snakemake -- reports/tiny/another/table1.md"
         in page_of(small).one("section", id="another-table1").text
     )
 

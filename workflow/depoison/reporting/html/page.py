@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from itertools import groupby
@@ -24,7 +25,7 @@ from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES
 from depoison.plan.tables import Entry, Table
 from depoison.reporting.comparison import BETTER
-from depoison.reporting.figures.write import _kind, _setting, made_from_of, render_csv
+from depoison.reporting.figures.write import _kind, made_from_of, render_csv, setting
 from depoison.reporting.html.pictures import drawn, examples_of
 from depoison.reporting.html.records import Records
 from depoison.reporting.tables import (
@@ -184,7 +185,7 @@ class _Builder:
 
     def _extra_of(self, table: Table, entry: Entry) -> dict[str, Number]:
         found = _figures(table, entry, self.read, EXTRA)
-        return {metric: Number(number.ours, number.interval, number.values) for metric, number in found.items()}
+        return {metric: replace(number, published=None) for metric, number in found.items()}
 
     def _extra_summary(self, table: Table, i: int, j: int, lines: list[Any]) -> dict[str, Number]:
         """Of the lines below the rows: first those of ours, in the file's order."""
@@ -210,7 +211,7 @@ class _Builder:
         words = f"Figure {figure.name.removeprefix('figure')}"
         content = {
             "id": f"{figure.paper}-{figure.name}", "paper": figure.paper, "heading": f"{figure.paper.upper()}, {words}",
-            "title": figure.file.title, "caption": figure.file.caption, "setting": _plain(_setting(self.plan, figure)),
+            "title": figure.file.title, "caption": figure.file.caption, "setting": setting(self.plan, figure),
             "kind": figure.file.kind, "width": figure.file.width, "gaps": figure.gaps(), "picture": None,
             "made": len(needed) - len(absent), "total": len(needed), "command": command(self.plan, f"{figure.target}.png"),
             "missing": [artifact.product for artifact in absent], "what": "inputs",
@@ -311,14 +312,6 @@ def _mark(entry: Entry, figures: dict[str, Number]) -> str:
         return "b"
     made = sum(Path(cell.evaluation.product).exists() for cell in entry.cells)
     return "" if made == len(entry.cells) else "c" if made else "a"
-
-
-def _plain(text: str) -> str:
-    """What was escaped for Markdown, as it was."""
-    text = re.sub(r"\\([\\`*_\[\]|~])", r"\1", text)
-    for escaped, plain in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
-        text = text.replace(escaped, plain)
-    return text
 
 
 def duration(seconds: float) -> str:
