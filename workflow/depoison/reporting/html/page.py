@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from itertools import groupby
@@ -184,7 +185,7 @@ class _Builder:
 
     def _extra_of(self, table: Table, entry: Entry) -> dict[str, Number]:
         found = numbers_of(table, entry, self.read, EXTRA)
-        return {metric: Number(number.ours, number.interval, number.values) for metric, number in found.items()}
+        return {metric: replace(number, published=None) for metric, number in found.items()}
 
     def _extra_summary(self, table: Table, i: int, j: int, lines: list[Any]) -> dict[str, Number]:
         """Of the lines below the rows: first those of ours, in the file's order."""
