@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.figures import Figure, figures_of, read_figure
 from depoison.plan.plan import Plan
-from depoison.plan.tables import DEFAULT_PAPER, DEFAULT_TRACK, PAPERS, Table, _papers, _table_files, read_table
+from depoison.plan.tables import DEFAULT_PAPER, DEFAULT_TRACK, Table, _papers, read_table, tables_of
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,10 @@ def read_index(plan: Plan, target: str) -> Index:
     papers = []
     for name in sorted(_papers(plan.root), key=lambda name: (name != DEFAULT_PAPER, name)):
         folder = f"reports/{f'{match[1]}/' if match[1] else ''}{'' if name == DEFAULT_PAPER else f'{name}/'}"
-        tables = (path.stem for path in _table_files(plan.root / PAPERS / name))
         papers.append(
             Paper(
                 name,
-                tuple(read_table(plan, folder + table) for table in tables),
+                tuple(read_table(plan, folder + table) for table in tables_of(plan.root, name)),
                 tuple(read_figure(plan, folder + figure) for figure in figures_of(plan.root, name)),
             )
         )

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections import defaultdict
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from itertools import groupby
@@ -24,7 +25,7 @@ from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES
 from depoison.plan.tables import Entry, Table
 from depoison.reporting.comparison import BETTER
-from depoison.reporting.figures.write import _kind, _setting, made_from_of, render_csv
+from depoison.reporting.figures.write import _kind, made_from_of, render_csv, setting
 from depoison.reporting.html.pictures import drawn, examples_of
 from depoison.reporting.html.records import Records
 from depoison.reporting.tables import (
@@ -76,6 +77,8 @@ def render_index(plan: Plan, index: Index, draw: bool = True) -> str:
     builder = _Builder(plan, index, draw)
     papers = [builder.paper(paper) for paper in index.papers]
     script = _asset("report.js")
+    configfiles = ["--configfile", *plan.overlays] if plan.overlays else []
+    commands = {"make": command(plan), "explain": shlex.join(["depoison", "explain", *configfiles])}
     return _template().render(
         track=index.track,
         summary=plan.configuration.track(index.track).content.summary,
@@ -89,8 +92,10 @@ def render_index(plan: Plan, index: Index, draw: bool = True) -> str:
         courses=sum("history" in each for each in builder.records.data["artifacts"] if each["stage"] == "train"),
         missing=[each for paper in papers for each in (*paper["tables"], *paper["figures"]) if each["missing"]],
         command=command(plan, index.target),
+        each=commands["make"],
         data=embedded(builder.records.data | {
             "entries": builder.entries, "tables": builder.headings, "metrics": ALL_METRICS, "examples": builder.examples(),
+            "commands": commands,
         }),
         style=Markup(_asset("report.css")),
         script=Markup(script),
@@ -133,11 +138,8 @@ class _Builder:
     def table(self, table: Table) -> dict[str, Any]:
         content = content_of(self.plan, table)
         grid, lines = len(table.columns), content["lines"]
-        cells = {cell.evaluation.product: cell for cell in table.cells()}
-        absent = [cell for product, cell in cells.items() if not Path(product).exists()]
         self.headings.append({
-            "heading": content["heading"], "title": table.file.title, "command": command(self.plan, f"{table.target}.md"),
-            "seeds": list(table.seeds), "by": content["by"],
+            "heading": content["heading"], "title": table.file.title, "seeds": list(table.seeds), "by": content["by"],
         })  # fmt: skip
         rows, marks = [], set()
         for i, line in enumerate(lines):
@@ -164,9 +166,9 @@ class _Builder:
             "groups": groups if content["groups"] else [],
             "id": f"{table.paper}-{table.name}", "paper": table.paper, "title": table.file.title,
             "rows": rows[: len(table.rows)], "summaries": rows[len(table.rows) :], "marks": marks,
-            "made": len(cells) - len(absent), "total": len(cells),
-            "missing": [shlex.quote(cell.name.path) for cell in absent],
-            "command": command(self.plan, f"{table.target}.md"), "caption": table.file.caption, "what": "cells",
+            "made": content["evaluations"] - len(content["missing"]), "total": content["evaluations"],
+            "missing": [shlex.quote(cell.name.path) for cell in content["missing"]],
+            "command": content["makes_all"], "caption": table.file.caption, "what": "cells",
         }  # fmt: skip
 
     def _entry(
@@ -184,7 +186,7 @@ class _Builder:
 
     def _extra_of(self, table: Table, entry: Entry) -> dict[str, Number]:
         found = _figures(table, entry, self.read, EXTRA)
-        return {metric: Number(number.ours, number.interval, number.values) for metric, number in found.items()}
+        return {metric: replace(number, published=None) for metric, number in found.items()}
 
     def _extra_summary(self, table: Table, i: int, j: int, lines: list[Any]) -> dict[str, Number]:
         """Of the lines below the rows: first those of ours, in the file's order."""
@@ -210,7 +212,7 @@ class _Builder:
         words = f"Figure {figure.name.removeprefix('figure')}"
         content = {
             "id": f"{figure.paper}-{figure.name}", "paper": figure.paper, "heading": f"{figure.paper.upper()}, {words}",
-            "title": figure.file.title, "caption": figure.file.caption, "setting": _plain(_setting(self.plan, figure)),
+            "title": figure.file.title, "caption": figure.file.caption, "setting": setting(self.plan, figure),
             "kind": figure.file.kind, "width": figure.file.width, "gaps": figure.gaps(), "picture": None,
             "made": len(needed) - len(absent), "total": len(needed), "command": command(self.plan, f"{figure.target}.png"),
             "missing": [artifact.product for artifact in absent], "what": "inputs",
@@ -311,14 +313,6 @@ def _mark(entry: Entry, figures: dict[str, Number]) -> str:
         return "b"
     made = sum(Path(cell.evaluation.product).exists() for cell in entry.cells)
     return "" if made == len(entry.cells) else "c" if made else "a"
-
-
-def _plain(text: str) -> str:
-    """What was escaped for Markdown, as it was."""
-    text = re.sub(r"\\([\\`*_\[\]|~])", r"\1", text)
-    for escaped, plain in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
-        text = text.replace(escaped, plain)
-    return text
 
 
 def duration(seconds: float) -> str:
