@@ -276,7 +276,7 @@ def test_the_keyboard_sorts_and_reaches_the_summaries(page):
 def test_a_missing_cell_tells_its_command(page):
     page.click("#fst-table1 td[data-f=a]")
     told = page.texts("dialog .command")
-    assert told[0] == f"snakemake --cores all -- results/cells/digits/digits/resnet18{MISSING}"
+    assert told[0] == f"snakemake -- results/cells/digits/digits/resnet18{MISSING}"
     page.press("Escape")
     page.click("#fst-table1 td[data-f=b]")
     assert "Not implemented, or cannot be: the defense later." in page.texts("dialog")[0]
