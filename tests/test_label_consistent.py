@@ -21,6 +21,7 @@ from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages.runner import run_stage
 from depoison.training.loop import Monitor, PlainBatches, fit
+from depoison.training.recipe import Recipe
 from small import CPU, classes_of, network, pixels, recipe
 
 RNG = Rng(0, "test")
@@ -94,8 +95,13 @@ def test_pgd_stays_in_the_ball_and_raises_the_loss():
 # The attacker's network
 
 
+def workshop(plan: Recipe) -> Workshop:
+    own = pool()
+    return Workshop(own, plan, Rng(3, "asset"), Monitor(), own.images, own.images[:0])
+
+
 def test_adversarial_training_with_no_radius_is_plain_training():
-    shop = Workshop(pool(), recipe(epochs=2, momentum=0.9), Rng(3, "asset"), Monitor())
+    shop = workshop(recipe(epochs=2, momentum=0.9))
     adversarial = make_asset(shop, **(TRAINED | {"surrogate_eps": 0.0}))
     plain = make_asset(shop, **(TRAINED | {"surrogate": "clean"}))
     model = network()
@@ -105,7 +111,7 @@ def test_adversarial_training_with_no_radius_is_plain_training():
 
 
 def test_adversarial_training_steps_on_the_images_that_pgd_finds():
-    shop = Workshop(pool(), recipe(lr=0.5, batch_size=60), Rng(3, "asset"), Monitor())
+    shop = workshop(recipe(lr=0.5, batch_size=60))
     trained = make_asset(shop, **TRAINED)
     model = network().train()
     kept = copy.deepcopy(model)  # PGD normalizes by the batch, and leaves the statistics alone

@@ -313,6 +313,13 @@ def test_no_name_breaks_markdown_csv_or_json(label, tiny, monkeypatch):
     assert {column["label"] for column in content["columns"]} == {label} and content["lines"][0]["label"] == label
 
 
+def test_half_a_character_is_refused_where_it_stands(tiny):
+    path = tiny / SMALL
+    path.write_text(path.read_text().replace("label: LP", 'label: "a\\ud800b"'))
+    with pytest.raises(DepoisonError, match=r"small\.yaml: not valid YAML: .*line \d+"):
+        read_table(tiny.plan(), "reports/tiny/small")
+
+
 def _end(tokens: list[Any], start: int) -> int:
     return next(i for i in range(start, len(tokens)) if tokens[i].type == "tr_close")
 
@@ -480,3 +487,18 @@ def test_snakemake_makes_the_document_once_and_again_when_it_is_out_of_date(pape
     assert jobs("--configfile", "more.yaml") == {}
     text = (paper / "reports/tiny/mini/paper.tex").read_text().replace(r"\allowbreak{}", "")
     assert r"\texttt{snakemake -{}-configfile more.yaml -{}- reports/tiny/mini/paper.pdf}" in text
+
+
+@pytest.mark.pipeline
+def test_snakemakes_report_shows_tables_by_paper_and_track(paper):
+    """Snakemake 9 brings the report's scripts with it: nothing is fetched."""
+    target = "reports/tiny/mini/table1.md"
+    done = paper.snakemake("--cores", "1", "--", target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    closed = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    done = paper.snakemake("--report", "out.html", "--", target, **closed)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (paper / "out.html").read_text(encoding="utf-8")
+    assert "MINI on the track tiny" in page and "ours beside the published numbers" in page
+    assert {f"reports/tiny/mini/table1.{suffix}" in page for suffix in ("md", "csv")} == {True}
+    assert not re.search(r"<(?:script|link)[^>]*(?:src|href)=[\"']?https?:", page)

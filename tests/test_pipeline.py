@@ -220,14 +220,16 @@ def test_a_papers_table_plans_one_model_a_row_and_one_purification_a_cell(target
     rows = sum(len(row["rates"]) for row in table["rows"] if implemented("attacks", row["attack"]))
     columns = [column["defense"] for column in table["columns"] if implemented("defenses", column["defense"])]
     defended = len(columns) - columns.count("none")
-    jobs = {"dataset": 1, "split": 1, "poison": rows, "train": rows, "purify": rows * defended}
+    files = [ROOT / f"config/attacks/{row['attack']}.yaml" for row in table["rows"]]
+    assets = sum("asset" in yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
+    jobs = {"dataset": 1, "split": 1, "asset": assets, "poison": rows, "train": rows, "purify": rows * defended}
     assert asked(project, "-n", target) == jobs | {"evaluate": rows * (1 + defended), "table": 1}
     assert asked(project, "-n", "--resources", "gpu=4", "--", target)["train"] == rows
 
 
-def test_the_default_target_is_the_embedded_tables(project):
+def test_the_default_target_is_a_table_of_embedded_images(project):
     jobs = asked(project, "-n")
-    assert jobs["all"] == 1 and jobs["table"] == 2 and jobs["dataset"] == 1
+    assert jobs["all"] == 1 and jobs["table"] == 1 and jobs["dataset"] == 1
 
 
 # --- jobs on other machines --------------------------------------------------------------------------------------

@@ -361,6 +361,22 @@ def test_an_estimate_counts_down_between_the_times_that_it_is_worked_out(board):
     assert board.eta(board.began + 10).seconds == pytest.approx(590)
 
 
+def test_a_queued_job_runs_from_the_moment_that_its_log_is_there(board):
+    queued = Board({key: replace(item, uses={"jobs": 1}) for key, item in board.items.items()}, queue=True)
+    first, second, *_ = queued.items
+    now = time.time()
+    for key in (first, second):
+        log = queued.items[key].log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+        os.utime(log, (now - 100, now - 100))  # of an attempt before
+        queued.started(key, now - 50)
+    assert [line.split()[-1] for line in queued.lines(100, 12, now)[1:]] == ["queued", "queued"]
+    queued.items[second].log.touch()
+    assert queued.lines(100, 12, now + 5)[1].endswith("queued")
+    assert queued.lines(100, 12, now + 8)[2].endswith("3 s")
+
+
 # --- real runs ---------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ from depoison.plan.index import read_index
 from depoison.plan.papers import read_paper
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes
-from depoison.plan.tables import Table, Tables, read_report
+from depoison.plan.tables import Table, Tables, locate, read_report
 from depoison.reporting.cells import cell_is_current
 from depoison.reporting.claims import claims_are_current
 from depoison.reporting.figures.write import figure_is_current, page_is_current
@@ -167,6 +167,11 @@ class Lookup:
     @property
     def config_json(self) -> str:
         return canonical(self._config)
+
+    def category(self, wildcards: Any) -> str:
+        """Where Snakemake's report shows a table or figure: paper and track."""
+        paper, track, _ = locate(self.plan, f"reports/{wildcards.where}any")
+        return f"{paper.upper()} on the track {track}"
 
     @property
     def overlays(self) -> str:

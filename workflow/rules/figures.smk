@@ -48,7 +48,21 @@ rule figure:
     input:
         LOOKUP.figure_inputs,
     output:
-        multiext("reports/{where}{figure}", ".png", ".pdf", ".csv"),
+        report(
+            "reports/{where}{figure}.png",
+            caption="../report/figure.rst",
+            category=LOOKUP.category,
+            subcategory="Figures",
+            labels={"name": "{figure}", "file": "picture"},
+        ),
+        report(
+            "reports/{where}{figure}.csv",
+            caption="../report/figure.rst",
+            category=LOOKUP.category,
+            subcategory="Figures",
+            labels={"name": "{figure}", "file": "numbers"},
+        ),
+        "reports/{where}{figure}.pdf",
     log:
         "logs/reports/{where}{figure}.log",
     benchmark:

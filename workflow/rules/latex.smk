@@ -9,7 +9,14 @@ rule paper:
     input:
         LOOKUP.paper_inputs,
     output:
-        multiext("reports/{where}paper", ".tex", ".pdf"),
+        report(
+            "reports/{where}paper.pdf",
+            caption="../report/paper.rst",
+            category=LOOKUP.category,
+            subcategory="Document",
+            labels={"name": "paper", "file": "document"},
+        ),
+        "reports/{where}paper.tex",
     log:
         "logs/reports/{where}paper.log",
     benchmark:

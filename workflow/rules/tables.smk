@@ -27,7 +27,21 @@ rule table:
     input:
         LOOKUP.table_inputs,
     output:
-        multiext("reports/{where}{table}", ".md", ".tex", ".csv", ".json"),
+        report(
+            "reports/{where}{table}.md",
+            caption="../report/table.rst",
+            category=LOOKUP.category,
+            subcategory="Tables",
+            labels={"name": "{table}", "file": "table"},
+        ),
+        report(
+            "reports/{where}{table}.csv",
+            caption="../report/table.rst",
+            category=LOOKUP.category,
+            subcategory="Tables",
+            labels={"name": "{table}", "file": "numbers"},
+        ),
+        multiext("reports/{where}{table}", ".tex", ".json"),
     log:
         "logs/reports/{where}{table}.log",
     benchmark:

@@ -99,11 +99,11 @@ def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = Non
 
     An evaluation that is not there leaves its place empty.
     """
-    metrics = metrics or _metrics_reader()
+    metrics = metrics or metrics_reader()
     grid = len(table.columns)
     entries = [table.entries[i : i + grid] for i in range(0, len(table.entries), grid)]
     rows = [
-        (row, [_figures(table, entry, metrics) for entry in part])
+        (row, [numbers_of(table, entry, metrics) for entry in part])
         for row, part in zip(table.rows, entries, strict=True)
     ]
     lines = [
@@ -116,7 +116,7 @@ def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = Non
     seeds = " and the seeds that these share" if len(table.seeds) > 1 and any(f.missing for f in shown_figures) else ""
     for name in table.file.summary:
         title, function = SUMMARIES[name]
-        ours = [_summary(function, [line.figures[i] for line in shown]) for i in range(grid)]
+        ours = [summary_of(function, [line.figures[i] for line in shown]) for i in range(grid)]
         note = "" if complete else f"over the rows that we have{seeds}, in ours and in published alike"
         shown_ours = _with_best(table, ours) if name == "average" else ours
         lines.append(Line(title, "", None, shown_ours, summary=True, note=note))
@@ -127,12 +127,12 @@ def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = Non
     return lines
 
 
-def _metrics_reader() -> Callable[[str], dict[str, Any]]:
+def metrics_reader() -> Callable[[str], dict[str, Any]]:
     """Reads the metrics of an evaluation, each once; `NOT_THERE` for one that is not there."""
     return cache(lambda product: read_json(path)["metrics"] if (path := Path(product)).exists() else NOT_THERE)
 
 
-def _figures(
+def numbers_of(
     table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]], names: Iterable[str] = METRICS
 ) -> dict[str, Figure]:
     printed = table.published.get(table.key(entry.row, entry.column), {})
@@ -156,7 +156,7 @@ def _printed(table: Table, name: str, column: Column) -> dict[str, Figure]:
     return {metric: Figure(published=numbers.get(metric)) for metric in METRICS}
 
 
-def _summary(function: Callable[[Sequence[float]], float], columns: list[dict[str, Figure]]) -> dict[str, Figure]:
+def summary_of(function: Callable[[Sequence[float]], float], columns: list[dict[str, Figure]]) -> dict[str, Figure]:
     """A summary of the rows that we have; the published numbers of the same rows beside it."""
     result = {}
     for metric in columns[0]:
@@ -279,7 +279,7 @@ def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
         kind: list(dict.fromkeys(plan.label(kind, getattr(column.subject, kind)) for column in table.columns))
         for kind in ("dataset", "model")
     }
-    metrics = _metrics_reader()
+    metrics = metrics_reader()
     return {
         "table": table,
         "title": f"{heading(table)}: {table.file.title}",

@@ -34,7 +34,7 @@ def figure_is_current(figure: Figure) -> bool:
     needed = (Path(artifact.product) for artifact in figure.artifacts())
     if not all(path.exists() for path in [*files.values(), *needed]):
         return False
-    text = render_csv(figure, _kind(figure).numbers(figure))
+    text = render_csv(figure, kind_of(figure).numbers(figure))
     made_from = made_from_of(figure, text).encode()
     return files[".csv"].read_bytes() == text and all(made_from in files[s].read_bytes() for s in (".png", ".pdf"))
 
@@ -43,7 +43,7 @@ def render_figure(figure: Figure) -> dict[str, bytes]:
     """The bytes of each of the three files, by suffix; equal numbers make equal bytes."""
     import matplotlib
 
-    kind = _kind(figure)
+    kind = kind_of(figure)
     rows = kind.numbers(figure)
     text = render_csv(figure, rows)
     made_from = made_from_of(figure, text)
@@ -77,7 +77,7 @@ def made_from_of(figure: Figure, text: bytes) -> str:
     return f"depoison-{VERSION}-{fingerprint(shown)}"
 
 
-def _kind(figure: Figure) -> Any:
+def kind_of(figure: Figure) -> Any:
     return importlib.import_module(f"depoison.reporting.figures.{figure.file.kind}")
 
 

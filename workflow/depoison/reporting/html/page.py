@@ -25,18 +25,18 @@ from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES
 from depoison.plan.tables import Entry, Table
 from depoison.reporting.comparison import BETTER
-from depoison.reporting.figures.write import _kind, made_from_of, render_csv, setting
+from depoison.reporting.figures.write import kind_of, made_from_of, render_csv, setting
 from depoison.reporting.html.pictures import drawn, examples_of
 from depoison.reporting.html.records import Records
 from depoison.reporting.tables import (
     SUMMARIES,
-    _figures,
-    _metrics_reader,
-    _summary,
     command,
     content_of,
+    metrics_reader,
+    numbers_of,
     p_value,
     signed,
+    summary_of,
 )
 from depoison.reporting.tables import Figure as Number
 
@@ -124,7 +124,7 @@ class _Builder:
     def __init__(self, plan: Plan, index: Index, draw: bool):
         self.plan, self.index, self.draw = plan, index, draw
         self.records = Records()
-        self.read = _metrics_reader()
+        self.read = metrics_reader()
         self.entries: list[dict[str, Any]] = []
         self.headings: list[dict[str, Any]] = []
 
@@ -185,7 +185,7 @@ class _Builder:
         })  # fmt: skip
 
     def _extra_of(self, table: Table, entry: Entry) -> dict[str, Number]:
-        found = _figures(table, entry, self.read, EXTRA)
+        found = numbers_of(table, entry, self.read, EXTRA)
         return {metric: replace(number, published=None) for metric, number in found.items()}
 
     def _extra_summary(self, table: Table, i: int, j: int, lines: list[Any]) -> dict[str, Number]:
@@ -194,7 +194,7 @@ class _Builder:
         if which >= len(table.file.summary):
             return {metric: Number() for metric in EXTRA}
         entries = table.entries[j :: len(table.columns)]
-        return _summary(SUMMARIES[table.file.summary[which]][1], [self._extra_of(table, entry) for entry in entries])
+        return summary_of(SUMMARIES[table.file.summary[which]][1], [self._extra_of(table, entry) for entry in entries])
 
     def _shown(self, metric: str, number: Number, entry: int | None, mark: str, compared: bool) -> dict[str, Any]:
         ours = "–" if number.ours is None else f"{number.ours:.2f}"
@@ -219,7 +219,7 @@ class _Builder:
         }  # fmt: skip
         if absent or not any(point.cells for point in figure.points):
             return content
-        rows = _kind(figure).numbers(figure)
+        rows = kind_of(figure).numbers(figure)
         made_from = made_from_of(figure, render_csv(figure, rows))
         pixels, size = drawn(figure, rows) if self.draw else ("", ("", ""))
         return content | {"picture": pixels, "size": size, "made_from": made_from}

@@ -11,7 +11,7 @@ from depoison.plan.figures import Figure
 from depoison.plan.specs import Artifact
 from depoison.reporting.figures.examples import amplification, residual_of
 from depoison.reporting.figures.style import RC
-from depoison.reporting.figures.write import _kind
+from depoison.reporting.figures.write import kind_of
 
 COLORS = 128
 """Of a drawn figure; photographs keep all of theirs."""
@@ -27,7 +27,7 @@ def drawn(figure: Figure, rows: list[dict[str, Any]]) -> tuple[str, tuple[int, i
 
     content = io.BytesIO()
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **RC}):
-        _kind(figure).draw(figure, rows).savefig(content, format="png", metadata={"Software": None})
+        kind_of(figure).draw(figure, rows).savefig(content, format="png", metadata={"Software": None})
     picture = Image.open(content).convert("RGB")
     if figure.file.kind != "examples":
         # A third of the bytes; a page holds a dozen and a half of them.
