@@ -577,7 +577,10 @@ def test_claims_over_printed_cells_name_their_place(fst):
 
 def table(*numbers: int) -> pandas.DataFrame:
     """Printed tables below each other, without their summaries, read without the package."""
-    frames = [pandas.read_csv(ROOT / f"config/papers/fst/published/table{n}.csv").assign(table=n) for n in numbers]
+    frames = [
+        pandas.read_csv(ROOT / f"config/papers/fst/published/table{n}.csv", dtype={"variant": str}).assign(table=n)
+        for n in numbers
+    ]
     frame = pandas.concat(frames)
     return frame[~frame.attack.isin(["average", "standard-deviation"])]
 

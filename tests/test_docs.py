@@ -17,8 +17,8 @@ SMALL = """
 summary: a budget for tests
 datasets: {digits: {size: 8}}
 models: {resnet18: {width: 8}}
-training: {epochs: 1, batch_size: 128, evaluate_every: 0}
-tuning: {epochs: 1, batch_size: 64}
+training: {epochs: 1, batch_size: 128, evaluate_every: 0, precision: fp32}
+tuning: {epochs: 1, batch_size: 64, precision: fp32}
 """
 
 

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import re
-import shlex
 import shutil
 import statistics
 from pathlib import Path
@@ -20,7 +19,8 @@ from conftest import ROOT, Project, job_counts, with_tiny
 from depoison.errors import DepoisonError
 from depoison.plan.index import Index, read_index
 from depoison.plan.plan import Plan
-from depoison.reporting.html.page import command, embedded, index_is_current, render_index, shade, write_index
+from depoison.plan.tables import tables_of
+from depoison.reporting.html.page import embedded, index_is_current, render_index, shade, write_index
 from depoison.reporting.html.records import POINTS, thinned
 from depoison.reporting.tables import Figure
 from pages import COMMIT, PACKAGES, Element, data_of, fake_run, parsed, put, row_of
@@ -77,9 +77,9 @@ def copy(faked: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pro
 def small(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """The table `small` and no figure, faked; quick to render."""
     only(tiny)
-    for path in (tiny / "config/papers/fst").glob("*.yaml"):
-        if path.stem != "small":
-            path.unlink()
+    for name in tables_of(tiny.path, "fst"):
+        if name != "small":
+            (tiny / f"config/papers/fst/{name}.yaml").unlink()
     monkeypatch.chdir(tiny.path)
     fake_run(index_of(tiny)[1])
     return tiny
@@ -299,11 +299,6 @@ def test_what_has_no_implementation_says_so(small):
     assert "Nothing: every cell that has an implementation is made" in page.one("section", id="missing").words
 
 
-def test_a_command_is_one_word_for_each_argument():
-    target = "reports/it's $(here)/index.html"
-    assert shlex.split(command(Plan(ROOT), target)) == ["snakemake", "--", target]
-
-
 def test_a_figure_is_drawn_or_its_command_is_told(copy):
     page = page_of(copy, draw=True)
     for name in ("figure6", "figure9"):
@@ -502,6 +497,18 @@ def test_snakemake_makes_the_page_from_what_is_there(made):
     metrics = json.loads((made / cell).read_text())["metrics"]
     table = parsed((made / TARGET).read_text(encoding="utf-8")).one("section", id="fst-table1")
     assert f"{metrics['c_acc']:.2f}" in [found.text for found in row_of(table, "BadNet", "1%").all("td")]
+
+
+@pytest.mark.pipeline
+def test_a_page_of_another_configuration_is_current_for_it(made):
+    only(made)
+    (made / "mine.yaml").write_text("defenses: {lp: {lr: 0.25}}\n")
+    ask = ("--cores", "2", "--configfile", "mine.yaml", "--", TARGET)
+    assert made.snakemake(*ask).returncode == 0
+    page = parsed((made / TARGET).read_text(encoding="utf-8"))
+    assert data_of(page)["commands"]["make"] == "snakemake --configfile mine.yaml --"
+    assert any("mine.yaml" in line[3] for each in data_of(page)["settings"] for line in each["values"])
+    assert job_counts((again := made.snakemake("-n", *ask)).stdout + again.stderr) == {}
 
 
 def test_the_command_line(made):

@@ -18,5 +18,6 @@ rule html:
         "../../envs/torch.yaml"
     params:
         config=LOOKUP.config_json,
+        overlays=LOOKUP.overlays,
     shell:
-        "python -m depoison html {output:q} --config-json {params.config:q} --log {log:q}"
+        "python -m depoison html {output:q} --config-json {params.config:q} {params.overlays} --log {log:q}"

@@ -62,11 +62,10 @@ def read_index(plan: Plan, target: str) -> Index:
     papers = []
     for name in sorted(_papers(plan.root), key=lambda name: (name != DEFAULT_PAPER, name)):
         folder = f"reports/{f'{match[1]}/' if match[1] else ''}{'' if name == DEFAULT_PAPER else f'{name}/'}"
-        tables = tables_of(plan.root, name)
         papers.append(
             Paper(
                 name,
-                tuple(read_table(plan, folder + table) for table in tables),
+                tuple(read_table(plan, folder + table) for table in tables_of(plan.root, name)),
                 tuple(read_figure(plan, folder + figure) for figure in figures_of(plan.root, name)),
             )
         )

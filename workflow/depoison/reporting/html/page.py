@@ -77,6 +77,8 @@ def render_index(plan: Plan, index: Index, draw: bool = True) -> str:
     builder = _Builder(plan, index, draw)
     papers = [builder.paper(paper) for paper in index.papers]
     script = _asset("report.js")
+    configfiles = ["--configfile", *plan.overlays] if plan.overlays else []
+    commands = {"make": command(plan), "explain": shlex.join(["depoison", "explain", *configfiles])}
     return _template().render(
         track=index.track,
         summary=plan.configuration.track(index.track).content.summary,
@@ -90,8 +92,10 @@ def render_index(plan: Plan, index: Index, draw: bool = True) -> str:
         courses=sum("history" in each for each in builder.records.data["artifacts"] if each["stage"] == "train"),
         missing=[each for paper in papers for each in (*paper["tables"], *paper["figures"]) if each["missing"]],
         command=command(plan, index.target),
+        each=commands["make"],
         data=embedded(builder.records.data | {
             "entries": builder.entries, "tables": builder.headings, "metrics": ALL_METRICS, "examples": builder.examples(),
+            "commands": commands,
         }),
         style=Markup(_asset("report.css")),
         script=Markup(script),
@@ -134,11 +138,8 @@ class _Builder:
     def table(self, table: Table) -> dict[str, Any]:
         content = content_of(self.plan, table)
         grid, lines = len(table.columns), content["lines"]
-        cells = {cell.evaluation.product: cell for cell in table.cells()}
-        absent = [cell for product, cell in cells.items() if not Path(product).exists()]
         self.headings.append({
-            "heading": content["heading"], "title": table.file.title, "command": command(self.plan, f"{table.target}.md"),
-            "seeds": list(table.seeds), "by": content["by"],
+            "heading": content["heading"], "title": table.file.title, "seeds": list(table.seeds), "by": content["by"],
         })  # fmt: skip
         rows, marks = [], set()
         for i, line in enumerate(lines):
@@ -165,9 +166,9 @@ class _Builder:
             "groups": groups if content["groups"] else [],
             "id": f"{table.paper}-{table.name}", "paper": table.paper, "title": table.file.title,
             "rows": rows[: len(table.rows)], "summaries": rows[len(table.rows) :], "marks": marks,
-            "made": len(cells) - len(absent), "total": len(cells),
-            "missing": [shlex.quote(cell.name.path) for cell in absent],
-            "command": command(self.plan, f"{table.target}.md"), "caption": table.file.caption, "what": "cells",
+            "made": content["evaluations"] - len(content["missing"]), "total": content["evaluations"],
+            "missing": [shlex.quote(cell.name.path) for cell in content["missing"]],
+            "command": content["makes_all"], "caption": table.file.caption, "what": "cells",
         }  # fmt: skip
 
     def _entry(

@@ -210,7 +210,7 @@
       });
       parts.push(make("p", {}, words.join(", ") + "."));
     } else {
-      parts.push(make("p", {}, "Not made yet. ", make("code", { class: "command" }, `snakemake --cores all -- ${quoted(cell.name)}`)));
+      parts.push(make("p", {}, "Not made yet. ", make("code", { class: "command" }, `${data().commands.make} ${quoted(cell.name)}`)));
     }
     const courses = [...by("train"), ...by("purify")].flatMap((one) => charts(one, { train: "Training", purify: "Purification" }[one.stage]));
     if (courses.length) parts.push(make("div", { class: "charts" }, courses));
@@ -220,7 +220,7 @@
     const order = [...artifacts].sort((a, b) => STAGES.indexOf(a.stage) - STAGES.indexOf(b.stage) || ("undefended" in a.upstream) - ("undefended" in b.upstream));
     for (const one of order) parts.push(stage(one, order));
     parts.push(settings(cell));
-    parts.push(make("p", {}, "The same in a terminal: ", make("code", { class: "command" }, `depoison explain ${quoted(cell.name)}`)));
+    parts.push(make("p", {}, "The same in a terminal: ", make("code", { class: "command" }, `${data().commands.explain} ${quoted(cell.name)}`)));
     if (of === 1) return make("div", {}, parts);
     const whole = make("details", { class: "seed" }, make("summary", {}, make("b", {}, `Seed ${cell.seed}`), cell.metrics ? "" : ", not made yet"), parts);
     whole.open = i === 0;
