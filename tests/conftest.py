@@ -127,7 +127,7 @@ class Project:
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = self.environment(**variables)
         return subprocess.run(
-            command, cwd=self.path, env=environment, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=self.path, env=environment, capture_output=True, text=True, timeout=1200, check=False
         )
 
     def depoison(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

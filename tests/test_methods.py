@@ -16,16 +16,16 @@ from depoison.plan.plan import Plan
 
 pytestmark = pytest.mark.methods
 
-FELL, KEPT = "at most half of the undefended model's", "more than half of the undefended model's"
+FELL, KEPT = "at most a quarter of the undefended model's", "more than a quarter of the undefended model's"
 ATTACKS = {
-    "badnet": (0.05, FELL),
-    "blended": (0.05, KEPT),
-    "ssba": (0.1, FELL),
-    "adaptive-blend": (0.05, FELL),
-    "bypass-patch": (0.05, FELL),
-    "bypass-blend": (0.05, FELL),
+    "badnet": ("rate=0.05", FELL),
+    "blended": ("rate=0.05", KEPT),
+    "ssba": ("epochs=20+rate=0.1", FELL),
+    "adaptive-blend": ("epochs=20+rate=0.05", FELL),
+    "bypass-patch": ("rate=0.05", FELL),
+    "bypass-blend": ("rate=0.05", FELL),
 }
-"""Rate at which an attack implants in digits (ASR of 80% or more), and the ASR that FST leaves."""
+"""With what an attack implants in digits (ASR of 80% or more), and the ASR that FST leaves."""
 ELSEWHERE = {"none", "adaptive-patch", "label-consistent", "sig", "wanet"}
 """Attacks that do not take on digits."""
 DEFENSES = {
@@ -43,7 +43,7 @@ DEFENSES = {
 
 
 def at(attack: str, defense: str) -> str:
-    return cell(attack=f"{attack}+rate={ATTACKS[attack][0]}", defense=defense)
+    return cell(attack=f"{attack}+{ATTACKS[attack][0]}", defense=defense)
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +72,13 @@ def test_an_attack_implants(attack, measured):
 
 @pytest.mark.parametrize(("attack", "left"), [(attack, left) for attack, (_, left) in ATTACKS.items()])
 def test_what_fst_leaves_of_an_attack(attack, left, measured):
-    fell = asr(measured, at(attack, "fst")) <= asr(measured, at(attack, "none")) / 2
+    fell = asr(measured, at(attack, "fst")) <= asr(measured, at(attack, "none")) / 4
     assert (FELL if fell else KEPT) == left
 
 
 @pytest.mark.parametrize(("defense", "left"), DEFENSES.items())
 def test_what_a_defense_leaves_of_badnet(defense, left, measured):
-    fell = asr(measured, at("badnet", defense)) <= asr(measured, at("badnet", "none")) / 2
+    fell = asr(measured, at("badnet", defense)) <= asr(measured, at("badnet", "none")) / 4
     assert (FELL if fell else KEPT) == left
 
 
