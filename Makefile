@@ -30,7 +30,7 @@ digits: environment
 	snakemake -- reports/digits/table1.md
 
 test: environment
-	pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-methods: environment
 	pytest -m methods

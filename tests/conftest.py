@@ -55,6 +55,13 @@ MANY = SMALL | {
     ],
 }
 
+LONGEST = ("test_interruption", "test_share", "test_figures", "test_tables_fst", "test_worker", "test_errors")
+"""Files that take minutes each; parallel processes start with them, so that none is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 def cell(
     track="digits", dataset="digits", model="resnet18", attack="badnet", defense="fst", seed: int | str = 0

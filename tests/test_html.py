@@ -19,7 +19,8 @@ from conftest import ROOT, Project, job_counts, with_tiny
 from depoison.errors import DepoisonError
 from depoison.plan.index import Index, read_index
 from depoison.plan.plan import Plan
-from depoison.plan.tables import tables_of
+from depoison.plan.tables import read_table, tables_of
+from depoison.reporting.claims import FAILS, HOLDS, LACKING, UNPRINTED, claims_of
 from depoison.reporting.html.page import embedded, index_is_current, render_index, shade, write_index
 from depoison.reporting.html.records import POINTS, thinned
 from depoison.reporting.tables import Figure
@@ -42,7 +43,8 @@ def page_of(project: Project, draw: bool = False) -> Element:
 
 
 def only(project: Project, *figures: str) -> None:
-    """Remove the other figures: to draw one takes a second."""
+    """Remove the other figures, as to draw one takes a second, and the claims, which are over all."""
+    (project / "config/papers/fst/claims.yaml").unlink(missing_ok=True)
     for path in (project / "config/papers/fst/figures").glob("*.yaml"):
         if path.stem not in figures:
             path.unlink()
@@ -174,6 +176,23 @@ def test_seeds_that_only_some_rows_have(small):
     assert shown.text.startswith(f"{statistics.fmean(read('badnet', seed) for seed in (1, 2)):.2f} ± ")
     common = [statistics.fmean(read(attack, seed) for attack in ("badnet", "blended")) for seed in (1, 2)]
     assert row_of(section, "Average*").all("td")[5].text.startswith(f"{statistics.fmean(common):.2f} ± ")
+
+
+def test_claims_carry_both_verdicts(tiny, monkeypatch):
+    monkeypatch.chdir(tiny.path)
+    for number, cell in enumerate(read_table(tiny.plan(), "reports/tiny/table1").cells()):
+        product = Path(cell.evaluation.product)
+        product.parent.mkdir(parents=True, exist_ok=True)
+        put(product, {"metrics": {"c_acc": 90.0, "asr": number / 2}})
+    found = claims_of(tiny.plan(), "tiny")
+    assert {verdict.ours.state for verdict in found} >= {HOLDS, FAILS, LACKING}
+    rows = page_of(tiny).one("section", id="fst-claims").one("tbody").all("tr")
+    for row, verdict in zip(rows, found, strict=True):
+        assert row.one("th").words.startswith(verdict.says)
+        for cell, outcome in zip(row.all("td")[1:], (verdict.ours, verdict.published), strict=True):
+            assert cell.words.startswith("–" if outcome.state == UNPRINTED else outcome.state)
+            assert outcome.value is None or f"{abs(outcome.value):.2f}" in cell.words
+        assert all(command in row.text for command in verdict.commands if verdict.ours.state == LACKING)
 
 
 def test_oracles_carry_a_dagger(page):

@@ -1,4 +1,4 @@
-"""The HTML report of a track: every table and figure of every paper, on one page."""
+"""The HTML report of a track: every table, figure and claim of every paper, on one page."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import re
 from dataclasses import dataclass
 
 from depoison.errors import DepoisonError, unknown
+from depoison.plan.claims import Claims, read_claims
 from depoison.plan.figures import Figure, figures_of, read_figure
 from depoison.plan.plan import Plan
-from depoison.plan.tables import DEFAULT_PAPER, DEFAULT_TRACK, Table, _papers, read_table, tables_of
+from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, PAPERS, Table, _papers, read_table, tables_of
 
 
 @dataclass(frozen=True)
 class Paper:
-    """All tables and figures of a paper on a track; their targets are as short as they may be."""
+    """All tables, figures and claims of a paper on a track; their targets are as short as they may be.
+
+    Attributes:
+        claims: None where the paper has no file of claims.
+    """
 
     name: str
     tables: tuple[Table, ...]
     figures: tuple[Figure, ...]
+    claims: Claims | None
 
 
 @dataclass(frozen=True)
@@ -41,17 +47,18 @@ class Index:
         return [figure for paper in self.papers for figure in paper.figures]
 
     def products(self) -> list[str]:
-        """The file of each evaluation that a table shows and of each artifact that a figure reads, each once."""
+        """Each file that a table, a figure or a claim takes its numbers from, once."""
         found = [product for table in self.tables for product in table.evaluations()]
         found += [artifact.product for figure in self.figures for artifact in figure.artifacts()]
+        found += [file for paper in self.papers if paper.claims for file in paper.claims.products()]
         return list(dict.fromkeys(found))
 
 
 def read_index(plan: Plan, target: str) -> Index:
-    """Resolve every table and figure of the project on the track that reports/[{track}/]index.html names.
+    """Resolve every table, figure and claim of the project on the track that reports/[{track}/]index.html names.
 
     Raises:
-        DepoisonError: not of that form, an unknown track, or as `read_table` and `read_figure`.
+        DepoisonError: not of that form, an unknown track, or as `read_table`, `read_figure` and `read_claims`.
     """
     match = re.fullmatch(r"reports/(?:([^/]+)/)?index(?:\.html)?", target)
     if not match:
@@ -67,6 +74,7 @@ def read_index(plan: Plan, target: str) -> Index:
                 name,
                 tuple(read_table(plan, folder + table) for table in tables_of(plan.root, name)),
                 tuple(read_figure(plan, folder + figure) for figure in figures_of(plan.root, name)),
+                read_claims(plan, folder + CLAIMS) if (plan.root / PAPERS / name / f"{CLAIMS}.yaml").exists() else None,
             )
         )
     return Index(f"{target.removesuffix('.html')}.html", track, tuple(papers))

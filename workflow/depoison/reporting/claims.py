@@ -472,8 +472,8 @@ def _page(plan: Plan, claims: Claims, found: list[Verdict]) -> str:
             "",
         ]
     lines += [
-        f"Ours: {_counts(found, lambda v: v.ours.state)}. The paper's printed numbers: "
-        f"{_counts(found, lambda v: v.published.state)}. A claim over figures is not printed in numbers.",
+        f"Ours: {counts_of(found, lambda v: v.ours.state)}. The paper's printed numbers: "
+        f"{counts_of(found, lambda v: v.published.state)}. A claim over figures is not printed in numbers.",
         "",
         f"Percent, and percentage points for differences. Each verdict is followed by the rule's value{interval} and the "
         "place that gives a minimum or maximum. *Uncertain*: the limit lies within the interval; with one seed there is no "
@@ -497,7 +497,8 @@ def _replaced(plan: Plan, track: str) -> str:
     return "; ".join(told)
 
 
-def _counts(found: Iterable[Verdict], state: Callable[[Verdict], str]) -> str:
+def counts_of(found: Iterable[Verdict], state: Callable[[Verdict], str]) -> str:
+    """How many claims there are of each state, in words."""
     counts = Counter(map(state, found))
     words = {HOLDS: "{} hold", FAILS: "{} do not hold", UNCERTAIN: "{} uncertain", LACKING: "{} without enough cells"}
     words |= {UNPRINTED: "{} not printed"}
@@ -513,20 +514,29 @@ def _ruled(verdict: Verdict) -> str:
     return f"{escape_markdown(verdict.rule)}<br><sub>{escape_markdown(verdict.over)}{why}</sub>"
 
 
-def _told(verdict: Verdict, outcome: Outcome) -> str:
+def told(verdict: Verdict, outcome: Outcome) -> tuple[str, list[str]]:
+    """The rule's value, "" where there is none, and what else is to say of it, as plain text."""
     if outcome.state == UNPRINTED:
-        return "–"
+        return "", []
     if outcome.state == LACKING:
         there = verdict.cells - len(verdict.missing)
-        count = f"<br><sub>{there} of {verdict.cells}</sub>" if verdict.missing else ""
-        return f"*{LACKING}*{count}{_left_out(verdict)}"
+        return "", [f"{there} of {verdict.cells}"] if verdict.missing else []
     number = signed(outcome.value).replace("±", "") if verdict.difference else f"{outcome.value:.2f}"
-    details = [escape_markdown(outcome.at)] if outcome.at else []
+    details = [outcome.at] if outcome.at else []
     if outcome is verdict.ours:
         number += f" ± {outcome.interval:.2f}" if outcome.interval is not None else ""
         details.append("one seed" if len(outcome.values) == 1 else f"{len(outcome.values)} seeds")
+    return number, details
+
+
+def _told(verdict: Verdict, outcome: Outcome) -> str:
+    if outcome.state == UNPRINTED:
+        return "–"
+    number, details = told(verdict, outcome)
+    below = f"<br><sub>{escape_markdown('; '.join(details))}</sub>" if details else ""
+    if outcome.state == LACKING:
+        return f"*{LACKING}*{below}{_left_out(verdict)}"
     state = f"**{outcome.state}**" if outcome.state == FAILS else outcome.state
-    below = f"<br><sub>{'; '.join(details)}</sub>" if details else ""
     return f"{state}, {number}{below}{_left_out(verdict) if outcome is verdict.ours else ''}"
 
 

@@ -19,11 +19,13 @@ import jinja2
 from markupsafe import Markup
 
 from depoison.files import write_bytes
+from depoison.plan.claims import Claims
 from depoison.plan.figures import Figure
 from depoison.plan.index import Index, Paper
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES
 from depoison.plan.tables import Entry, Table
+from depoison.reporting.claims import FAILS, HOLDS, LACKING, Outcome, Verdict, counts_of, told, verdicts
 from depoison.reporting.comparison import BETTER
 from depoison.reporting.figures.write import kind_of, made_from_of, render_csv, setting
 from depoison.reporting.html.pictures import drawn, examples_of
@@ -133,7 +135,30 @@ class _Builder:
             "name": paper.name,
             "tables": [self.table(table) for table in paper.tables],
             "figures": [self.figure(figure) for figure in paper.figures],
+            "claims": self.claims(paper.claims) if paper.claims else None,
         }
+
+    def claims(self, claims: Claims) -> dict[str, Any]:
+        found = verdicts(self.plan, claims)
+
+        def shown(verdict: Verdict, outcome: Outcome) -> dict[str, Any]:
+            number, details = told(verdict, outcome)
+            left_out = verdict.left_out if outcome is verdict.ours else ()
+            return {
+                "state": outcome.state, "number": number, "details": "; ".join([*details, *left_out]),
+                "color": {HOLDS: "b2", FAILS: "w2"}.get(outcome.state, ""),
+                "commands": verdict.commands if outcome.state == LACKING else (),
+            }  # fmt: skip
+
+        return {
+            "id": f"{claims.paper}-claims", "heading": f"{claims.paper.upper()}: claims",
+            "ours": counts_of(found, lambda verdict: verdict.ours.state),
+            "published": counts_of(found, lambda verdict: verdict.published.state),
+            "rows": [
+                {"claim": verdict, "outcomes": [shown(verdict, one) for one in (verdict.ours, verdict.published)]}
+                for verdict in found
+            ],
+        }  # fmt: skip
 
     def table(self, table: Table) -> dict[str, Any]:
         content = content_of(self.plan, table)
