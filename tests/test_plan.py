@@ -162,6 +162,12 @@ KEYS = [(kind, name, key) for kind, name in METHODS for key in PLAN.configuratio
 MOVED_BY = {"reserve": "split", "stratified": "split", "mean": "train", "std": "train"}
 
 
+def is_file(kind: str, name: str, key: str) -> bool:
+    """Whether the values of a hyper-parameter are a user's files, known by their content (tested below)."""
+    parameter = PLAN.configuration.parameters(kind, name)[key]
+    return parameter.type == "picture" and len(parameter.choices or ()) < 2
+
+
 def named(kind: str, name: str, key: str = "", text: str = "", seed: int = 0) -> str:
     return cell(**CHOSEN | {kind: f"{name}+{key}={text}" if key else name}, seed=seed)
 
@@ -172,7 +178,7 @@ def another(parameter: Parameter, value: Any) -> Any:
         case "bool":
             candidates = [not value]
         case "int":
-            candidates = [*(parameter.choices or ()), value + 1, value - 1]
+            candidates = [*(parameter.choices or ()), *(() if value is None else (value + 1, value - 1)), 150]
         case "float":
             candidates = [value / 2, 0.5] if value else [0.05]
         case "floats":
@@ -188,7 +194,7 @@ def another(parameter: Parameter, value: Any) -> Any:
     raise AssertionError(f"no other value than {value!r}")
 
 
-@pytest.mark.parametrize(("kind", "name", "key"), KEYS)
+@pytest.mark.parametrize(("kind", "name", "key"), [place for place in KEYS if not is_file(*place)])
 def test_every_hyper_parameter_moves_what_follows_from_it_and_nothing_else(kind, name, key):
     before = PLAN.cell(named(kind, name))
     parameter, value = PLAN.configuration.parameters(kind, name)[key], before.settings[kind][key][-1].value
