@@ -34,7 +34,7 @@ DEFENSES = {
     "fst": FELL,
     "ft": KEPT,
     "ft-init": FELL,
-    "ft-sam": KEPT,
+    "ft-sam": FELL,
     "i-bau": KEPT,
     "lp": KEPT,
     "ngf": KEPT,
