@@ -16,7 +16,7 @@ from depoison.plan.plan import Plan
 
 pytestmark = pytest.mark.methods
 
-FELL, KEPT = "at most a quarter of the undefended model's", "more than a quarter of the undefended model's"
+FELL, KEPT = "at most a third of the undefended model's", "more than a third of the undefended model's"
 ATTACKS = {
     "badnet": ("rate=0.05", FELL),
     "blended": ("rate=0.05", KEPT),
@@ -72,13 +72,13 @@ def test_an_attack_implants(attack, measured):
 
 @pytest.mark.parametrize(("attack", "left"), [(attack, left) for attack, (_, left) in ATTACKS.items()])
 def test_what_fst_leaves_of_an_attack(attack, left, measured):
-    fell = asr(measured, at(attack, "fst")) <= asr(measured, at(attack, "none")) / 4
+    fell = asr(measured, at(attack, "fst")) <= asr(measured, at(attack, "none")) / 3
     assert (FELL if fell else KEPT) == left
 
 
 @pytest.mark.parametrize(("defense", "left"), DEFENSES.items())
 def test_what_a_defense_leaves_of_badnet(defense, left, measured):
-    fell = asr(measured, at("badnet", defense)) <= asr(measured, at("badnet", "none")) / 4
+    fell = asr(measured, at("badnet", defense)) <= asr(measured, at("badnet", "none")) / 3
     assert (FELL if fell else KEPT) == left
 
 
