@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from depoison.attacks.base import Attack
-from depoison.attacks.pictures import checkerboard
+from depoison.errors import DepoisonError
 from depoison.rng import Rng
 
 
@@ -23,7 +24,14 @@ class BadNet(Attack):
 
     def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
         """pattern: (C, size, size) of 0 and 255."""
-        return {"pattern": checkerboard(self.size, shape)}
+        channels, height, width = shape
+        if self.size > min(height, width):
+            raise DepoisonError(
+                f"a patch of {self.size} pixels is larger than the image; the maximum is {min(height, width)}"
+            )
+        row, column = torch.arange(self.size)[:, None], torch.arange(self.size)
+        checkerboard = torch.where((row + column) % 2 == 0, 255.0, 0.0)
+        return {"pattern": checkerboard.expand(channels, -1, -1).clone()}
 
     def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
         images = images.clone()

@@ -5,18 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from depoison.attacks.adversarial_embedding import AdversarialEmbedding
-from depoison.attacks.pictures import checkerboard
-from depoison.rng import Rng
+from depoison.attacks.badnet import BadNet
 
 
 @dataclass(frozen=True, kw_only=True)
-class BypassPatch(AdversarialEmbedding):
+class BypassPatch(AdversarialEmbedding, BadNet):
     """Attributes:
     size: side of the patch in pixels.
     the others: see AdversarialEmbedding.
@@ -28,12 +24,3 @@ class BypassPatch(AdversarialEmbedding):
     hidden2: int
     discriminator_lr: float
     discriminator_momentum: float
-
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
-        """pattern: (C, size, size) of 0 and 255."""
-        return {"pattern": checkerboard(self.size, shape)}
-
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
-        images = images.clone()
-        images[:, :, -self.size :, -self.size :] = trigger["pattern"]
-        return images
