@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -17,7 +18,17 @@ from depoison.plan.documents import Document, read_document
 from depoison.plan.figures import Figure, Point, figures_of, history_of, read_figure
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import fingerprint
-from depoison.plan.tables import CLAIMS, DEFAULT_TRACK, PAPERS, Table, locate, read_table, tables_of
+from depoison.plan.tables import (
+    CLAIMS,
+    DEFAULT_TRACK,
+    PAPERS,
+    Table,
+    locate,
+    on_every_track,
+    read_table,
+    stem_of,
+    tables_of,
+)
 
 STATISTICS = ("mean", "median", "min", "max", "range", "standard-deviation")
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -276,17 +287,21 @@ class Claims:
 
 def is_claims(target: str) -> bool:
     """Whether a report is the page of a paper's claims."""
-    return target.startswith("reports/") and re.sub(r"\.[a-z]+$", "", target).endswith(f"/{CLAIMS}")
+    return target.startswith("reports/") and stem_of(target).endswith(f"/{CLAIMS}")
 
 
 def all_claims(plan: Plan) -> list[str]:
     """The target, without suffix, of the claims of every paper that has some, on every track."""
-    papers = sorted(path.parent.name for path in (plan.root / PAPERS).glob(f"*/{CLAIMS}.yaml"))
-    return [
-        f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{paper}/{CLAIMS}"
-        for track in plan.configuration.names("track")
-        for paper in papers
-    ]
+    return on_every_track(plan, lambda root, paper: [CLAIMS] * has_claims(root, paper))
+
+
+def has_claims(root: Path, paper: str) -> bool:
+    """Whether there is a file of the paper's claims."""
+    return _file(root, paper).exists()
+
+
+def _file(root: Path, paper: str) -> Path:
+    return root / PAPERS / paper / f"{CLAIMS}.yaml"
 
 
 def read_claims(plan: Plan, target: str) -> Claims:
@@ -297,14 +312,13 @@ def read_claims(plan: Plan, target: str) -> Claims:
             claims; a fault in the file, or in that of a table or figure that it names.
     """
     paper, track, _ = locate(plan, target)
-    path = plan.root / PAPERS / paper / f"{CLAIMS}.yaml"
-    if not path.exists():
+    if not has_claims(plan.root, paper):
         raise DepoisonError(f"{target}: {paper} has no claims; write {PAPERS}/{paper}/{CLAIMS}.yaml (docs/claims.md)")
-    loaded = load_as(ClaimsFile, read_document(path, plan.root))
+    loaded = load_as(ClaimsFile, read_document(_file(plan.root, paper), plan.root))
     reader = _Reader(plan, paper, track, loaded)
     claims = tuple(reader.claim(id, file) for id, file in loaded.content.claims.items())
     definition = fingerprint([loaded.document.data, reader.definitions])
-    return Claims(re.sub(r"\.[a-z]+$", "", target), paper, track, claims, definition)
+    return Claims(stem_of(target), paper, track, claims, definition)
 
 
 class _Reader:

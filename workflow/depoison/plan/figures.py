@@ -18,7 +18,7 @@ from depoison.plan.documents import Document, read_document
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import Artifact, fingerprint, make_artifact
-from depoison.plan.tables import DEFAULT_TRACK, PAPERS, _set_by_track, _without, locate
+from depoison.plan.tables import PAPERS, locate, on_every_track, set_by_track, stem_of, without
 
 FOLDER = "figures"
 PAGE = "figures"
@@ -248,7 +248,7 @@ def is_figure(target: str) -> bool:
 
 def is_page(target: str) -> bool:
     """Whether a report is the page that lists all figures."""
-    return re.sub(r"\.[a-z]+$", "", target).endswith(f"/{PAGE}")
+    return stem_of(target).endswith(f"/{PAGE}")
 
 
 def read_figures(plan: Plan, target: str) -> tuple[Figure, ...]:
@@ -276,13 +276,7 @@ def figures_of(root: Path, paper: str) -> list[str]:
 
 def all_figures(plan: Plan) -> list[str]:
     """The target, without suffix, of every figure of every paper on every track."""
-    papers = sorted(path.parent.name for path in (plan.root / PAPERS).glob(f"*/{FOLDER}"))
-    return [
-        f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{paper}/{name}"
-        for track in plan.configuration.names("track")
-        for paper in papers
-        for name in figures_of(plan.root, paper)
-    ]
+    return on_every_track(plan, figures_of)
 
 
 def read_figure(plan: Plan, target: str) -> Figure:
@@ -312,7 +306,7 @@ def read_figure(plan: Plan, target: str) -> Figure:
     )
     base = reader.base
     return Figure(
-        re.sub(r"\.[a-z]+$", "", target), paper, name, track, file, base.dataset, base.model, reader.seeds,
+        stem_of(target), paper, name, track, file, base.dataset, base.model, reader.seeds,
         rows, columns, lines, groups, points, fingerprint(document.data),
     )  # fmt: skip
 
@@ -323,7 +317,7 @@ class _Reader:
     def __init__(self, plan: Plan, track: str, file: Any, document: Document):
         self.plan, self.track, self.file, self.document = plan, track, file, document
         self.replace = plan.configuration.track(track).content.replace
-        self.fixed = _set_by_track(plan, track)
+        self.fixed = set_by_track(plan, track)
         self.seeds = tuple(file.seeds or plan.configuration.config.seeds)
         if isinstance(file, TsneFile | ExamplesFile):
             self.seeds = self.seeds[:1]  # a picture of one run
@@ -353,12 +347,12 @@ class _Reader:
 
     def _part(self, content: Any, at: tuple[str, ...], label: str | None) -> Part:
         replaced = {}
-        for kind, table in (("dataset", self.replace.datasets), ("model", self.replace.models)):
+        for kind in ("dataset", "model"):
             name = getattr(content, kind)
             if name is not None:
                 if kind == "dataset" and name not in self.plan.configuration.names(kind):
                     raise unknown(kind, name, self.plan.configuration.names(kind), self._place(*at, kind))
-                name = table.get(name, table.get("*", name))
+                name = self.replace.instead(kind, name)
             replaced[kind] = name
         methods = {kind: getattr(content, kind) for kind in METHODS}
         if label is None:
@@ -446,7 +440,7 @@ class _Reader:
                 if key not in known:
                     raise unknown(f"hyper-parameter of {name}", key, known, places[key])
                 known[key].check(value, f"{places[key]}: {name}+{key}")
-        kept = dict(_without(Choice(name, tuple(values.items())), self.fixed, f"{kind}s").overrides)
+        kept = dict(without(Choice(name, tuple(values.items())), self.fixed, f"{kind}s").overrides)
         for part in drawn:
             if text := getattr(part, kind):
                 kept |= dict(Choice.parse(f"_{text}", "").overrides)

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 
 from depoison.errors import DepoisonError, unknown
-from depoison.plan.claims import Claims, read_claims
+from depoison.plan.claims import Claims, has_claims, read_claims
 from depoison.plan.figures import Figure, figures_of, read_figure
 from depoison.plan.plan import Plan
-from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, PAPERS, Table, _papers, read_table, tables_of
+from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, Table, papers_of, read_table, tables_of
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ def read_index(plan: Plan, target: str) -> Index:
     if track not in (known := plan.configuration.names("track")):
         raise unknown("track", track, known, target)
     papers = []
-    for name in sorted(_papers(plan.root), key=lambda name: (name != DEFAULT_PAPER, name)):
+    for name in sorted(papers_of(plan.root), key=lambda name: (name != DEFAULT_PAPER, name)):
         folder = f"reports/{f'{match[1]}/' if match[1] else ''}{'' if name == DEFAULT_PAPER else f'{name}/'}"
         papers.append(
             Paper(
                 name,
                 tuple(read_table(plan, folder + table) for table in tables_of(plan.root, name)),
                 tuple(read_figure(plan, folder + figure) for figure in figures_of(plan.root, name)),
-                read_claims(plan, folder + CLAIMS) if (plan.root / PAPERS / name / f"{CLAIMS}.yaml").exists() else None,
+                read_claims(plan, folder + CLAIMS) if has_claims(plan.root, name) else None,
             )
         )
     return Index(f"{target.removesuffix('.html')}.html", track, tuple(papers))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from depoison.plan.figures import PAGE, Figure, read_page
 from depoison.plan.plan import Plan
-from depoison.plan.tables import ALL, PAPER, Tables, locate, read_report
+from depoison.plan.tables import ALL, PAPER, Tables, locate, read_report, stem_of
 
 
 @dataclass(frozen=True)
@@ -53,4 +53,4 @@ def read_paper(plan: Plan, target: str) -> Paper:
     paper, track, _ = locate(plan, target)
     tables, figures = parts_of([target])
     report = read_report(plan, tables)
-    return Paper(re.sub(r"\.[a-z]+$", "", target), paper, track, report, read_page(plan, figures).figures)
+    return Paper(stem_of(target), paper, track, report, read_page(plan, figures).figures)

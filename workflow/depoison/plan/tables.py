@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -227,6 +227,11 @@ def _missing(cells: list[Cell]) -> list[Cell]:
     return [cell for product, cell in by_product.items() if not Path(product).exists()]
 
 
+def stem_of(target: str) -> str:
+    """A report's path without its suffix."""
+    return re.sub(r"\.[a-z]+$", "", target)
+
+
 def locate(plan: Plan, target: str) -> tuple[str, str, str]:
     """(paper, track, name) of reports/[{track}/][{paper}/]{name}, with any suffix.
 
@@ -236,7 +241,7 @@ def locate(plan: Plan, target: str) -> tuple[str, str, str]:
     match = re.fullmatch(r"reports/((?:[^/]+/)*)([^/.]+)(\.[a-z]+)?", target)
     if not match:
         raise DepoisonError(f"{target}: a table is reports/[track/][paper/]table.md (or .tex, .csv, .json)")
-    papers = _papers(plan.root)
+    papers = papers_of(plan.root)
     paper, track = None, None
     for part in filter(None, match[1].split("/")):
         if part in papers and paper is None:
@@ -268,7 +273,7 @@ def read_report(plan: Plan, target: str) -> Table | Tables:
         DepoisonError: as `parse_target`; a fault in a table's file; a cell that cannot be.
     """
     paper, track, name = parse_target(plan, target)
-    stem = re.sub(r"\.[a-z]+$", "", target)
+    stem = stem_of(target)
     if name != ALL:
         return _read(plan, stem, paper, track, name)
     names = tables_of(plan.root, paper)
@@ -282,16 +287,25 @@ def read_table(plan: Plan, target: str) -> Table:
         DepoisonError: as `read_report`.
     """
     paper, track, name = parse_target(plan, target)
-    return _read(plan, re.sub(r"\.[a-z]+$", "", target), paper, track, name)
+    return _read(plan, stem_of(target), paper, track, name)
 
 
 def all_tables(plan: Plan) -> list[str]:
     """The target, without suffix, of every table of every paper on every track."""
+    return on_every_track(plan, tables_of)
+
+
+def on_every_track(plan: Plan, names_of: Callable[[Path, str], Iterable[str]]) -> list[str]:
+    """The target, without suffix, of what every paper has by these names, on every track.
+
+    Args:
+        names_of: from the project's folder and the paper's name.
+    """
     return [
         f"reports/{'' if track == DEFAULT_TRACK else track + '/'}{paper}/{name}"
         for track in plan.configuration.names("track")
-        for paper in _papers(plan.root)
-        for name in tables_of(plan.root, paper)
+        for paper in papers_of(plan.root)
+        for name in names_of(plan.root, paper)
     ]
 
 
@@ -320,15 +334,15 @@ def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
     seeds = tuple(file.seeds or plan.configuration.config.seeds)
     columns = tuple(_columns(plan, track, loaded))
     rows = tuple(_rows(file, document))
-    fixed = _set_by_track(plan, track)
+    fixed = set_by_track(plan, track)
     entries = []
     for row in rows:
         for column in columns:
             gap = _gap(plan, row, column)
             choices = (
                 *map(Choice, column.subject),
-                _without(row.attack, fixed, "attacks"),
-                _without(column.defense, fixed, "defenses"),
+                without(row.attack, fixed, "attacks"),
+                without(column.defense, fixed, "defenses"),
             )
             cells = () if gap else tuple(plan.cell(CellName(track, *choices, seed=seed)) for seed in seeds)
             entries.append(Entry(row, column, cells, gap))
@@ -354,15 +368,15 @@ def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
 
 
 @cache
-def _papers(root: Path) -> list[str]:
+def papers_of(root: Path) -> list[str]:
+    """The names of the papers that the project has tables or figures of."""
     return sorted(path.name for path in (root / PAPERS).iterdir() if path.is_dir())
 
 
 def _replaced(plan: Plan, track: str, subject: Subject) -> Subject:
     """The dataset and model that a track puts in place of the paper's."""
     replace = plan.configuration.track(track).content.replace
-    found = ((name, getattr(replace, kind)) for name, kind in zip(subject, ("datasets", "models"), strict=True))
-    return Subject(*(names.get(name, names.get("*", name)) for name, names in found))
+    return Subject(*(replace.instead(kind, name) for kind, name in subject._asdict().items()))
 
 
 def _columns(plan: Plan, track: str, loaded: Loaded) -> Iterator[Column]:
@@ -424,7 +438,7 @@ def _comparisons(
         yield tuple((first[subject], second[subject]) for subject in first if subject in second)
 
 
-def _set_by_track(plan: Plan, track: str) -> dict[str, dict[str, set[str]]]:
+def set_by_track(plan: Plan, track: str) -> dict[str, dict[str, set[str]]]:
     """Keys that the track sets, by folder and method ("" for all): there, the track wins over the paper's table."""
     content = plan.configuration.track(track).content
     return {
@@ -433,7 +447,8 @@ def _set_by_track(plan: Plan, track: str) -> dict[str, dict[str, set[str]]]:
     }
 
 
-def _without(choice: Choice, fixed: dict[str, dict[str, set[str]]], folder: str) -> Choice:
+def without(choice: Choice, fixed: dict[str, dict[str, set[str]]], folder: str) -> Choice:
+    """A method less those overrides that the track sets (`set_by_track`)."""
     keys = fixed[folder][""] | fixed[folder].get(choice.name, set())
     return Choice(choice.name, tuple((key, value) for key, value in choice.overrides if key not in keys))
 

@@ -154,19 +154,15 @@ def _across_tracks(plan: Plan, one: Runs, other: Runs) -> list[tuple[CellName, C
     """Cells of two tracks that differ in nothing but the track and what either puts in place of datasets and models."""
 
     def moved(name: CellName, track: str) -> CellName:
-        names = plan.configuration.track(track).content.replace
-        dataset, model = _replaced(name.dataset, names.datasets), _replaced(name.model, names.models)
-        return replace(name, track=track, dataset=dataset, model=model)
+        instead = plan.configuration.track(track).content.replace.instead
+        subject = {kind: getattr(name, kind).name for kind in ("dataset", "model")}
+        changed = {kind: Choice(new) for kind, old in subject.items() if (new := instead(kind, old)) != old}
+        return replace(name, track=track, **changed)
 
     here, there = (next(iter({name.track for name in side})) for side in (one, other))
     found = {(name, moved(name, there)): None for name in one if moved(name, there) in other}
     found |= {(moved(name, here), name): None for name in other if moved(name, here) in one}
     return list(found)
-
-
-def _replaced(choice: Choice, names: Mapping[str, str]) -> Choice:
-    name = names.get(choice.name, names.get("*", choice.name))
-    return choice if name == choice.name else Choice(name)
 
 
 def _unchanged(first: Mapping[int, Run], second: Mapping[int, Run], metric: str) -> bool:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from depoison.files import json_text, read_json, sha256_of, write_bytes
-from depoison.plan.claims import Chosen, Claim, Claims, Condition, Place, Statistic, read_claims
+from depoison.plan.claims import Chosen, Claim, Claims, Condition, Place, Statistic, has_claims, read_claims
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
-from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, PAPERS
+from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK
 from depoison.reporting.comparison import mean_and_interval
 from depoison.reporting.figures.epochs import course
 from depoison.reporting.mixing import mixing
@@ -100,7 +100,7 @@ def claims_of(plan: Plan, track: str = DEFAULT_TRACK, paper: str = DEFAULT_PAPER
     Raises:
         DepoisonError: as `read_claims`, or a file that cannot be read.
     """
-    if not (plan.root / PAPERS / paper / f"{CLAIMS}.yaml").exists():
+    if not has_claims(plan.root, paper):
         return []
     return verdicts(plan, read_claims(plan, f"reports/{track}/{paper}/{CLAIMS}"))
 
