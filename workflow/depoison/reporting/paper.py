@@ -19,7 +19,7 @@ from depoison.plan.tables import Table
 from depoison.reporting.comparison import METRICS
 from depoison.reporting.figures.write import figure_is_current, setting, write_figure
 from depoison.reporting.latex import compile_latex, points, read_bibliography, reference
-from depoison.reporting.tables import command, content_of, refuse_missing, templates
+from depoison.reporting.tables import command, content_of, refuse_missing, replaced, templates
 
 BIBLIOGRAPHY = "CITATIONS.bib"
 WIDTHS = {"portrait": 480.0, "landscape": 728.0}
@@ -180,16 +180,10 @@ def _is_method(plan: Plan, name: str) -> bool:
 
 def _replaced(plan: Plan, paper: Paper) -> dict[str, list[str]]:
     """What the track puts in place of what: labels."""
-    found = {
-        (plan.label(kind, after), plan.label(kind, before))
-        for table in paper.tables.tables
-        for column in table.columns
-        for kind in ("dataset", "model")
-        if (before := getattr(column.printed, kind)) != (after := getattr(column.subject, kind))
-    }
+    found = {(ours, printed) for table in paper.tables.tables for printed, ours in replaced(plan, table)}
     result: dict[str, list[str]] = {}
-    for after, before in sorted(found):
-        result.setdefault(after, []).append(before)
+    for ours, printed in sorted(found):
+        result.setdefault(ours, []).append(printed)
     return result
 
 

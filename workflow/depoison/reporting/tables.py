@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ import jinja2
 from depoison.errors import DepoisonError
 from depoison.files import json_text, read_json, write_bytes
 from depoison.plan.plan import Plan
-from depoison.plan.tables import Column, Entry, Table, Tables
+from depoison.plan.tables import Column, Entry, Subject, Table, Tables
 from depoison.reporting.comparison import METRICS, compare, mean_and_interval
 from depoison.reporting.latex import MINUS, escape_latex, name_latex, points, prose_latex, runs, typewriter
 
@@ -385,16 +385,19 @@ def p_value(p: float | None) -> str:
     return "–" if p is None else "<0.001" if p < 0.0005 else f"{p:.3f}"
 
 
+def replaced(plan: Plan, table: Table) -> Iterator[tuple[str, str]]:
+    """Labels of what the track replaces: the paper's dataset or model, and ours; a pair for each column."""
+    for kind in Subject._fields:
+        for column in table.columns:
+            if (paper := getattr(column.printed, kind)) != (ours := getattr(column.subject, kind)):
+                yield plan.label(kind, paper), plan.label(kind, ours)
+
+
 def _notes(plan: Plan, table: Table) -> list[str]:
     """What a reader must know to read the numbers."""
     track = plan.configuration.track(table.track).content
     notes = [f"Track {table.track}: {track.summary}."]
-    moved = dict.fromkeys(
-        f"{plan.label(kind, paper)} is replaced by {plan.label(kind, ours)}"
-        for kind in ("dataset", "model")
-        for column in table.columns
-        if (paper := getattr(column.printed, kind)) != (ours := getattr(column.subject, kind))
-    )
+    moved = dict.fromkeys(f"{paper} is replaced by {ours}" for paper, ours in replaced(plan, table))
     if moved or track.models or track.training:
         because = f" ({'; '.join(moved)})" if moved else ""
         notes.append(

@@ -41,7 +41,6 @@ def figure_is_current(figure: Figure) -> bool:
 
 def render_figure(figure: Figure) -> dict[str, bytes]:
     """The bytes of each of the three files, by suffix; equal numbers make equal bytes."""
-    import matplotlib
 
     kind = kind_of(figure)
     rows = kind.numbers(figure)
@@ -52,11 +51,18 @@ def render_figure(figure: Figure) -> dict[str, bytes]:
         (".png", {"Software": None, "Comment": made_from}),
         (".pdf", {"CreationDate": None, "Keywords": made_from, "Title": figure.file.title}),
     ):
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **RC}):
-            content = io.BytesIO()
-            kind.draw(figure, rows).savefig(content, format=suffix[1:], metadata=metadata)
-        files[suffix] = content.getvalue()
+        files[suffix] = draw(figure, rows, suffix[1:], metadata)
     return files
+
+
+def draw(figure: Figure, rows: list[dict[str, Any]], format: str, metadata: dict[str, str | None]) -> bytes:
+    """A picture of a figure, in the project's style whatever the user's own settings of Matplotlib are."""
+    import matplotlib
+
+    content = io.BytesIO()
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **RC}):
+        kind_of(figure).draw(figure, rows).savefig(content, format=format, metadata=metadata)
+    return content.getvalue()
 
 
 def render_csv(figure: Figure, rows: list[dict[str, Any]]) -> bytes:

@@ -10,8 +10,7 @@ from depoison.errors import DepoisonError
 from depoison.plan.figures import Figure
 from depoison.plan.specs import Artifact
 from depoison.reporting.figures.examples import amplification, residual_of
-from depoison.reporting.figures.style import RC
-from depoison.reporting.figures.write import kind_of
+from depoison.reporting.figures.write import draw
 
 COLORS = 128
 """Of a drawn figure; photographs keep all of theirs."""
@@ -22,13 +21,9 @@ IMAGES = 4
 
 def drawn(figure: Figure, rows: list[dict[str, Any]]) -> tuple[str, tuple[int, int]]:
     """A figure as a PNG's data URI, and its width and height in pixels."""
-    import matplotlib
     from PIL import Image
 
-    content = io.BytesIO()
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **RC}):
-        kind_of(figure).draw(figure, rows).savefig(content, format="png", metadata={"Software": None})
-    picture = Image.open(content).convert("RGB")
+    picture = Image.open(io.BytesIO(draw(figure, rows, "png", {"Software": None}))).convert("RGB")
     if figure.file.kind != "examples":
         # A third of the bytes; a page holds a dozen and a half of them.
         picture = picture.quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
