@@ -313,6 +313,14 @@ def test_cells_that_one_side_lacks_are_told(two):
 # --- where numbers come from -------------------------------------------------------------------------------------
 
 
+def write_cells(project: Project) -> None:
+    """Every cell's own file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.path)
+        for cell in read_table(project.plan(), "reports/tiny/small").cells():
+            write_cell(cell)
+
+
 def only(project: Project, *folders: str) -> None:
     """Leave nothing but these folders."""
     for path in project.path.iterdir():
@@ -323,10 +331,7 @@ def only(project: Project, *folders: str) -> None:
 def test_cells_files_are_enough(two):
     measure(two[0])
     measure(two[1], other_lp(300))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(two[1].path)
-        for cell in read_table(two[1].plan(), "reports/tiny/small").cells():
-            write_cell(cell)
+    write_cells(two[1])
     shutil.rmtree(two[1] / "results/evaluate")
     only(two[1], "results")
     found = compared(two[0], ".", str(two[1].path))
@@ -355,10 +360,7 @@ def test_a_tables_json_is_enough_for_several_seeds(seeds, two):
 def test_a_configuration_that_cannot_be_planned_is_told(two):
     measure(two[0])
     measure(two[1], other_lp(300))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(two[1].path)
-        for cell in read_table(two[1].plan(), "reports/tiny/small").cells():
-            write_cell(cell)
+    write_cells(two[1])
     two[1].set(SMALL, "titel", to="x")
     found = compared(two[0], ".", str(two[1].path))
     assert len(found.changed) == 1 and any("its configuration cannot be planned" in note for note in found.notes)

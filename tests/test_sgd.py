@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from depoison.training.sgd import SGD
+from small import same_bytes_as_torch
 
 
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.9, 0.0), (0.0, 0.01)])
 def test_same_bytes_as_torchs_fused_sgd(momentum, weight_decay):
-    torch.manual_seed(0)
-    ours = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
-    ours = ours.to(memory_format=torch.channels_last)
-    theirs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
-    theirs = theirs.to(memory_format=torch.channels_last)
-    theirs.load_state_dict(ours.state_dict())
-    mine = SGD(ours.parameters(), momentum=momentum, weight_decay=weight_decay)
-    reference = torch.optim.SGD(theirs.parameters(), lr=1.0, momentum=momentum, weight_decay=weight_decay, fused=True)
-    for lr in (0.1, 0.05, 0.3):
-        images = torch.randn(5, 3, 4, 4).to(memory_format=torch.channels_last)
-        mine.zero_grad()
-        ours(images).square().sum().backward()
-        mine.step(lr)
-        reference.zero_grad()
-        theirs(images).square().sum().backward()
-        reference.param_groups[0]["lr"] = lr
-        reference.step()
-    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert same_bytes_as_torch(
+        partial(SGD, momentum=momentum, weight_decay=weight_decay),
+        partial(torch.optim.SGD, lr=1.0, momentum=momentum, weight_decay=weight_decay, fused=True),
+    )
 
 
 def test_momentum_accumulates():
