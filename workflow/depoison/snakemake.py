@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,13 +26,13 @@ from depoison import watch
 from depoison.errors import DepoisonError
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
-from depoison.plan.claims import Claims, read_claims
-from depoison.plan.figures import Figure, read_figure, read_page
+from depoison.plan.claims import read_claims
+from depoison.plan.figures import read_figure, read_page
 from depoison.plan.index import read_index
 from depoison.plan.papers import read_paper
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes
-from depoison.plan.tables import Table, Tables, locate, read_report
+from depoison.plan.tables import locate, read_report
 from depoison.reporting.cells import cell_is_current
 from depoison.reporting.claims import claims_are_current
 from depoison.reporting.figures.write import figure_is_current, page_is_current
@@ -65,9 +66,8 @@ class Lookup:
 
     def __init__(self, workflow: Any, config: Mapping[str, Any]):
         self._workflow, self._config = workflow, dict(config)
-        self._tables: dict[str, Table | Tables] = {}
-        self._figures: dict[str, Figure] = {}
-        self._claims: dict[str, Claims] = {}
+        # A report's input functions are asked more than once.
+        self._read = cache(lambda read, target: read(self.plan, target))
         # Planning makes millions of objects that live until its end: looking for garbage among them is a fifth of its time.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -100,6 +100,8 @@ class Lookup:
             instead = "leave it out to compute on the CPU" if not found else f"valid: at most {found}"
             with _refusing():
                 raise DepoisonError(f"--resources gpu={wanted}: this machine has {found} GPUs; {instead}")
+        # With a limit on jobs per second, as is Snakemake's default, it looks at every ready job's inputs once a second.
+        self._workflow.scheduler.job_rate_limiter = None
         self._show_progress()
         if missing:
             self._worker = start_worker(RUNNING.parent, self.runtime.threads)
@@ -188,21 +190,21 @@ class Lookup:
         """Input function: a table's evaluations, and a stamp that is new where the table is out of date."""
         target = f"reports/{wildcards.where}{wildcards.table}"
         with _refusing():
-            table = self._tables[target] = self._tables.get(target) or read_report(self.plan, target)
+            table = self._read(read_report, target)
         return self._view(table.target, table.evaluations(), table_is_current(self.plan, table))
 
     def figure_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: what a figure draws, and a stamp that is new where one of its files is out of date."""
         target = f"reports/{wildcards.where}{wildcards.figure}"
         with _refusing():
-            figure = self._figures[target] = self._figures.get(target) or read_figure(self.plan, target)
+            figure = self._read(read_figure, target)
             products = [artifact.product for artifact in figure.artifacts()]
             return self._view(figure.target, products, figure_is_current(figure))
 
     def figure_page_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: the pictures beside the page, and a stamp that is new where its text is out of date."""
         with _refusing():
-            page = read_page(self.plan, f"reports/{wildcards.where}figures")
+            page = self._read(read_page, f"reports/{wildcards.where}figures")
         pictures = [f"{figure.target}.png" for figure in page.figures]
         return self._view(page.target, pictures, page_is_current(self.plan, page))
 
@@ -210,7 +212,7 @@ class Lookup:
         """Input function: what is there of the claims' cells, none of which is made, and a stamp as the others have it."""
         target = f"reports/{wildcards.where}claims"
         with _refusing():
-            claims = self._claims[target] = self._claims.get(target) or read_claims(self.plan, target)
+            claims = self._read(read_claims, target)
             there = [product for product in claims.products() if Path(product).exists()]
             return self._view(claims.target, there, claims_are_current(self.plan, claims))
 
@@ -220,7 +222,7 @@ class Lookup:
         The page asks for nothing that is missing. But whoever asks for a table and for the page wants that table on it.
         """
         with _refusing():
-            index = read_index(self.plan, f"reports/{wildcards.where}index.html")
+            index = self._read(read_index, f"reports/{wildcards.where}index.html")
             asked = {artifact.product for artifact in artifacts(self.plan, self._asked())}
             products = [product for product in index.products() if product in asked or Path(product).exists()]
             current = all(Path(product).exists() for product in products) and index_is_current(self.plan, index)
@@ -236,7 +238,7 @@ class Lookup:
     def paper_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: evaluations of all tables, all figures, and a stamp that is new where it is out of date."""
         with _refusing():
-            paper = read_paper(self.plan, f"reports/{wildcards.where}paper")
+            paper = self._read(read_paper, f"reports/{wildcards.where}paper")
             current = paper_is_current(self.plan, paper)
         needed = [*paper.tables.evaluations(), *(f"{figure.target}.pdf" for figure in paper.figures)]
         return self._view(paper.target, needed, current)
