@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from conftest import ROOT, Project, job_counts, with_tiny
 from depoison.errors import DepoisonError
 from depoison.plan.index import Index, read_index
+from depoison.plan.parts import parts_of
 from depoison.plan.plan import Plan
 from depoison.plan.tables import read_table, tables_of
 from depoison.reporting.claims import FAILS, HOLDS, LACKING, UNPRINTED, claims_of
 from depoison.reporting.html.page import embedded, index_is_current, render_index, shade, write_index
 from depoison.reporting.html.records import POINTS, thinned
 from depoison.reporting.tables import Figure
+from depoison.share import artifacts
 from pages import COMMIT, PACKAGES, Element, data_of, fake_run, parsed, put, row_of
 
 TARGET = "reports/tiny/index.html"
@@ -510,12 +512,35 @@ def test_snakemake_makes_the_page_from_what_is_there(made):
 
     # A cell that is asked for at the same time is on the page; and nothing else is computed.
     cell = "results/cells/tiny/digits/resnet18/badnet+rate=0.01/lp/s0.json"
-    both = made.snakemake("--cores", "2", "--", TARGET, cell)
+    over = {"table": "table1", "attacks": ["badnet"], "rates": [0.01], "columns": ["lp"]}
+    claim = {"says": "It falls", "where": "here", "over": over, "of": "asr", "statistic": "max", "is": "< 50"}
+    made.set("config/papers/fst/claims.yaml", "claims", "it", to=claim)
+    both = made.snakemake("--cores", "2", "--", TARGET, "reports/tiny/claims.md", cell)
     assert both.returncode == 0, both.stderr
-    assert job_counts(both.stdout + both.stderr)["html"] == 1
+    counts = job_counts(both.stdout + both.stderr)
+    assert (counts["html"], counts["claims"], counts["train"]) == (1, 1, 1)
     metrics = json.loads((made / cell).read_text())["metrics"]
     table = parsed((made / TARGET).read_text(encoding="utf-8")).one("section", id="fst-table1")
     assert f"{metrics['c_acc']:.2f}" in [found.text for found in row_of(table, "BadNet", "1%").all("td")]
+    (verdict,) = json.loads((made / "reports/tiny/claims.json").read_text(encoding="utf-8"))["claims"]
+    assert verdict["ours"]["value"] == pytest.approx(metrics["asr"])
+    assert (
+        job_counts((again := made.snakemake("-n", "--", TARGET, "reports/tiny/claims.md")).stdout + again.stderr) == {}
+    )
+
+
+def test_what_a_report_shows_stands_for_it(faked):
+    plan = faked.plan()
+    found = parts_of(plan, ["a", "reports/tiny/fst/paper.pdf", TARGET, "a"])
+    assert found[:3] == ["a", "reports/tiny/fst/all", "reports/tiny/fst/figures"]
+    assert found[3:] == [
+        report.target for index in [read_index(plan, TARGET)] for report in index.tables + index.figures
+    ]
+    whole = Plan(ROOT)
+    shown = {"reports/digits/table1", "reports/digits/figure7"}
+    assert shown < set(parts_of(whole, ["reports/digits/claims.md"]))
+    shares = {artifact.product for artifact in artifacts(whole, ["reports/digits/claims.md"])}
+    assert shares > set(read_table(whole, "reports/digits/table1").evaluations())
 
 
 @pytest.mark.pipeline

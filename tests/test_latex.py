@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from conftest import ROOT, Project, job_counts
 from depoison.errors import DepoisonError
 from depoison.plan.figures import read_figure
-from depoison.plan.papers import is_paper, parts_of, read_paper
+from depoison.plan.papers import is_paper, read_paper
 from depoison.plan.plan import Plan
 from depoison.plan.tables import read_report, read_table
 from depoison.reporting.figures.write import render_figure
@@ -177,11 +177,6 @@ def test_targets():
     assert not any(
         map(is_paper, ["reports/paper/table1", "reports/papers.pdf", "results/paper.pdf", "reports/mypaper"])
     )
-    assert parts_of(["a", "reports/digits/fst/paper.pdf"]) == [
-        "a",
-        "reports/digits/fst/all",
-        "reports/digits/fst/figures",
-    ]
     found = read_paper(Plan(ROOT), "reports/digits/fst/paper.pdf")
     assert (found.target, found.paper, found.track) == ("reports/digits/fst/paper", "fst", "digits")
     assert len(found.tables.tables) == 11 and len(found.figures) == 15

@@ -128,12 +128,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = configured(share.add_parser(action, help=help, description=help))
         sub.set_defaults(command=_share, action=action)
-        sub.add_argument("targets", nargs="+", help="cells (results/cells/…), tables and figures (reports/…)")
+        sub.add_argument("targets", nargs="+", help="cells (results/cells/…) and reports (reports/…)")
 
     sub = configured(
         command("gc", _gc, "list, or remove, artifacts that no table or figure of the configuration reaches")
     )
-    sub.add_argument("targets", nargs="*", help="further cells, tables and figures to keep")
+    sub.add_argument("targets", nargs="*", help="further cells and reports to keep")
     sub.add_argument("--remove", action="store_true", help="remove those that DVC's remote has")
     sub.add_argument("--unshared-too", action="store_true", help="with --remove: also those that exist nowhere else")
 
@@ -200,6 +200,7 @@ def _run(options: argparse.Namespace) -> None:
     from depoison.gpu import lease
     from depoison.plan.claims import is_claims
     from depoison.plan.figures import is_figure, is_page, read_figures, read_page
+    from depoison.plan.index import is_index
     from depoison.plan.papers import is_paper, read_paper
     from depoison.plan.tables import read_report
     from depoison.reporting.figures.write import write_figure, write_page
@@ -209,12 +210,12 @@ def _run(options: argparse.Namespace) -> None:
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
-    claims = list(filter(is_claims, options.targets))
+    views = [target for target in options.targets if is_claims(target) or is_index(target)]  # of what is there
     papers = [read_paper(plan, target) for target in options.targets if is_paper(target)]
     reports = [
         target
         for target in options.targets
-        if not target.startswith("results/") and target not in claims and not is_paper(target)
+        if not target.startswith("results/") and target not in views and not is_paper(target)
     ]
     tables = [read_report(plan, target) for target in reports if not is_figure(target)]
     figures = [figure for target in reports if is_figure(target) for figure in read_figures(plan, target)]
@@ -239,8 +240,8 @@ def _run(options: argparse.Namespace) -> None:
         write_page(plan, read_page(plan, target))
     for paper in papers:
         write_paper(plan, paper)
-    for target in claims:
-        _write_claims(plan, target)
+    for target in views:
+        (_write_claims if is_claims(target) else _write_index)(plan, target)
 
 
 def _write_claims(plan: Any, target: str) -> None:
@@ -248,6 +249,13 @@ def _write_claims(plan: Any, target: str) -> None:
     from depoison.reporting.claims import write_claims
 
     write_claims(plan, read_claims(plan, target))
+
+
+def _write_index(plan: Any, target: str) -> None:
+    from depoison.plan.index import read_index
+    from depoison.reporting.html.page import write_index
+
+    write_index(plan, read_index(plan, target))
 
 
 def _progress(options: argparse.Namespace) -> None:
@@ -321,11 +329,7 @@ def _claims(options: argparse.Namespace) -> None:
 
 
 def _html(options: argparse.Namespace) -> None:
-    from depoison.plan.index import read_index
-    from depoison.reporting.html.page import write_index
-
-    plan = _plan(options)
-    write_index(plan, read_index(plan, options.target))
+    _write_index(_plan(options), options.target)
 
 
 def _paper(options: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from depoison.errors import DepoisonError
 from depoison.files import RUN, read_json, sha256_of
 from depoison.plan.cells import PREFIX
 from depoison.plan.figures import all_figures, is_figure, read_figures
-from depoison.plan.papers import parts_of
+from depoison.plan.parts import parts_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact
 from depoison.plan.tables import all_tables, read_report
@@ -54,8 +54,8 @@ def evaluations(plan: Plan, targets: Iterable[str]) -> list[Artifact]:
 
 
 def artifacts(plan: Plan, targets: Iterable[str]) -> list[Artifact]:
-    """What cells, tables and figures are made from, each once."""
-    targets = parts_of(targets)
+    """What cells and reports are made from, each once."""
+    targets = parts_of(plan, targets)
     found = evaluations(plan, (target for target in targets if not is_figure(target)))
     drawn = (figure for target in targets if is_figure(target) for figure in read_figures(plan, target))
     found += (artifact for figure in drawn for artifact in figure.artifacts())

@@ -12,9 +12,9 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,9 +26,9 @@ from depoison import watch
 from depoison.errors import DepoisonError
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
-from depoison.plan.claims import read_claims
+from depoison.plan.claims import is_claims, read_claims
 from depoison.plan.figures import read_figure, read_page
-from depoison.plan.index import read_index
+from depoison.plan.index import is_index, read_index
 from depoison.plan.papers import read_paper
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes
@@ -209,31 +209,39 @@ class Lookup:
         return self._view(page.target, pictures, page_is_current(self.plan, page))
 
     def claims_inputs(self, wildcards: Any) -> list[Any]:
-        """Input function: what is there of the claims' cells, none of which is made, and a stamp as the others have it."""
+        """Input function: what is there of the claims' cells, what else was asked for, and a stamp as the others have it."""
         target = f"reports/{wildcards.where}claims"
         with _refusing():
             claims = self._read(read_claims, target)
-            there = [product for product in claims.products() if Path(product).exists()]
-            return self._view(claims.target, there, claims_are_current(self.plan, claims))
+            products = self._there_or_asked(claims.products())
+            current = all(Path(product).exists() for product in products) and claims_are_current(self.plan, claims)
+            return self._view(claims.target, products, current)
 
     def html_inputs(self, wildcards: Any) -> list[Any]:
-        """Input function: what a track's page shows and is there, what else was asked for, and a stamp as above.
-
-        The page asks for nothing that is missing. But whoever asks for a table and for the page wants that table on it.
-        """
+        """Input function: what a track's page shows and is there, what else was asked for, and a stamp as above."""
         with _refusing():
             index = self._read(read_index, f"reports/{wildcards.where}index.html")
-            asked = {artifact.product for artifact in artifacts(self.plan, self._asked())}
-            products = [product for product in index.products() if product in asked or Path(product).exists()]
+            products = self._there_or_asked(index.products())
             current = all(Path(product).exists() for product in products) and index_is_current(self.plan, index)
             return self._view(index.target, products, current)
 
-    def _asked(self) -> list[str]:
-        """The cells, tables and figures that Snakemake was asked for."""
+    def _there_or_asked(self, products: Iterable[str]) -> list[str]:
+        """What a report is made from that asks for nothing that is missing.
+
+        But whoever asks for a table and for such a report wants that table in it.
+        """
+        return [product for product in products if product in self._asked or Path(product).exists()]
+
+    @cached_property
+    def _asked(self) -> set[str]:
+        """The products behind the cells, tables and figures that Snakemake was asked for."""
         targets = [str(target) for target in self._workflow.dag_settings.targets]
-        return [
-            target for target in targets if target.startswith((PREFIX, "reports/")) and not target.endswith(".html")
+        makes = [
+            target
+            for target in targets
+            if target.startswith((PREFIX, "reports/")) and not is_index(target) and not is_claims(target)
         ]
+        return {artifact.product for artifact in artifacts(self.plan, makes)}
 
     def paper_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: evaluations of all tables, all figures, and a stamp that is new where it is out of date."""

@@ -11,6 +11,8 @@ from depoison.plan.figures import Figure, figures_of, read_figure
 from depoison.plan.plan import Plan
 from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, Table, papers_of, read_table, tables_of
 
+FORM = re.compile(r"reports/(?:([^/]+)/)?index(?:\.html)?")
+
 
 @dataclass(frozen=True)
 class Paper:
@@ -54,13 +56,18 @@ class Index:
         return list(dict.fromkeys(found))
 
 
+def is_index(target: str) -> bool:
+    """Whether a report is the HTML report of a track."""
+    return FORM.fullmatch(target) is not None
+
+
 def read_index(plan: Plan, target: str) -> Index:
     """Resolve every table, figure and claim of the project on the track that reports/[{track}/]index.html names.
 
     Raises:
         DepoisonError: not of that form, an unknown track, or as `read_table`, `read_figure` and `read_claims`.
     """
-    match = re.fullmatch(r"reports/(?:([^/]+)/)?index(?:\.html)?", target)
+    match = FORM.fullmatch(target)
     if not match:
         raise DepoisonError(f"{target}: the report of a track is reports/[track/]index.html")
     track = match[1] or DEFAULT_TRACK

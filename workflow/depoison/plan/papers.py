@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from depoison.plan.figures import PAGE, Figure, read_page
@@ -35,15 +34,6 @@ def is_paper(target: str) -> bool:
     return re.fullmatch(rf"reports/([^/]+/)*{PAPER}(\.[a-z]+)?", target) is not None
 
 
-def parts_of(targets: Iterable[str]) -> list[str]:
-    """Targets, with all tables and all figures of a paper in its place."""
-    return [
-        part
-        for target in targets
-        for part in ([f"{target.rpartition('/')[0]}/{name}" for name in (ALL, PAGE)] if is_paper(target) else [target])
-    ]
-
-
 def read_paper(plan: Plan, target: str) -> Paper:
     """Resolve every cell of a paper's tables and figures.
 
@@ -51,6 +41,6 @@ def read_paper(plan: Plan, target: str) -> Paper:
         DepoisonError: not of the form reports/[{track}/][{paper}/]paper; as `read_report` and `read_page`.
     """
     paper, track, _ = locate(plan, target)
-    tables, figures = parts_of([target])
-    report = read_report(plan, tables)
-    return Paper(stem_of(target), paper, track, report, read_page(plan, figures).figures)
+    folder = target.rpartition("/")[0]
+    tables, figures = read_report(plan, f"{folder}/{ALL}"), read_page(plan, f"{folder}/{PAGE}").figures
+    return Paper(stem_of(target), paper, track, tables, figures)
