@@ -11,7 +11,7 @@ export PATH := $(BIN):$(PATH)
 help:
 	@echo "make digits       FST's Table 1 on embedded handwritten digits: minutes, CPU, no download"
 	@echo "make test         the tests"
-	@echo "make test-methods each attack and each defense on digits: what takes, what a defense leaves"
+	@echo "make test-methods each attack and each defense on small real images (root, to install photographs; Debian)"
 	@echo "make test-cluster the tests of the cluster profiles, on a real SLURM set up on this machine (root; Debian)"
 	@echo "make test-browser the tests of the HTML report in Chromium (root, to install it; Debian)"
 	@echo "make test-latex   the tests of the documents, with TeX Live's basic packages, installed if need be (root; Debian)"
@@ -33,6 +33,7 @@ test: environment
 	pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-methods: environment
+	test -d /usr/share/datasets/fashion-mnist || { apt-get update && apt-get install -y --no-install-recommends dataset-fashion-mnist; }
 	pytest -m methods
 
 # Snakemake looks at every plugin when it starts: those for clusters stay out of the environment.

@@ -13,6 +13,7 @@ import pytest
 
 from conftest import Project, cell
 from depoison.plan.plan import Plan
+from photographs import write_photographs
 
 pytestmark = pytest.mark.methods
 
@@ -26,8 +27,31 @@ ATTACKS = {
     "bypass-blend": ("rate=0.05", FELL),
 }
 """With what an attack implants in digits (ASR of 80% or more), and the ASR that FST leaves."""
-ELSEWHERE = {"none", "adaptive-patch", "label-consistent", "sig", "wanet"}
-"""Attacks that do not take on digits."""
+PHOTOGRAPHED = {
+    "adaptive-patch": ("rate=0.05", FELL),
+    "label-consistent": ("rate=0.05", FELL),
+    "sig": ("rate=0.05", FELL),
+    "wanet": ("rate=0.1", FELL),
+}
+"""The same of attacks that do not take on digits, in photographs."""
+DATASET = {
+    "summary": "6,000 photographs of clothes",
+    "label": "Photographs",
+    "cite": "",
+    "values": {
+        "source": "imagefolder", "size": 32, "root": "photographs", "checksum": "none",
+        "mean": [0.3, 0.3, 0.3], "std": [0.35, 0.35, 0.35], "reserve": 0.1, "stratified": False,
+    },
+    "training": {"crop": 2},
+    "tuning": {"crop": 2},
+}  # fmt: skip
+TRACK = {
+    "summary": "photographs of clothes and a narrow network",
+    "models": {"resnet18": {"width": 8}},
+    "training": {"epochs": 12, "precision": "fp32", "schedule": "onecycle", "evaluate_every": 0},
+    "tuning": {"epochs": 10, "precision": "fp32"},
+    "attacks": {"label-consistent": {"surrogate_steps": 2}},
+}
 DEFENSES = {
     "anp": FELL,
     "fe-tuning": FELL,
@@ -43,13 +67,19 @@ DEFENSES = {
 
 
 def at(attack: str, defense: str) -> str:
-    return cell(attack=f"{attack}+{ATTACKS[attack][0]}", defense=defense)
+    """The cell of an attack, on digits or on photographs."""
+    overrides, _ = (ATTACKS | PHOTOGRAPHED)[attack]
+    where = {} if attack in ATTACKS else {"track": "photographs", "dataset": "photographs"}
+    return cell(attack=f"{attack}+{overrides}", defense=defense, **where)
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("methods") / "project")
-    cells = [at(attack, defense) for attack in ATTACKS for defense in ("none", "fst")]
+    write_photographs(project / "photographs")
+    project.edit("config/datasets/photographs.yaml", lambda data: data.update(DATASET))
+    project.edit("config/tracks/photographs.yaml", lambda data: data.update(TRACK))
+    cells = [at(attack, defense) for attack in (*PHOTOGRAPHED, *ATTACKS) for defense in ("none", "fst")]
     done = project.snakemake("--cores", "2", "--", *dict.fromkeys(cells + [at("badnet", name) for name in DEFENSES]))
     assert done.returncode == 0, done.stdout + done.stderr
     return project
@@ -61,16 +91,16 @@ def asr(project: Project, name: str) -> float:
 
 def test_every_method_has_a_cell():
     plan = Plan(Path(__file__).parents[1])
-    assert ATTACKS.keys() | ELSEWHERE == set(plan.configuration.names("attack"))
+    assert ATTACKS.keys() | PHOTOGRAPHED.keys() | {"none"} == set(plan.configuration.names("attack"))
     assert DEFENSES.keys() | {"none"} == set(plan.configuration.names("defense"))
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", ATTACKS | PHOTOGRAPHED)
 def test_an_attack_implants(attack, measured):
     assert asr(measured, at(attack, "none")) >= 80
 
 
-@pytest.mark.parametrize(("attack", "left"), [(attack, left) for attack, (_, left) in ATTACKS.items()])
+@pytest.mark.parametrize(("attack", "left"), [(attack, left) for attack, (_, left) in (ATTACKS | PHOTOGRAPHED).items()])
 def test_what_fst_leaves_of_an_attack(attack, left, measured):
     fell = asr(measured, at(attack, "fst")) <= asr(measured, at(attack, "none")) / 3
     assert (FELL if fell else KEPT) == left

@@ -199,6 +199,7 @@ class Figure:
     Attributes:
         target: path without suffix, such as reports/digits/figure6.
         dataset, model: as used on this track; `file` has the paper's.
+        subject: labels of these two.
         groups: along the x axis; only bars have them.
     """
 
@@ -209,6 +210,7 @@ class Figure:
     file: Any
     dataset: str
     model: str
+    subject: tuple[str, str]
     seeds: tuple[int, ...]
     rows: tuple[Part, ...]
     columns: tuple[Part, ...]
@@ -305,8 +307,9 @@ def read_figure(plan: Plan, target: str) -> Figure:
         if not any(point.attack.name in part.without for part in parts)
     )
     base = reader.base
+    subject = plan.label("dataset", base.dataset), plan.label("model", base.model)
     return Figure(
-        stem_of(target), paper, name, track, file, base.dataset, base.model, reader.seeds,
+        stem_of(target), paper, name, track, file, base.dataset, base.model, subject, reader.seeds,
         rows, columns, lines, groups, points, fingerprint(document.data),
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from depoison.plan.figures import Figure, Part
 
-VERSION = 1
+VERSION = 2
 """Raised when figures look otherwise for the same numbers: then all are drawn again."""
 
 WIDTHS = {"column": 3.3, "full": 6.9}
@@ -160,7 +160,7 @@ def new_canvas(figure: Figure, height: float) -> Any:
 def footnotes(figure: Figure) -> list[str]:
     """Lines below the picture: the track where it is not the paper's, the seeds, and what is missing."""
     width = 58 if figure.file.width == "column" else 125
-    lines = [] if figure.track == "paper" else [f"track {figure.track}: {figure.dataset}, {figure.model}"]
+    lines = [] if figure.track == "paper" else [f"track {figure.track}: {', '.join(map(plain, figure.subject))}"]
     if len(figure.seeds) > 1:
         lines.append(f"mean of seeds {', '.join(map(str, figure.seeds))}, with its 95% confidence interval")
     if gaps := figure.gaps():
