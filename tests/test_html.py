@@ -133,6 +133,9 @@ def test_each_number_is_that_of_the_files(number, page, faked):
 def test_the_color_of_a_difference(metric, difference, expected):
     number = Figure() if difference is None else Figure(ours=50 + difference, published=50)
     assert shade(metric, number) == expected
+    # Without a defense a higher ASR is the attack that the paper has.
+    turned = expected.translate(str.maketrans("bw", "wb")) if metric == "asr" else expected
+    assert shade(metric, number, undefended=True) == turned
 
 
 def test_averages_and_comparisons_are_those_of_the_markdown(page, faked, monkeypatch):

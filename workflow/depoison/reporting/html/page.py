@@ -111,11 +111,15 @@ def embedded(data: Any) -> Markup:
     return Markup(text.replace("<", r"\u003c"))
 
 
-def shade(metric: str, number: Number) -> str:
-    """How a number compares with the published one: "", or better (b) or worse (w) by 1, 2 or 3 bins."""
+def shade(metric: str, number: Number, undefended: bool = False) -> str:
+    """How a number compares with the published one: "", or better (b) or worse (w) by 1, 2 or 3 bins.
+
+    Args:
+        undefended: where an ASR below the published one is worse: an attack that does not take proves no defense.
+    """
     if number.difference is None or metric not in BETTER:
         return ""
-    gain = BETTER[metric] * round(number.difference, 2)
+    gain = (1 if undefended else BETTER[metric]) * round(number.difference, 2)
     strength = sum(abs(gain) >= least for least in BINS)
     return f"{'b' if gain > 0 else 'w'}{strength}" if strength else ""
 
@@ -169,20 +173,19 @@ class _Builder:
         rows, marks = [], set()
         for i, line in enumerate(lines):
             entries = table.entries[i * grid : (i + 1) * grid] if i < len(table.rows) else None
+            compared = not line.summary or line.label == SUMMARIES["average"][0]
             printed = line.summary and i >= len(table.rows) + len(table.file.summary)
             row: dict[str, Any] = {"line": line, "numbers": [], "printed": printed}
             for j, figures in enumerate(line.figures):
                 entry = entries[j] if entries else None
                 figures = figures | (self._extra_of(table, entry) if entry else self._extra_summary(table, i, j, lines))
-                number, mark = None, ""
+                number, mark, undefended = None, "", table.columns[j].defense.name == "none"
                 if entry:
                     number, mark = len(self.entries), _mark(entry, figures)
                     self._entry(table, content, line, entry, figures)
                 marks.add(mark)
                 row["numbers"] += [
-                    self._shown(
-                        metric, one, number, mark, compared=not line.summary or line.label == SUMMARIES["average"][0]
-                    )
+                    self._shown(metric, one, number, mark, shade(metric, one, undefended) if compared else "")
                     for metric, one in figures.items()
                 ]
             rows.append(row)
@@ -221,14 +224,14 @@ class _Builder:
         entries = table.entries[j :: len(table.columns)]
         return summary_of(SUMMARIES[table.file.summary[which]][1], [self._extra_of(table, entry) for entry in entries])
 
-    def _shown(self, metric: str, number: Number, entry: int | None, mark: str, compared: bool) -> dict[str, Any]:
+    def _shown(self, metric: str, number: Number, entry: int | None, mark: str, color: str) -> dict[str, Any]:
         ours = "–" if number.ours is None else f"{number.ours:.2f}"
         return {
             "metric": metric, "entry": entry, "mark": mark if number.ours is None or mark == "c" else "",
             "ours": ours if number.interval is None else f"{ours} ± {number.interval:.2f}",
             "published": "" if number.published is None else f"{number.published:.2f}",
             "difference": "" if number.difference is None else signed(number.difference),
-            "classes": " ".join(filter(None, [shade(metric, number) if compared else "", "best" if number.best else ""])),
+            "classes": " ".join(filter(None, [color, "best" if number.best else ""])),
         }  # fmt: skip
 
     def figure(self, figure: Figure) -> dict[str, Any]:
