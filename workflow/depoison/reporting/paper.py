@@ -125,37 +125,41 @@ def _layout(content: dict[str, Any]) -> dict[str, Any]:
 
     table, lines, wide = content["table"], content["lines"], content["wide"]
     gap = 2 * (3 if wide else 4)
-    widths = []
-    for i, column in enumerate(table.columns):
-        cells = [_cell_width(line.figures[i][metric], wide) for line in lines for metric in METRICS]
-        numbers = max([points("C-Acc"), *cells])
-        widths.append(max(2 * (numbers + gap), min(points(column.label), 100.0) + 12))
-    first = min(max(points(line.label) for line in lines), 100.0) + max(points(line.value) for line in lines) + 2 * gap
-    first = max(first, points("Attack") + min(points(content["by"]), 100.0) + 2 * gap)
-    everything = list(range(len(widths)))
+    first = min(max(points(line.label) for line in lines), 100.0) + max(points(line.value) for line in lines)
+    first = max(first, points("Attack") + min(points(content["by"]), 100.0))
+
+    def width(size: str, columns: list[int]) -> float:
+        """Of the first two columns and these, in pt."""
+        total = SIZES[size] * first + 2 * gap
+        for i in columns:
+            cells = (_cell_width(line.figures[i][metric], wide, size) for line in lines for metric in METRICS)
+            numbers = max([SIZES[size] * points("C-Acc"), *cells])
+            label = SIZES[size] * min(points(table.columns[i].label), 100.0)
+            total += max(2 * (numbers + gap), label + 12)
+        return total
+
+    everything = list(range(len(table.columns)))
     for page, sizes in (("portrait", ("small", "footnotesize")), ("landscape", tuple(SIZES))):
         for size in sizes:
-            if SIZES[size] * (first + sum(widths)) <= WIDTHS[page]:
+            if width(size, everything) <= WIDTHS[page]:
                 return place(page, size, everything)
     parts: list[list[int]] = [[]]
     for i in everything:
-        if (
-            parts[-1]
-            and SIZES["footnotesize"] * (first + sum(widths[j] for j in [*parts[-1], i])) > WIDTHS["landscape"]
-        ):
+        if parts[-1] and width("footnotesize", [*parts[-1], i]) > WIDTHS["landscape"]:
             parts.append([])
         parts[-1].append(i)
     return place("landscape", "footnotesize", *parts)
 
 
-def _cell_width(figure: Any, wide: bool) -> float:
+def _cell_width(figure: Any, wide: bool, size: str) -> float:
+    """In pt. Of narrow tables the printed number and the difference are scriptsize, whatever the table's size is."""
     ours = 1.15 * points(f"{figure.ours:.2f}") if figure.ours is not None else 0
     spread = 0.75 * points(f"±{figure.interval:.2f}") if figure.interval is not None else 0
     printed = points(f"{figure.published:.2f}") if figure.published is not None else 0
     if wide:
-        return max(ours, spread, printed)
+        return SIZES[size] * max(ours, spread, printed)
     difference = points(f" ({figure.difference:+.2f})") + 3 if figure.difference is not None else 0
-    return max(ours + spread, 0.8 * (printed + difference))
+    return max(SIZES[size] * ours + spread, SIZES["scriptsize"] * (printed + difference))
 
 
 def _figure(plan: Plan, figure: Figure) -> dict[str, Any]:
