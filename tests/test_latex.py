@@ -24,6 +24,7 @@ from PIL import Image
 
 from conftest import ROOT, Project, job_counts
 from depoison.errors import DepoisonError
+from depoison.files import write_json
 from depoison.plan.figures import read_figure
 from depoison.plan.papers import is_paper, read_paper
 from depoison.plan.plan import Plan
@@ -398,7 +399,10 @@ def test_the_document_compiles_and_nothing_sticks_out(paper, tmp_path):
 def test_every_table_of_fst_compiles_and_nothing_sticks_out(seeds, tiny, monkeypatch, tmp_path):
     tiny.edit("config/config.yaml", lambda data: data.update(seeds=seeds))
     monkeypatch.chdir(tiny.path)
-    fake(read_report(tiny.plan(), "reports/tiny/all"))
+    tables = read_report(tiny.plan(), "reports/tiny/all")
+    fake(tables)
+    for cell in tables.cells() if len(seeds) == 1 else ():
+        write_json(Path(cell.evaluation.product), {"metrics": {"c_acc": 0.0, "asr": 100.0}})  # the widest differences
     write_paper(tiny.plan(), read_paper(tiny.plan(), "reports/tiny/paper"), partial=True)
     text = text_of(tiny / "reports/tiny/paper.pdf")
     assert all(f"FST, Table {i}: " in text for i in range(1, 12)) and "Figure 16: " in text
