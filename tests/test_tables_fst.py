@@ -277,6 +277,24 @@ def test_without_such_a_defense_there_is_no_mark(there):
     assert "†" not in files[".md"] and "dagger" not in files[".tex"]
 
 
+@pytest.mark.parametrize(("asr", "count"), [((49.9, 50.0), 1), ((0.0, 10.0), 2), ((60.0, 50.0), 0)])
+def test_rows_in_which_an_attack_did_not_take_are_counted(asr, count, tiny, monkeypatch):
+    monkeypatch.chdir(tiny.path)
+    table = read_table(tiny.plan(), "reports/tiny/small")
+    undefended = dict(zip(("badnet", "blended"), asr, strict=True))
+    for cell in table.cells():
+        product = Path(cell.evaluation.product)
+        product.parent.mkdir(parents=True)
+        value = undefended[cell.name.attack.name] if cell.name.defense.name == "none" else 99.0
+        write_json(product, {"metrics": {"c_acc": 90.0, "asr": value}})
+    files = render(tiny.plan(), table)
+    for suffix in (".md", ".tex"):
+        told = re.findall(
+            r"In (\d) of 2 rows the attack did not take \(ASR without a defense below 50\\?%\)", files[suffix]
+        )
+        assert told == [str(count)] * bool(count)
+
+
 # --- files -------------------------------------------------------------------------------------------------------
 
 

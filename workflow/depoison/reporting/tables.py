@@ -33,6 +33,8 @@ NEEDS = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
 ORACLE = "Its threshold was chosen by looking at the test set."
 NARROW = 4
 """A table of more columns has no room for differences, and intervals stand in lines of their own."""
+TAKEN = 50
+"""An attack with a lower ASR without a defense, in percent, is said not to have taken."""
 FEW = 6
 """So many cells that are missing are named one by one."""
 SUMMARIES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
@@ -280,16 +282,19 @@ def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
         for kind in ("dataset", "model")
     }
     metrics = metrics_reader()
+    lines = lines_of(table, metrics)
+    untaken = _untaken(table, lines)
     return {
         "table": table,
         "title": f"{heading(table)}: {table.file.title}",
         "heading": heading(table),
         "setting": ", ".join(" and ".join(names) for names in labels.values()),
-        "lines": lines_of(table, metrics),
+        "lines": lines,
         "comparisons": (comparisons := compare(table, metrics)),
         "compared": [comparison for comparison in comparisons if comparison.rows],
         "gaps": gaps_of(table),
-        "notes": _notes(plan, table),
+        "untaken": untaken,
+        "notes": [*_notes(plan, table), *filter(None, [untaken])],
         "oracles": [any(e.oracle for e in table.entries if e.column == column) for column in table.columns],
         "by": table.file.by.label if table.file.by else "Rate",
         "groups": any(column.group for column in table.columns),
@@ -405,6 +410,16 @@ def _notes(plan: Plan, table: Table) -> list[str]:
             "for, and a difference is no verdict."
         )
     return notes
+
+
+def _untaken(table: Table, lines: list[Line]) -> str:
+    """A sentence on the rows in which the attack did not take, as nothing is learned there of a defense; "" without any."""
+    undefended = [i for i, column in enumerate(table.columns) if column.defense.name == "none"]
+    asr = [[line.figures[i]["asr"].ours for i in undefended] for line in lines[: len(table.rows)]]
+    known = [[value for value in values if value is not None] for values in asr]
+    count = sum(bool(values) and max(values) < TAKEN for values in known)
+    told = f"In {count} of {len(table.rows)} rows the attack did not take (ASR without a defense below {TAKEN}%)"
+    return f"{told}: what a defense leaves there says nothing about it." if count else ""
 
 
 def _csv(*contents: dict[str, Any]) -> str:
