@@ -30,7 +30,7 @@ from depoison.training.sgd import SGD
 
 
 class AdversarialEmbedding(Attack):
-    """What makes another attack one with a discriminator: `class …(AdversarialEmbedding, BadNet)` has BadNet's trigger.
+    """An attack with a discriminator: defines `make_trigger` and `apply`.
 
     Attributes (the subclass declares them as its fields):
         regularization: weight of the discriminator's loss in the model's.

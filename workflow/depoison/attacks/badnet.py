@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from depoison.attacks.base import Attack
-from depoison.errors import DepoisonError
+from depoison.attacks.pictures import checkerboard
 from depoison.rng import Rng
 
 
@@ -24,14 +23,7 @@ class BadNet(Attack):
 
     def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
         """pattern: (C, size, size) of 0 and 255."""
-        channels, height, width = shape
-        if self.size > min(height, width):
-            raise DepoisonError(
-                f"a patch of {self.size} pixels is larger than the image; the maximum is {min(height, width)}"
-            )
-        row, column = torch.arange(self.size)[:, None], torch.arange(self.size)
-        checkerboard = torch.where((row + column) % 2 == 0, 255.0, 0.0)
-        return {"pattern": checkerboard.expand(channels, -1, -1).clone()}
+        return {"pattern": checkerboard(self.size, shape)}
 
     def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
         images = images.clone()

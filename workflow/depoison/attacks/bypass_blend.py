@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from depoison.attacks.adversarial_embedding import AdversarialEmbedding
-from depoison.attacks.blended import Blended
+from depoison.attacks.pictures import picture
+from depoison.rng import Rng
 
 
 @dataclass(frozen=True, kw_only=True)
-class BypassBlend(AdversarialEmbedding, Blended):
+class BypassBlend(AdversarialEmbedding):
     """Attributes:
     ratio: weight of the picture.
     pattern: which picture.
@@ -26,3 +30,10 @@ class BypassBlend(AdversarialEmbedding, Blended):
     hidden2: int
     discriminator_lr: float
     discriminator_momentum: float
+
+    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+        """pattern: (C, H, W) float, pixels in [0, 255]."""
+        return {"pattern": picture(self.pattern, shape, rng.generator("pattern"))}
+
+    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        return (1 - self.ratio) * images + self.ratio * trigger["pattern"]

@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from depoison.attacks.adversarial_embedding import AdversarialEmbedding
-from depoison.attacks.badnet import BadNet
+from depoison.attacks.pictures import checkerboard
+from depoison.rng import Rng
 
 
 @dataclass(frozen=True, kw_only=True)
-class BypassPatch(AdversarialEmbedding, BadNet):
+class BypassPatch(AdversarialEmbedding):
     """Attributes:
     size: side of the patch in pixels.
     the others: see AdversarialEmbedding.
@@ -24,3 +28,12 @@ class BypassPatch(AdversarialEmbedding, BadNet):
     hidden2: int
     discriminator_lr: float
     discriminator_momentum: float
+
+    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+        """pattern: (C, size, size) of 0 and 255."""
+        return {"pattern": checkerboard(self.size, shape)}
+
+    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+        images = images.clone()
+        images[:, :, -self.size :, -self.size :] = trigger["pattern"]
+        return images

@@ -51,6 +51,19 @@ def content_of(name: str) -> bytes:
     return content
 
 
+def checkerboard(size: int, shape: tuple[int, int, int]) -> Tensor:
+    """A square of 0 and 255 with white corners where `size` is odd, (C, size, size) float, for images of (C, H, W).
+
+    Raises:
+        DepoisonError: it is larger than the image.
+    """
+    channels, height, width = shape
+    if size > min(height, width):
+        raise DepoisonError(f"a patch of {size} pixels is larger than the image; the maximum is {min(height, width)}")
+    row, column = torch.arange(size)[:, None], torch.arange(size)
+    return torch.where((row + column) % 2 == 0, 255.0, 0.0).expand(channels, -1, -1).clone()
+
+
 def _file(name: str, height: int, width: int) -> Tensor:
     from PIL import Image, UnidentifiedImageError
 
