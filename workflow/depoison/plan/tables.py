@@ -6,7 +6,6 @@ import csv
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -367,7 +366,6 @@ def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
     )
 
 
-@cache
 def papers_of(root: Path) -> list[str]:
     """The names of the papers that the project has tables or figures of."""
     return sorted(path.name for path in (root / PAPERS).iterdir() if path.is_dir())
