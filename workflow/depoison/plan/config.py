@@ -77,11 +77,6 @@ class Excludes(_Strict):
     datasets: dict[str, str] = {}
     models: dict[str, str] = {}
 
-    def instead(self, kind: Literal["dataset", "model"], name: str) -> str:
-        """What stands in the place of a dataset or model; itself where nothing does."""
-        names = {"dataset": self.datasets, "model": self.models}[kind]
-        return names.get(name, names.get("*", name))
-
 
 class Method(_Strict):
     """A dataset, model, attack or defense: config/<kind>s/<name>.yaml."""
