@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import glob
 import importlib
@@ -146,6 +147,19 @@ def devices_wanted(runtime: Runtime) -> int:
     return int(runtime.device == "cuda" or (runtime.device == "auto" and bool(devices())))
 
 
+def _keep_freed_memory() -> None:
+    """Let the process use a freed tensor's memory for the next one, where the C library is glibc.
+
+    By default large blocks go back to the system, which zeroes each page that is asked for again: a sixth of the time of a
+    training on a CPU.
+    """
+    trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1  # malloc.h
+    with contextlib.suppress(AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_threshold, largest)
+        mallopt(trim_threshold, largest)
+
+
 @contextlib.contextmanager
 def _device(compute: bool, runtime: Runtime) -> Any:
     """Lease a GPU for a stage that computes, where there is one, and set torch up to be deterministic."""
@@ -161,6 +175,7 @@ def _device(compute: bool, runtime: Runtime) -> Any:
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         import torch
 
+        _keep_freed_memory()
         torch.set_num_threads(runtime.threads)
         torch.manual_seed(0)  # layers that draw, such as dropout, draw the same whatever this process did before
         # The same flag as use_deterministic_algorithms(True), which would import torch's compiler: a second and a half.
