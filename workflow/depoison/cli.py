@@ -200,8 +200,8 @@ def _run(options: argparse.Namespace) -> None:
     from depoison.gpu import lease
     from depoison.plan.claims import is_claims
     from depoison.plan.figures import is_figure, is_page, read_figures, read_page
-    from depoison.plan.index import is_index
     from depoison.plan.papers import is_paper, read_paper
+    from depoison.plan.parts import is_view
     from depoison.plan.tables import read_report
     from depoison.reporting.figures.write import write_figure, write_page
     from depoison.reporting.paper import write_paper
@@ -210,7 +210,7 @@ def _run(options: argparse.Namespace) -> None:
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
-    views = [target for target in options.targets if is_claims(target) or is_index(target)]  # of what is there
+    views = list(filter(is_view, options.targets))
     papers = [read_paper(plan, target) for target in options.targets if is_paper(target)]
     reports = [
         target

@@ -26,10 +26,11 @@ from depoison import watch
 from depoison.errors import DepoisonError
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
-from depoison.plan.claims import is_claims, read_claims
+from depoison.plan.claims import read_claims
 from depoison.plan.figures import read_figure, read_page
-from depoison.plan.index import is_index, read_index
+from depoison.plan.index import read_index
 from depoison.plan.papers import read_paper
+from depoison.plan.parts import is_view
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes
 from depoison.plan.tables import locate, read_report
@@ -236,11 +237,7 @@ class Lookup:
     def _asked(self) -> set[str]:
         """The products behind the cells, tables and figures that Snakemake was asked for."""
         targets = [str(target) for target in self._workflow.dag_settings.targets]
-        makes = [
-            target
-            for target in targets
-            if target.startswith((PREFIX, "reports/")) and not is_index(target) and not is_claims(target)
-        ]
+        makes = [target for target in targets if target.startswith((PREFIX, "reports/")) and not is_view(target)]
         return {artifact.product for artifact in artifacts(self.plan, makes)}
 
     def paper_inputs(self, wildcards: Any) -> list[Any]:

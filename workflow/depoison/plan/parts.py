@@ -12,6 +12,11 @@ from depoison.plan.plan import Plan
 from depoison.plan.tables import ALL
 
 
+def is_view(target: str) -> bool:
+    """Whether a report shows what is there and asks for nothing that is missing: claims and HTML reports."""
+    return is_claims(target) or is_index(target)
+
+
 def parts_of(plan: Plan, targets: Iterable[str]) -> list[str]:
     """Targets, with their tables and figures in the place of documents, HTML reports and claims; each once.
 
