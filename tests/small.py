@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
 from depoison.models.classifier import Classifier
+from depoison.training.loop import Monitor
 from depoison.training.recipe import Recipe
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 State = dict[str, Tensor]
+T = TypeVar("T")
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -192,6 +195,32 @@ def same_bytes_as_torch(optimizer: Callable[[Any], Any], reference: Callable[[An
         torchs.param_groups[0]["lr"] = lr
         torchs.step()
     return all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+# Interruptions.
+
+
+class Interrupted(Exception):
+    """Stands for the death of a job."""
+
+
+def interrupted(run: Callable[[Monitor], T], scratch: Path, stops: list[int]) -> tuple[T, list[int]]:
+    """What `run` returns in the end, when it dies after each of these epochs, before that one is saved, and is started again.
+
+    Returns:
+        Its result, and every epoch that was reported.
+    """
+    left, reported = list(stops), []
+
+    def report(row: dict[str, Any]) -> None:
+        reported.append(row["epoch"])
+        if left and row["epoch"] == left[0]:
+            del left[0]
+            raise Interrupted
+
+    while True:
+        with contextlib.suppress(Interrupted):
+            return run(Monitor(report=report, scratch=scratch, save_seconds=0.0)), reported
 
 
 # Artifacts on disk.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 
@@ -26,7 +27,7 @@ from depoison.stages import purify
 from depoison.stages.purify import pick
 from depoison.stages.runner import Job
 from depoison.training.loop import Monitor, PlainBatches, batches
-from small import CPU, changed, classes_of, forward_by_hand, network, pixels, recipe, state_of
+from small import CPU, changed, classes_of, forward_by_hand, interrupted, network, pixels, recipe, state_of
 
 RNG = Rng(0, "purify")
 DATA = TuningSet(pixels(20), classes_of(20))
@@ -221,6 +222,20 @@ def test_history_has_an_epoch_a_row_and_is_evaluated_on_the_masked_network():
     assert ["c_acc" in row for row in rows] == [False, True, True]
     assert all(np.isfinite(row["loss"]) and 0 <= row["train_acc"] <= 100 for row in rows)
     assert torch.equal(seen[-1][0][WEIGHT], mask * state_of(model)[WEIGHT])
+
+
+def test_interrupted_learning_ends_with_the_masks_of_an_uninterrupted_one(tmp_path):
+    def learned(monitor: Monitor) -> list[torch.Tensor]:
+        tune = dataclasses.replace(tuner(epochs=5, crop=1, schedule="multistep", evaluate_every=1), monitor=monitor)
+        monitor.evaluate = lambda model: {"c_acc": float(model.extractor[1].running_mean[0])}
+        mask = learn_mask(network(), DATA, tune, 3, eps=0.4, alpha=0.2, steps=1, clipped=True)
+        return [mask, torch.tensor([row["c_acc"] for row in monitor.history])]
+
+    whole = learned(Monitor())
+    found, reported = interrupted(learned, tmp_path / "scratch", [2, 4])
+    assert reported == [1, 2, 2, 3, 4, 4, 5]
+    assert all(torch.equal(*pair) for pair in zip(found, whole, strict=True)) and len(whole[1]) == 5
+    assert whole[0].min() < 1
 
 
 # Pruning

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,22 @@ from torch.nn.functional import cross_entropy
 from depoison.defenses import i_bau as module
 from depoison.defenses.i_bau import hypergradient, i_bau
 from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.training.loop import Monitor, PlainBatches, batches
-from small import CPU, STD, changed, classes_of, forward_by_hand, network, pixels, recipe, state_of, weights_of
+from small import (
+    CPU,
+    STD,
+    changed,
+    classes_of,
+    forward_by_hand,
+    interrupted,
+    network,
+    pixels,
+    recipe,
+    state_of,
+    weights_of,
+)
 
 RNG = Rng(0, "purify")
 DATA = TuningSet(pixels(12), classes_of(12))
@@ -254,6 +269,16 @@ def test_history_has_a_round_a_row():
     rows = tune.monitor.history
     assert [row["epoch"] for row in rows] == [1, 2, 3] and ["c_acc" in row for row in rows] == [False, True, True]
     assert all(np.isfinite(row["loss"]) and 0 <= row["train_acc"] <= 100 for row in rows)
+
+
+def test_interrupted_unlearning_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path):
+    def purified(monitor: Monitor) -> Classifier:
+        tune = dataclasses.replace(tuner(epochs=5, crop=1, weight_decay=0.01, schedule="multistep"), monitor=monitor)
+        return i_bau(network(), DATA, tune, **RELEASED)
+
+    model, reported = interrupted(purified, tmp_path / "scratch", [2, 4])
+    assert reported == [1, 2, 2, 3, 4, 4, 5]
+    assert not changed(state_of(purified(Monitor())), state_of(model))
 
 
 def test_a_network_without_batchnorm_is_purified_too():

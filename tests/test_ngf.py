@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from depoison.defenses.tuning import Tuner, TuningSet
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.training.loop import Monitor
-from small import MEAN, STD, changed, classes_of, network, pixels, recipe, state_of
+from small import MEAN, STD, changed, classes_of, interrupted, network, pixels, recipe, state_of
 
 RNG = Rng(0, "purify")
 DATA = TuningSet(pixels(40), classes_of(40))
@@ -349,10 +348,6 @@ def test_fisher_of_drawn_labels_depends_on_the_seed_alone():
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.parametrize("fisher", ["empirical", "true"])
 @pytest.mark.parametrize("layers", [1, 3])
 def test_interrupted_purification_ends_with_the_bytes_of_an_uninterrupted_one(fisher, layers, tmp_path):
@@ -360,20 +355,9 @@ def test_interrupted_purification_ends_with_the_bytes_of_an_uninterrupted_one(fi
         plan = recipe(epochs=6, batch_size=16, crop=1, momentum=0.9, weight_decay=0.01, schedule="multistep")
         return ngf(network(layers=layers), DATA, Tuner(plan, RNG, monitor), **(RELEASED | {"fisher": fisher}))
 
-    def stop(row):
-        reported.append(row["epoch"])
-        if stops and row["epoch"] == stops[0]:
-            stops.pop(0)
-            raise Interrupted
-
-    reported: list[int] = []
-    stops, model = [2, 5], None
-    expected = state_of(purified(Monitor()))
-    while model is None:
-        with contextlib.suppress(Interrupted):
-            model = purified(Monitor(report=stop, scratch=tmp_path / "scratch", save_seconds=0.0))
+    model, reported = interrupted(purified, tmp_path / "scratch", [2, 5])
     assert reported == [1, 2, 2, 3, 4, 5, 5, 6]
-    assert not changed(expected, state_of(model))
+    assert not changed(state_of(purified(Monitor())), state_of(model))
 
 
 def test_statistics_are_fp32_under_bf16_autocast():

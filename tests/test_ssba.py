@@ -26,7 +26,7 @@ from depoison.errors import DepoisonError
 from depoison.files import save_tensors
 from depoison.rng import Rng
 from depoison.training.loop import Monitor
-from small import CPU, classes_of, pixels
+from small import CPU, classes_of, interrupted, pixels
 
 TINY: dict[str, Any] = {
     "images": "encoder", "bits": 6, "encoder_width": 8, "encoder_epochs": 8, "encoder_batch": 32, "encoder_lr": 0.001,
@@ -126,6 +126,20 @@ def test_training_is_bitwise_the_same_for_one_seed_and_differs_for_another():
     (_, first), (_, again), (_, other) = (trained(images, seed, **brief) for seed in (0, 0, 1))
     assert first.keys() == again.keys() and all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["encoder.plane.weight"], other["encoder.plane.weight"])
+
+
+@pytest.mark.parametrize("learned", [-1.0, 2.0], ids=["at once", "never"])
+def test_interrupted_training_ends_with_the_bytes_of_an_uninterrupted_one(learned, monkeypatch, tmp_path):
+    """In the saved state the residual's weight grows already, or waits for the decoder still."""
+    monkeypatch.setattr(ssba, "LEARNED", learned)
+
+    def made(monitor: Monitor) -> dict[str, torch.Tensor]:
+        return make_asset(workshop(digits(70), monitor), **(TINY | {"encoder_epochs": 5}))
+
+    asset, reported = interrupted(made, tmp_path / "scratch", [2, 4])
+    assert reported == [1, 2, 2, 3, 4, 4, 5]
+    whole = made(Monitor())
+    assert asset.keys() == whole.keys() and all(torch.equal(asset[name], whole[name]) for name in asset)
 
 
 def test_global_random_numbers_are_left_alone():

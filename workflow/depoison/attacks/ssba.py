@@ -28,6 +28,7 @@ from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Workshop
 from depoison.attacks.pictures import content_of
 from depoison.errors import DepoisonError
 from depoison.rng import Rng
+from depoison.training.adam import Adam
 
 log = logging.getLogger("depoison")
 
@@ -108,8 +109,7 @@ def make_asset(
 
     where λ is 0 until the decoder reads more than 90% of a batch's bits, and for `residual_wait` steps more, then grows to
     `residual_weight` in `residual_ramp` steps (Yu et al.): encoder and decoder must find each other before they are told
-    to be quiet. The paper's perceptual distance (LPIPS) would need a network trained on ImageNet and is left out. An
-    interrupted training starts anew.
+    to be quiet. The paper's perceptual distance (LPIPS) would need a network trained on ImageNet and is left out.
 
     Returns:
         "encoder.*" and "decoder.*", their weights; "fingerprint", (bits,) uint8 of 0 and 1; "bit_accuracy", the share of
@@ -135,10 +135,12 @@ def make_asset(
                 nn.init.zeros_(layer.bias)
     networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(pool.device)
     networks.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(networks.parameters(), lr=encoder_lr)
+    optimizer, contact = Adam(networks.parameters(), beta1=0.9, weight_decay=0.0), _Contact()
     everything = pool.images.to(pool.device)
-    learned_at, step, started = None, 0, time.monotonic()
-    for epoch in range(encoder_epochs):
+    parts = {"networks": networks, "adam": optimizer, "contact": contact}
+    first, started = monitor.resume(**parts), time.monotonic()
+    step = first * math.ceil(len(everything) / encoder_batch)
+    for epoch in range(first, encoder_epochs):
         begun, generator = time.monotonic(), rng.generator("epoch", epoch)
         codes = torch.randint(2, (len(everything), bits), generator=generator).to(pool.device, torch.float)
         order = torch.randperm(len(everything), generator=generator).to(pool.device)
@@ -147,14 +149,14 @@ def make_asset(
             batch = everything[part].float() / 255
             residual = encoder(batch, code)
             logits = decoder((batch + residual).clamp(0, 1))
-            weight = residual_weight * ramp(step, learned_at, residual_wait, residual_ramp)
+            weight = residual_weight * ramp(step, contact.step, residual_wait, residual_ramp)
             loss = binary_cross_entropy_with_logits(logits, code) + weight * residual.square().mean()
-            optimizer.zero_grad()
+            networks.zero_grad()
             loss.backward()
-            optimizer.step()
+            optimizer.step(encoder_lr)
             read = ((logits > 0) == (code > 0)).float().mean()
-            if learned_at is None and read.item() > LEARNED:
-                learned_at = step
+            if contact.step is None and read.item() > LEARNED:
+                contact.step = step
             step += 1
             sums += torch.stack([loss.detach(), read, 255 * residual.detach().abs().mean()]) * len(part)
         loss_mean, accuracy, size = (sums / len(everything)).tolist()
@@ -166,9 +168,11 @@ def make_asset(
                 "bit_accuracy": 100 * accuracy,
                 "residual": size,
                 "images_per_second": len(everything) / (time.monotonic() - begun),
-                "seconds_left": (time.monotonic() - started) / (epoch + 1) * (encoder_epochs - epoch - 1),
+                "seconds_left": (time.monotonic() - started) / (epoch + 1 - first) * (encoder_epochs - epoch - 1),
             }
         )
+        if epoch + 1 < encoder_epochs:
+            monitor.save(epoch + 1, **parts)
     fingerprint = torch.randint(2, (bits,), generator=rng.generator("fingerprint"), dtype=torch.uint8)
     found = _measure(networks.eval(), everything, fingerprint.to(pool.device))
     if found["bit_accuracy"] < LEARNED:
@@ -176,7 +180,22 @@ def make_asset(
             "ssba's encoder did not learn: %.1f%% of the bits are read, by chance it were 50%%; give it more encoder_epochs",
             100 * found["bit_accuracy"],
         )
-    return {**networks.state_dict(), "fingerprint": fingerprint, **found}
+    # As read from a file: sums in another memory format may round to another grey level.
+    weights = {name: tensor.contiguous() for name, tensor in networks.state_dict().items()}
+    return weights | {"fingerprint": fingerprint} | found
+
+
+@dataclass
+class _Contact:
+    """The first step in which the decoder read a batch's bits; None: it has not yet."""
+
+    step: int | None = None
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self.step is None else {"step": torch.tensor(self.step)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.step = int(state["step"]) if state else None
 
 
 def ramp(step: int, learned_at: int | None, wait: int, steps: int) -> float:

@@ -164,16 +164,17 @@ def learn_mask(
     assert recipe is not None
     masked = copy.deepcopy(model).requires_grad_(False)
     neurons = Neurons(masked)
-    mask = nn.Parameter(torch.ones_like(neurons.weight))
+    learned = nn.ParameterDict({"mask": torch.ones_like(neurons.weight)})
+    mask = learned["mask"]
     optimizer = SGD([mask], momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     data = PlainBatches(tuning_set.images, tuning_set.labels, recipe, device)
-    course = Course(recipe, tune.monitor, device)
+    course = Course(recipe, tune.monitor, device, model=masked, learned=learned, momentum=optimizer)
 
     def logits_at(images: Tensor, delta: Tensor | float = 0.0, xi: Tensor | float = 0.0) -> Tensor:
         with autocast(device, recipe.precision):
             return neurons.logits(images, (mask + delta) * neurons.weight, (1 + xi) * neurons.bias).float()
 
-    for epoch in range(recipe.epochs):
+    for epoch in range(course.first, recipe.epochs):
         masked.train()
         torch.manual_seed(tune.rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
         course.begin(epoch)

@@ -52,7 +52,7 @@ def i_bau(
     data = PlainBatches(tuning_set.images, tuning_set.labels, recipe, device)
     sizes = batch_sizes(len(data), recipe.batch_size)
     unlearning = list(batches(data, recipe, tune.rng.generator("unlearning"), device, sizes))
-    course = Course(recipe, tune.monitor, device)
+    course = Course(recipe, tune.monitor, device, model=model, adam=optimizer)
 
     def logits_of(images: Tensor, delta: Tensor) -> Tensor:
         with autocast(device, recipe.precision):
@@ -61,7 +61,7 @@ def i_bau(
     def inner(delta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return regularization * delta.square().sum() - cross_entropy(logits_of(images, delta), labels)
 
-    for epoch in range(recipe.epochs):
+    for epoch in range(course.first, recipe.epochs):
         course.begin(epoch)
         delta = torch.zeros_like(model.std.expand(1, -1, *tuning_set.images.shape[2:]))
         for images, labels in batches(data, recipe, tune.rng.generator("epoch", epoch), device, sizes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Adam:
@@ -41,3 +41,11 @@ class Adam:
             amsgrad=False,
             maximize=False,
         )
+
+    def state(self) -> dict[str, Tensor]:
+        kinds = {"mean": self.means, "square": self.squares, "step": self.steps}
+        return {f"{kind}.{i}": tensor for kind, tensors in kinds.items() for i, tensor in enumerate(tensors)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])

@@ -47,6 +47,51 @@ class Monitor:
     save_seconds: float = 30.0
     history: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    _saved: float = field(default_factory=time.monotonic, init=False, repr=False)
+
+    def resume(self, **parts: nn.Module | Stateful) -> int:
+        """Give each part what was saved of it last; returns how many epochs were done then, 0 if nothing was saved."""
+        if self.scratch is None or not (self.scratch / "state.json").exists():
+            return 0
+        try:
+            state = read_json(self.scratch / "state.json")
+            tensors = load_tensors(self.scratch / f"state-{state['epoch']}.safetensors", verify=False)
+        except DepoisonError as error:
+            log.warning("starting anew, the saved state cannot be read: %s", error)
+            return 0
+        for name, part in parts.items():
+            start = f"{name}."
+            own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+            if isinstance(part, nn.Module):
+                part.load_state_dict(own)
+            else:
+                part.load(own)
+        self.history[:] = state["history"]
+        log.info("resuming after epoch %d", state["epoch"])
+        return state["epoch"]
+
+    def save(self, epoch: int, **parts: nn.Module | Stateful) -> None:
+        """Save all that the next epoch depends on, if it is time to; random numbers follow from the spec.
+
+        Args:
+            epoch: how many are done.
+            parts: as `resume` gets them.
+        """
+        if self.scratch is None or time.monotonic() - self._saved < self.save_seconds:
+            return
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{name}.{key}": tensor
+            for name, part in parts.items()
+            for key, tensor in (part.state_dict() if isinstance(part, nn.Module) else part.state()).items()
+        }
+        # Tensors and history must be of one epoch: the file names carry it, and the JSON, written last, says which counts.
+        save_tensors(self.scratch / f"state-{epoch}.safetensors", tensors)
+        write_json(self.scratch / "state.json", {"epoch": epoch, "history": self.history})
+        for stale in self.scratch.glob("state-*.safetensors"):
+            if stale.name != f"state-{epoch}.safetensors":
+                stale.unlink()
+        self._saved = time.monotonic()
 
 
 class BatchSource(Protocol):
@@ -67,7 +112,7 @@ class BatchSource(Protocol):
 
 
 class Stateful(Protocol):
-    """What a hook carries from step to step; it is saved and restored with the model."""
+    """What an optimizer or a hook carries from step to step; it is saved and restored with the model."""
 
     def state(self) -> dict[str, Tensor]: ...
 
@@ -96,14 +141,18 @@ class PlainBatches(BatchSource):
 
 
 class Course:
-    """The history of a run: a row after each epoch, with C-Acc and ASR where the recipe asks for them.
+    """The epochs of a run: a row of history after each, with C-Acc and ASR where the recipe asks for them, and a save.
 
     Args:
-        first: the epoch that the run starts or resumes with.
+        parts: all that the next epoch depends on; what was saved of an interrupted run is loaded into them.
+
+    Attributes:
+        first: the epoch that the run starts or goes on with.
     """
 
-    def __init__(self, recipe: Recipe, monitor: Monitor, device: torch.device, first: int = 0):
-        self.recipe, self.monitor, self.device, self.first = recipe, monitor, device, first
+    def __init__(self, recipe: Recipe, monitor: Monitor, device: torch.device, **parts: nn.Module | Stateful):
+        self.recipe, self.monitor, self.device, self.parts = recipe, monitor, device, parts
+        self.first = monitor.resume(**parts)
         self.started = time.monotonic()
 
     def begin(self, epoch: int) -> None:
@@ -118,7 +167,7 @@ class Course:
         self.images += len(labels)
 
     def end(self, model: Classifier) -> None:
-        """Report the epoch."""
+        """Report the epoch, and save, unless it was the last."""
         epoch, epochs, every = self.epoch + 1, self.recipe.epochs, self.recipe.evaluate_every
         row = {
             "epoch": epoch,
@@ -132,6 +181,8 @@ class Course:
         row["seconds_left"] = (time.monotonic() - self.started) / (epoch - self.first) * (epochs - epoch)
         self.monitor.history.append(row)
         self.monitor.report(row)
+        if epoch < epochs:
+            self.monitor.save(epoch, **self.parts)
 
 
 @torch.random.fork_rng(devices=[])  # leaves the global random state alone
@@ -179,8 +230,8 @@ def fit(
     optimizer = SGD(parameters, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     sizes = batch_sizes(len(data), recipe.batch_size)
     steps = recipe.epochs * len(sizes)
-    first = _resume(model, optimizer, monitor, extra_state)
-    course, saved = Course(recipe, monitor, device, first), time.monotonic()
+    extra = {"extra": extra_state} if extra_state is not None else {}
+    course = Course(recipe, monitor, device, model=model, momentum=optimizer, **extra)
 
     def gradients(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
@@ -190,7 +241,7 @@ def fit(
         total.backward()
         return loss.detach(), logits.detach()
 
-    for epoch in range(first, recipe.epochs):
+    for epoch in range(course.first, recipe.epochs):
         model.train()
         if frozen_statistics:
             model.extractor.eval()
@@ -212,10 +263,6 @@ def fit(
                     after_step(model)
             course.add(loss, logits, labels)
         course.end(model)
-        last = epoch + 1 == recipe.epochs
-        if monitor.scratch and not last and time.monotonic() - saved >= monitor.save_seconds:
-            _save(model, optimizer, monitor, extra_state, epoch + 1)
-            saved = time.monotonic()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.eval()
@@ -279,42 +326,3 @@ def batches(
         part = slice(at, at + size)
         at += size
         yield data.batch(order[part], draws[part], torch.Generator().manual_seed(seed))
-
-
-def _save(model: nn.Module, optimizer: SGD, monitor: Monitor, extra_state: Stateful | None, epoch: int) -> None:
-    """Save all that the next epoch depends on; its random numbers follow from the spec."""
-    assert monitor.scratch is not None
-    monitor.scratch.mkdir(parents=True, exist_ok=True)
-    momentum = {f"momentum.{i}": buffer for i, buffer in enumerate(optimizer.buffers or [])}
-    extra = {f"extra.{name}": tensor for name, tensor in (extra_state.state() if extra_state else {}).items()}
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | momentum | extra
-    # Tensors and history must be of one epoch: the file names carry it, and the JSON, written last, says which counts.
-    save_tensors(monitor.scratch / f"state-{epoch}.safetensors", tensors)
-    write_json(monitor.scratch / "state.json", {"epoch": epoch, "history": monitor.history})
-    for stale in monitor.scratch.glob("state-*.safetensors"):
-        if stale.name != f"state-{epoch}.safetensors":
-            stale.unlink()
-
-
-def _resume(model: nn.Module, optimizer: SGD, monitor: Monitor, extra_state: Stateful | None) -> int:
-    """Load a saved state, if there is one; returns the epoch to go on with."""
-    if monitor.scratch is None or not (monitor.scratch / "state.json").exists():
-        return 0
-    try:
-        state = read_json(monitor.scratch / "state.json")
-        tensors = load_tensors(monitor.scratch / f"state-{state['epoch']}.safetensors", verify=False)
-    except DepoisonError as error:
-        log.warning("starting anew, the saved state cannot be read: %s", error)
-        return 0
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    # A buffer has its parameter's memory format, on its device.
-    optimizer.buffers = [
-        torch.empty_like(parameter).copy_(tensors[f"momentum.{i}"])
-        for i, parameter in enumerate(optimizer.parameters)
-        if optimizer.momentum
-    ]
-    if extra_state is not None:
-        extra_state.load({k.removeprefix("extra."): v for k, v in tensors.items() if k.startswith("extra.")})
-    monitor.history[:] = state["history"]
-    log.info("resuming after epoch %d", state["epoch"])
-    return state["epoch"]

@@ -47,3 +47,11 @@ class SGD:
             maximize=False,
             is_first_step=first,
         )
+
+    def state(self) -> dict[str, Tensor]:
+        return {str(number): buffer for number, buffer in enumerate(self.buffers or [])}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        # A buffer has its parameter's memory format, on its device.
+        numbered = enumerate(self.parameters if self.momentum else [])
+        self.buffers = [torch.empty_like(parameter).copy_(state[str(number)]) for number, parameter in numbered]
