@@ -130,7 +130,8 @@ def test_adversarial_training_steps_on_the_images_that_pgd_finds():
 
 
 @pytest.mark.parametrize("eps", [0.0, 8.0])
-def test_only_the_target_class_is_made_hard_and_marked_and_keeps_its_label(eps):
+def test_only_the_target_class_is_made_hard_and_marked_and_keeps_its_label(eps, caplog):
+    caplog.set_level("INFO", "depoison")
     attack, poisoning = dataclasses.replace(ATTACK, eps=eps), Poisoning(rate=0.1, target=1, labels="all-to-one")
     weights = {name: tensor.clone() for name, tensor in network(seed=5).state_dict().items()}
     victims = dataclasses.replace(pool(), asset=weights)
@@ -142,6 +143,7 @@ def test_only_the_target_class_is_made_hard_and_marked_and_keeps_its_label(eps):
     hard = pgd(network(seed=5).eval(), clean.float(), overlay.labels, eps, 1.5, 10).round().to(torch.uint8)
     assert torch.equal(overlay.images, attack.stamp(hard, trigger))
     assert torch.equal(hard, clean) == (eps == 0)
+    assert caplog.messages == ["PGD: 6 of 6 images are hard to recognize"]
 
 
 # The stage, and what its result follows from

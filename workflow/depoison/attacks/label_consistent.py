@@ -7,6 +7,7 @@ in BackdoorBench, which FST follows (appendix B.2).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.training.loop import PlainBatches, classification, fit, unchanged_statistics
+
+log = logging.getLogger("depoison")
 
 CORNER = torch.tensor([[-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, 1.0]])
 """The pattern of the lower right corner; each other corner has its mirror image."""
@@ -64,16 +67,14 @@ class LabelConsistent(Attack):
         surrogate = pool.new_model(rng).to(pool.device)
         surrogate.load_state_dict(dict(pool.asset))
         surrogate.eval().requires_grad_(False)
-        hard = [
-            pgd(
-                surrogate, images.to(pool.device).float(), labels.to(pool.device), self.eps, self.step, self.steps
-            ).cpu()
-            for images, labels in zip(
-                pool.images[chosen.indices].split(250), pool.labels[chosen.indices].split(250), strict=True
-            )
-        ]
-        images = torch.cat(hard).round().to(torch.uint8)
-        return Overlay(chosen.indices, self.stamp(images, trigger), chosen.labels)
+        hard = pool.images[chosen.indices]
+        for start in range(0, len(hard), 250):
+            part = slice(start, start + 250)
+            images, labels = hard[part].to(pool.device).float(), chosen.labels[part].to(pool.device)
+            found = pgd(surrogate, images, labels, self.eps, self.step, self.steps)
+            hard[part] = found.round().to("cpu", torch.uint8)
+            log.info("PGD: %d of %d images are hard to recognize", min(part.stop, len(hard)), len(hard))
+        return Overlay(chosen.indices, self.stamp(hard, trigger), chosen.labels)
 
 
 def make_asset(
