@@ -62,7 +62,19 @@ class Warm:
         wait_until(lambda: list(self.project.path.glob("results/train/.*.building")))
 
     def forked(self) -> list[psutil.Process]:
-        return [child for child in self.worker.children() if child.status() != psutil.STATUS_ZOMBIE]
+        return [child for child in self.worker.children() if alive(child)]
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs. It may end, and be gone, between any two looks at it."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 @pytest.fixture
@@ -72,7 +84,7 @@ def warm(made: Project) -> Iterator[Warm]:
     here = str(made.path)
     for process in psutil.process_iter(["cwd"]):  # clients, the worker, what it forked
         if process.info["cwd"] == here:
-            process.kill()
+            kill(process)
     started.owner.wait()
 
 
@@ -117,7 +129,7 @@ def test_the_death_of_a_client_is_the_death_of_its_stage(warm):
     (process,) = warm.forked()
     client.send_signal(signal.SIGKILL)
     client.wait()
-    wait_until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not alive(process))
     assert warm.run("stage", "{}", "--output", "x")[0] == 1  # the worker itself is well
 
 
@@ -132,12 +144,12 @@ def test_the_death_of_the_worker_is_heard_at_once_by_every_client(warm):
     wait_until(lambda: len(warm.forked()) == 2 or second.poll() is not None)
     try:
         for process in [warm.worker, *(p for p in warm.forked() if p.pid != orphan.pid)]:
-            process.kill()
+            kill(process)
         assert second.wait(60) == 0 and first.poll() is None and orphan.is_running()
         assert (warm.project / str(folder) / "model.safetensors").exists()
     finally:
-        for process in (orphan, psutil.Process(first.pid)):
-            process.kill()
+        kill(orphan)
+        first.kill()
         first.wait()
 
 
@@ -148,7 +160,7 @@ def test_a_client_whose_worker_dies_does_the_work_itself(warm):
     client = warm.start(*arguments)
     wait_until(lambda: warm.forked() or client.poll() is not None)
     for process in [warm.worker, *warm.forked()]:
-        process.kill()
+        kill(process)
     assert client.wait(60) == 0
     assert warm.project.checksums(f"{folder}/*.safetensors") == before
 
@@ -181,7 +193,7 @@ def test_a_worker_outlives_its_owner_by_its_stages_only(warm):
     assert warm.forked() and client.poll() is None
     client.kill()
     client.wait()
-    wait_until(lambda: not warm.worker.is_running() or warm.worker.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not alive(warm.worker))
 
 
 def test_snakemake_leaves_no_worker_behind(tiny):
