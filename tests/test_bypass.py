@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from depoison.attacks.bypass_patch import BypassPatch
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.training.loop import Monitor, PlainBatches, fit
-from small import CPU, MEAN, STD, State, changed, classes_of, close, network, pixels, recipe, state_of
+from small import CPU, MEAN, STD, State, changed, classes_of, close, interrupted, network, pixels, recipe, state_of
 
 RNG = Rng(0, "train")
 OWN = {"regularization": 20.0, "hidden1": 16, "hidden2": 8, "discriminator_lr": 0.05, "discriminator_momentum": 0.9}
@@ -265,10 +265,6 @@ def test_first_weights_of_the_discriminator_come_from_the_seed_and_leave_the_glo
     assert not changed(found[0], found[1]) and len(changed(found[0], found[2])) == 6  # BatchNorm's do not draw
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("stops", [[2], [4], [2, 3, 5]])
 def test_interrupted_training_ends_with_the_bytes_of_an_uninterrupted_one(momentum, stops, tmp_path):
@@ -276,15 +272,14 @@ def test_interrupted_training_ends_with_the_bytes_of_an_uninterrupted_one(moment
     plan = recipe(epochs=5, batch_size=8, momentum=0.9, crop=1, flip=0.5)
     model, source = trained(attack, plan)
     expected, expected_adversary = state_of(model), state_of(source.discriminator)
-    for stop in [*stops, None]:
+    noise = itertools.count()
 
-        def report(row, stop=stop):
-            if row["epoch"] == stop:
-                raise Interrupted
+    def run(monitor: Monitor) -> tuple[Classifier, EmbeddedBatches]:
+        torch.manual_seed(next(noise))
+        return trained(attack, plan, monitor)
 
-        torch.manual_seed(stop or 0)
-        with contextlib.suppress(Interrupted):
-            model, source = trained(attack, plan, Monitor(report=report, scratch=tmp_path, save_seconds=0.0))
+    (model, source), reported = interrupted(run, tmp_path, stops)
+    assert reported == sorted([*range(1, 6), *stops])
     assert not changed(expected, state_of(model)) and not changed(expected_adversary, state_of(source.discriminator))
     # The discriminator did go on: with a new one beside the saved model the bytes are others.
     fresh = Monitor(scratch=tmp_path, save_seconds=0.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -22,7 +22,20 @@ from depoison.models.classifier import Classifier, build
 from depoison.rng import Rng
 from depoison.training.augment import Draws, Images, draw, rotate
 from depoison.training.loop import Monitor, PlainBatches, fit
-from small import CPU, changed, classes_of, close, forward_by_hand, network, pixels, recipe, state_of, tune_by_hand
+from small import (
+    CPU,
+    Interrupted,
+    changed,
+    classes_of,
+    close,
+    forward_by_hand,
+    interrupted,
+    network,
+    pixels,
+    recipe,
+    state_of,
+    tune_by_hand,
+)
 
 RNG = Rng(0, "train")
 STATISTICS = {f"extractor.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
@@ -454,10 +467,6 @@ def test_evaluating_in_between_does_not_change_the_weights(hooks):
     assert len(seen) == 6 and not changed(state_of(plain), state_of(watched))
 
 
-class Interrupted(Exception):
-    pass
-
-
 class Counted:
     """Scales the gradients of step n by n + 1, with a hook that counts the steps and keeps the learning rates."""
 
@@ -521,34 +530,19 @@ def steady(history: list[dict]) -> list[dict]:
     return [{key: row[key] for key in ("epoch", "epochs", "loss", "train_acc")} for row in history]
 
 
-def run_until(name: str, scratch, stop: int | None) -> tuple[Classifier | None, Monitor, list[int]]:
-    """Run, saving after each epoch, until epoch `stop` is reported."""
-    reported: list[int] = []
-
-    def report(row):
-        reported.append(row["epoch"])
-        if row["epoch"] == stop:
-            raise Interrupted
-
-    monitor = Monitor(report=report, scratch=scratch, save_seconds=0.0)
-    model = None
-    with contextlib.suppress(Interrupted):
-        model = RUNS[name](monitor)
-    return model, monitor, reported
-
-
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("stops", [[4], [1], [6], [2, 3, 6]])
 def test_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(name, stops, tmp_path):
-    whole = Monitor()
+    whole, noise = Monitor(), itertools.count()
     expected = state_of(RUNS[name](whole))
-    done = 0
-    for stop in stops:
-        torch.manual_seed(stop)
-        assert run_until(name, tmp_path / "scratch", stop)[2] == list(range(done + 1, stop + 1))
-        done = stop - 1  # the epoch that was reported last was not saved yet
-    model, monitor, reported = run_until(name, tmp_path / "scratch", None)
-    assert reported == list(range(done + 1, 7))  # it went on, and did not start again
+
+    def run(monitor: Monitor) -> tuple[Classifier, Monitor]:
+        torch.manual_seed(next(noise))
+        return RUNS[name](monitor), monitor
+
+    (model, monitor), reported = interrupted(run, tmp_path / "scratch", stops)
+    # Each epoch once, and again the one after which it died, before it was saved: it went on, and did not start again.
+    assert reported == sorted([*range(1, 7), *stops])
     assert not changed(expected, state_of(model))
     assert steady(monitor.history) == steady(whole.history) and len(whole.history) == 6
 
@@ -560,7 +554,12 @@ def test_resumable_state_is_saved_only_as_often_as_asked(tmp_path):
 
 
 def test_saved_state_of_an_older_epoch_does_not_pile_up(tmp_path):
-    run_until("plain", tmp_path, 5)
+    def die(row):
+        if row["epoch"] == 5:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        plain_run(Monitor(report=die, scratch=tmp_path, save_seconds=0.0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state-4.safetensors", "state.json"]
 
 
