@@ -28,7 +28,6 @@ from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Workshop
 from depoison.attacks.pictures import content_of
 from depoison.errors import DepoisonError
 from depoison.rng import Rng
-from depoison.training.adam import Adam
 
 log = logging.getLogger("depoison")
 
@@ -135,9 +134,9 @@ def make_asset(
                 nn.init.zeros_(layer.bias)
     networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(pool.device)
     networks.to(memory_format=torch.channels_last)
-    optimizer, contact = Adam(networks.parameters(), beta1=0.9, weight_decay=0.0), _Contact()
+    optimizer, contact = torch.optim.Adam(networks.parameters(), lr=encoder_lr), _Contact()
     everything = pool.images.to(pool.device)
-    parts = {"networks": networks, "adam": optimizer, "contact": contact}
+    parts = {"networks": networks, "adam": _Saved(optimizer), "contact": contact}
     first, started = monitor.resume(**parts), time.monotonic()
     step = first * math.ceil(len(everything) / encoder_batch)
     for epoch in range(first, encoder_epochs):
@@ -151,9 +150,9 @@ def make_asset(
             logits = decoder((batch + residual).clamp(0, 1))
             weight = residual_weight * ramp(step, contact.step, residual_wait, residual_ramp)
             loss = binary_cross_entropy_with_logits(logits, code) + weight * residual.square().mean()
-            networks.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimizer.step(encoder_lr)
+            optimizer.step()
             read = ((logits > 0) == (code > 0)).float().mean()
             if contact.step is None and read.item() > LEARNED:
                 contact.step = step
@@ -180,9 +179,25 @@ def make_asset(
             "ssba's encoder did not learn: %.1f%% of the bits are read, by chance it were 50%%; give it more encoder_epochs",
             100 * found["bit_accuracy"],
         )
-    # As read from a file: sums in another memory format may round to another grey level.
-    weights = {name: tensor.contiguous() for name, tensor in networks.state_dict().items()}
-    return weights | {"fingerprint": fingerprint} | found
+    return {**networks.state_dict(), "fingerprint": fingerprint, **found}
+
+
+@dataclass
+class _Saved:
+    """What torch's Adam carries from step to step, for `Monitor`."""
+
+    adam: torch.optim.Adam
+
+    def state(self) -> dict[str, Tensor]:
+        kept = self.adam.state_dict()["state"]
+        return {f"{index}.{name}": tensor for index, own in kept.items() for name, tensor in own.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        kept: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in state.items():
+            index, _, name = key.partition(".")
+            kept.setdefault(int(index), {})[name] = tensor
+        self.adam.load_state_dict(self.adam.state_dict() | {"state": kept})
 
 
 @dataclass
