@@ -91,7 +91,7 @@ def test_a_killed_job_fails_the_run_and_the_next_resumes_it(stage, tiny):
 
 def test_a_training_killed_at_20_random_moments_ends_with_the_same_bytes(tiny):
     tiny.set("config/config.yaml", "runtime", "save_seconds", to=0)
-    target = cell(track="tiny", attack="badnet+epochs=200+rate=0.1", defense="none")
+    target = cell(track="tiny", attack="badnet+epochs=80+rate=0.1", defense="none")
     moments, epochs = random.Random(20), [0]
 
     def saved() -> int:
