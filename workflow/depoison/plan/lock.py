@@ -8,9 +8,11 @@ version (the numbers change: artifacts move) or runs `depoison lock` (they do no
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 from depoison.plan.config import KINDS
 from depoison.plan.plan import Plan
@@ -72,23 +74,38 @@ def reached_from(file: Path, root: Path) -> list[Path]:
         if module in found or not module.exists():
             continue
         found.append(module)
-        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("depoison"):
-                path = (root / "workflow").joinpath(*node.module.split("."))
-                waiting += [path.with_suffix(".py"), path / "__init__.py"]
-                waiting += [path / f"{alias.name}.py" for alias in node.names]
-                waiting += [path / alias.name / "__init__.py" for alias in node.names]
+        for package, names in _parsed(module.read_text(encoding="utf-8")).imports:
+            path = (root / "workflow").joinpath(*package.split("."))
+            waiting += [path.with_suffix(".py"), path / "__init__.py"]
+            waiting += [path / f"{name}.py" for name in names]
+            waiting += [path / name / "__init__.py" for name in names]
     # Planning and bookkeeping say where artifacts go, not what is in them.
     return sorted(path for path in found if path.parent.name != "plan" and path.name not in ("runner.py", "errors.py"))
 
 
 def _hash(files: list[Path], root: Path) -> str:
-    """Hash of the code without comments, docstrings and layout."""
     digest = hashlib.sha256()
     for file in files:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-        digest.update(f"{file.relative_to(root)}\n{ast.unparse(tree)}\n".encode())
+        digest.update(f"{file.relative_to(root)}\n{_parsed(file.read_text(encoding='utf-8')).code}\n".encode())
     return digest.hexdigest()[:16]
+
+
+class _Parsed(NamedTuple):
+    """What counts of a module."""
+
+    imports: list[tuple[str, list[str]]]
+    """From which module of ours it imports which names."""
+    code: str
+    """Without comments, docstrings and layout."""
+
+
+@functools.cache  # most modules are behind most methods
+def _parsed(text: str) -> _Parsed:
+    tree = ast.parse(text)
+    imports = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("depoison"):
+            imports.append((node.module, [alias.name for alias in node.names]))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return _Parsed(imports, ast.unparse(tree))
