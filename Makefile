@@ -22,7 +22,7 @@ environment: $(READY)
 
 $(READY): envs/lock.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { apt-get update && apt-get install -y python3-venv && $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --requirement envs/lock.txt
+	$(BIN)/python -m pip install --quiet --no-compile --requirement envs/lock.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -52,7 +52,7 @@ test-browser: environment
 test-latex: environment
 	command -v pdflatex && command -v pdftotext || { apt-get update && apt-get install -y --no-install-recommends \
 	  texlive-latex-base texlive-latex-recommended poppler-utils; }
-	pytest -m latex
+	pytest -m latex --numprocesses auto --maxprocesses 8
 
 lint: environment
 	ruff check .

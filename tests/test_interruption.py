@@ -73,7 +73,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.mark.parametrize("stage", ["train", "purify"])
 def test_a_killed_job_fails_the_run_and_the_next_resumes_it(stage, tiny):
-    attack, defense = ("badnet+epochs=40", "none") if stage == "train" else ("badnet", "lp+epochs=80")
+    attack, defense = ("badnet+epochs=20", "none") if stage == "train" else ("badnet", "lp+epochs=40")
     target = cell(track="tiny", attack=f"{attack}+rate=0.1", defense=defense)
     tiny.set("config/config.yaml", "runtime", "save_seconds", to=0)
     run = start(tiny, "snakemake", "--cores", "1", "--", target)

@@ -162,7 +162,7 @@ def test_a_table_gets_its_gpus_from_slurm(lab):
 def test_a_job_that_slurm_ends_goes_on_where_it_was(blow, lab):
     """Cancelled, Snakemake submits it again; requeued, as after a preemption or a lost node, SLURM starts it again."""
     lab.set("config/config.yaml", "runtime", "save_seconds", to=0)
-    target = cell(track="tiny", attack="badnet+epochs=80+rate=0.1", defense="none")
+    target = cell(track="tiny", attack="badnet+epochs=40+rate=0.1", defense="none")
     before = lab.snakemake("--cores", "2", "--until", "poison", "--", target)  # here: each job of SLURM's costs 25 s
     assert before.returncode == 0, before.stderr
     with running(lab, target) as run:
