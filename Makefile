@@ -22,7 +22,7 @@ environment: $(READY)
 
 $(READY): envs/lock.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { apt-get update && apt-get install -y python3-venv && $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --no-compile --requirement envs/lock.txt
+	$(BIN)/python -m pip install --quiet --requirement envs/lock.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
