@@ -207,6 +207,8 @@ class Interrupted(Exception):
 def interrupted(run: Callable[[Monitor], T], scratch: Path, stops: list[int]) -> tuple[T, list[int]]:
     """What `run` returns in the end, when it dies after each of these epochs, before that one is saved, and is started again.
 
+    Each start finds another state of torch's global random numbers, as another process does.
+
     Returns:
         Its result, and every epoch that was reported.
     """
@@ -219,6 +221,7 @@ def interrupted(run: Callable[[Monitor], T], scratch: Path, stops: list[int]) ->
             raise Interrupted
 
     while True:
+        torch.manual_seed(len(reported))
         with contextlib.suppress(Interrupted):
             return run(Monitor(report=report, scratch=scratch, save_seconds=0.0)), reported
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 
 import numpy as np
@@ -533,14 +532,9 @@ def steady(history: list[dict]) -> list[dict]:
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("stops", [[4], [1], [6], [2, 3, 6]])
 def test_interrupted_run_ends_with_the_bytes_of_an_uninterrupted_one(name, stops, tmp_path):
-    whole, noise = Monitor(), itertools.count()
-    expected = state_of(RUNS[name](whole))
-
-    def run(monitor: Monitor) -> tuple[Classifier, Monitor]:
-        torch.manual_seed(next(noise))
-        return RUNS[name](monitor), monitor
-
-    (model, monitor), reported = interrupted(run, tmp_path / "scratch", stops)
+    run, whole = RUNS[name], Monitor()
+    expected = state_of(run(whole))
+    (model, monitor), reported = interrupted(lambda monitor: (run(monitor), monitor), tmp_path / "scratch", stops)
     # Each epoch once, and again the one after which it died, before it was saved: it went on, and did not start again.
     assert reported == sorted([*range(1, 7), *stops])
     assert not changed(expected, state_of(model))
