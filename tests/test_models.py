@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import torchvision
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, batch_norm, conv2d
 
+from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier, build
 from depoison.models.vgg19_bn import _AdaptiveAverage
+from depoison.rng import Rng
+from depoison.stages.inputs import Dataset, new_model
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "resnet50": {"width": 64},
@@ -137,3 +141,14 @@ def test_vgg_starts_as_torchvisions_does():
     last = convolutions[-1].weight.detach()
     assert last.std() == pytest.approx((2 / (9 * last.shape[0])) ** 0.5, rel=0.02)
     assert network.head[0].weight.detach().std() == pytest.approx(0.01, rel=0.02)
+
+
+def test_images_too_small_for_a_network():
+    images, labels = pixels(2, 3, 16, 16).to(torch.uint8), torch.zeros(2, dtype=torch.int64)
+    dataset = Dataset(images, labels, images, labels, ["a", "b"])
+    spec = {"name": "densenet161", "parameters": SMALL["densenet161"], "mean": [0.5] * 3, "std": [0.25] * 3}
+    with pytest.raises(DepoisonError, match="densenet161 cannot take images of 16 x 16 px: .*too small"):
+        new_model(spec, dataset, Rng(0, "train"), Path())
+    assert new_model(
+        spec | {"name": "resnet50", "parameters": SMALL["resnet50"]}, dataset, Rng(0, "train"), Path()
+    ).training

@@ -91,8 +91,19 @@ def read_pool(job: Job, dataset: Dataset, model: Mapping[str, Any] | None = None
 
 
 def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: Path) -> Classifier:
-    """The model that training starts from; pre-trained weights are in the folder `downloads`, or go there."""
+    """The model that training starts from; pre-trained weights are in the folder `downloads`, or go there.
+
+    Raises:
+        DepoisonError: it cannot take the dataset's images; or `load_pretrained` does.
+    """
     made = _built(model, dataset, rng)
+    try:
+        with torch.no_grad():
+            made.eval()(torch.zeros(1, *dataset.shape))
+    except RuntimeError as error:
+        _, height, width = dataset.shape
+        raise DepoisonError(f"{model['name']} cannot take images of {height} x {width} px: {error}") from error
+    made.train()
     load_pretrained(made, model, downloads)
     return made
 

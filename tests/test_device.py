@@ -1,0 +1,140 @@
+"""Every attack, defense and model with its tensors on another device than the CPU, a pretended one (pretend_gpu.py)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
+
+from conftest import ROOT, Project, cell, with_tiny
+from depoison.plan.plan import Plan
+from depoison.rng import Rng
+from depoison.training.loop import Monitor, PlainBatches, fit
+from pretend_gpu import pretend_gpu
+from small import classes_of, interrupted, network, pixels, recipe, state_of
+
+CONFIGURATION = Plan(ROOT).configuration
+MODELS = {
+    "densenet161": "growth=2",
+    "preactresnet18": "width=8",
+    "resnet18": "width=8",
+    "resnet50": "width=8",
+    "swin-t": "weights=none+size=32+width=12+depth=1+window=2",
+    "vgg19-bn": "width=2+hidden=8",
+}
+"""Each as small as it gets."""
+
+
+def names(kind: str) -> list[str]:
+    return [name for name in CONFIGURATION.names(kind) if name != "none"]
+
+
+# What the pretended device refuses, as a real one does.
+
+
+@pytest.mark.parametrize(("mistake", "told"), [
+    (lambda there: there + torch.zeros(3), r"on the GPU, \[\(2, 3\)\], and on the CPU, \[\(3,\)\]"),
+    (lambda there: torch.zeros(3)[there[0].long()], "on the CPU"),
+    (lambda there: there.numpy(), "numpy"),
+    (lambda there: torch.rand(3, device=there.device, generator=torch.Generator()), "generator of the CPU"),
+    (lambda there: torch.randn(3, device=there.device), "draws on the GPU"),
+    (lambda there: there.cumsum(0), "no deterministic implementation"),
+    (lambda there: adaptive_avg_pool2d(there[None].requires_grad_(), (1, 2)).sum().backward(), "no deterministic"),
+])  # fmt: skip
+def test_mistakes_raise(mistake: Callable[[Tensor], Any], told: str):
+    with pretend_gpu() as device:
+        there = torch.zeros(2, 3).to(device)
+        torch.set_deterministic_debug_mode("error")
+        try:
+            with pytest.raises((RuntimeError, TypeError), match=told):
+                mistake(there)
+        finally:
+            torch.set_deterministic_debug_mode("default")
+
+
+def test_what_a_device_can_do():
+    with pretend_gpu() as device:
+        there = torch.arange(6.0).view(2, 3).to(device)
+        assert there.device.type == "cuda" and there.cpu().device.type == "cpu"
+        there[0] += 1
+        there.view(-1)[5] = 9
+        assert there.tolist() == [[1, 2, 3], [3, 4, 9]] and there.sum().item() == 22
+        assert there[there > 2].tolist() == [3, 3, 4, 9] and (there * torch.tensor(2.0)).device.type == "cuda"
+
+
+# Our code on it.
+
+
+def test_an_interrupted_training_goes_on_there(tmp_path):
+    def trained(device: torch.device, monitor: Monitor) -> dict[str, Tensor]:
+        settings = recipe(epochs=3, momentum=0.9, crop=1, crop_probability=1.0, flip=0.5, batch_size=16)
+        model = network().to(device)
+        data = PlainBatches(pixels(40), classes_of(40), settings, device)
+        return {
+            name: tensor.cpu() for name, tensor in state_of(fit(model, data, settings, Rng(0, "t"), monitor)).items()
+        }
+
+    expected = trained(torch.device("cpu"), Monitor())
+    with pretend_gpu() as device:
+        found, epochs = interrupted(lambda monitor: trained(device, monitor), tmp_path / "scratch", [2, 3])
+    assert epochs == [1, 2, 2, 3, 3]
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+
+
+FEW_STEPS = {"ssba": "+encoder_epochs=1+encoder_batch=512", "label-consistent": "+steps=3"}
+
+
+def of_attack(name: str) -> str:
+    dataset = "digits+size=16" if name == "ssba" else "digits"  # its encoder halves the sides four times
+    return cell(track="tiny", dataset=dataset, attack=f"{name}+rate=0.05{FEW_STEPS.get(name, '')}", defense="none")
+
+
+def of_defense(name: str) -> str:
+    return cell(track="tiny", attack="badnet+rate=0.05", defense=name)
+
+
+def of_model(name: str) -> str:
+    dataset = "digits+size=32" if name == "densenet161" else "digits"
+    model = f"{name}+{MODELS[name]}"
+    return cell(track="tiny", dataset=dataset, model=model, attack="badnet+rate=0.05", defense="lp")
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Project]:
+    """All these cells, made on the CPU and on the pretended device."""
+    cells = [of_attack(name) for name in names("attack")] + [of_defense(name) for name in names("defense")]
+    cells += [of_model(name) for name in names("model")]
+    made = []
+    for where, command in (("cpu", ["-m", "depoison"]), ("gpu", [str(ROOT / "tests/pretend_gpu.py")])):
+        project = with_tiny(Project(tmp_path_factory.mktemp(where) / "project"))
+        project.edit("config/tracks/tiny.yaml", lambda data: data["replace"].pop("models"))
+        for part in ("training", "tuning"):  # few steps: each operation on the pretended device takes a while
+            project.set("config/tracks/tiny.yaml", part, "batch_size", to=512)
+        done = project.run(sys.executable, *command, "run", *cells)
+        assert done.returncode == 0, done.stderr
+        made.append(project)
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*map(of_attack, names("attack")), *map(of_defense, names("defense")), *map(of_model, names("model"))],
+)
+def test_a_cell_is_the_same_on_another_device(name, both):
+    cpu, gpu = both
+    *made, measured = cpu.plan().cell(name).evaluation.chain().values()
+    for artifact in made:
+        if artifact.stage != "evaluate":  # their metrics say how the model came about, the device included
+            assert (cpu / artifact.product).read_bytes() == (gpu / artifact.product).read_bytes(), artifact.product
+    metrics = [json.loads((project / measured.product).read_text(encoding="utf-8"))["metrics"] for project in both]
+    assert metrics[0] == metrics[1]
+
+
+def test_every_model_is_here():
+    assert MODELS.keys() == set(names("model"))
