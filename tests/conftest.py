@@ -55,7 +55,15 @@ MANY = SMALL | {
     ],
 }
 
-LONGEST = ("test_interruption", "test_share", "test_figures", "test_tables_fst", "test_worker", "test_errors")
+LONGEST = (
+    "test_interruption",
+    "test_share",
+    "test_figures",
+    "test_tables_fst",
+    "test_worker",
+    "test_errors",
+    "test_device",
+)
 """Files that take minutes each; parallel processes start with them, so that none is left with one at the end."""
 
 
