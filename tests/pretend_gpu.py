@@ -31,8 +31,9 @@ aten = torch.ops.aten
 
 CUDA, SHELL, META = torch.device("cuda", 0), torch.device("meta"), torch.device("meta", 1)
 """The device; what PyTorch's C++ takes it for; and what it is told when code asks for `meta` itself."""
-MIXING = {aten.copy_, aten._to_copy, aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
-"""Operations that take tensors of both devices; indices may be on the CPU."""
+COPYING = {aten.copy_, aten._to_copy}
+INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+"""Operations that take tensors of both devices: for indexing, the indices may be on the CPU."""
 DRAWING = {aten.native_dropout, aten.bernoulli, aten.bernoulli_}
 """Random numbers of layers, seeded anew in each epoch."""
 NOT_DETERMINISTIC = {
@@ -105,14 +106,21 @@ def _renamed(value: Any) -> Any:
 
 
 def _computed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    operation, tensors = function.overloadpacket, [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    there, asked = [x for x in tensors if isinstance(x, OnGpu)], kwargs.get("device")
+    operation, asked = function.overloadpacket, kwargs.get("device")
     asked = None if asked is None else torch.device(asked)
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    there = [x for x in tensors if isinstance(x, OnGpu)]
     on_gpu = bool(there) if asked is None else asked == SHELL
-    if operation is aten.copy_:
+    if operation is aten.copy_:  # to where the first one is
         on_gpu = isinstance(args[0], OnGpu)
-    if there or on_gpu:
-        _refuse(function, args, kwargs, tensors, there, on_gpu)
+    if there and operation not in COPYING:
+        indices = args[1] if operation in INDEXING else []
+        here = [x for x in tensors if not isinstance(x, OnGpu) and not any(x is index for index in indices)]
+        shapes = [tuple(x.shape) for x in here if x.dim()]  # numbers may come from the CPU
+        if shapes:
+            raise RuntimeError(f"{function}: tensors on the GPU, and of shapes {shapes} on the CPU")
+    if on_gpu:
+        _refuse(function, there, kwargs.get("generator"))
     if asked in (SHELL, META):
         kwargs = kwargs | {"device": torch.device("cpu") if on_gpu else SHELL}
     found = function(*_held(args), **_held(kwargs))
@@ -122,26 +130,15 @@ def _computed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     return return_and_correct_aliasing(function, args, kwargs, found) if there else found
 
 
-def _refuse(
-    function: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    tensors: list[Tensor],
-    there: list[Tensor],
-    on_gpu: bool,
-) -> None:
-    """Raises RuntimeError where CUDA or the project's rules would not let this pass."""
+def _refuse(function: Any, tensors: list[Tensor], generator: torch.Generator | None) -> None:
+    """Raises RuntimeError where CUDA or the project's rules would not let this pass, whatever the tensors hold."""
     operation = function.overloadpacket
-    here = [x for x in tensors if not isinstance(x, OnGpu) and x.dim()]  # numbers may come from the CPU
-    if there and here and (operation not in MIXING or (operation is aten.index and not isinstance(args[0], OnGpu))):
-        shapes = [[tuple(x.shape) for x in side] for side in (there, here)]
-        raise RuntimeError(f"{function}: tensors on the GPU, {shapes[0]}, and on the CPU, {shapes[1]}")
-    if on_gpu and torch.Tag.nondeterministic_seeded in function.tags:
-        if kwargs.get("generator") is not None:
+    if torch.Tag.nondeterministic_seeded in function.tags:
+        if generator is not None:
             raise RuntimeError(f"{function}: a generator of the CPU cannot draw on the GPU")
         if operation not in DRAWING:
             raise RuntimeError(f"{function}: draws on the GPU")
-    counting = operation is aten.cumsum and not there[0].is_floating_point()
+    counting = operation is aten.cumsum and not tensors[0].is_floating_point()
     if torch.are_deterministic_algorithms_enabled() and operation in NOT_DETERMINISTIC and not counting:
         raise RuntimeError(f"{function}: has no deterministic implementation on a GPU")
 
