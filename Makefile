@@ -23,7 +23,7 @@ help:
 environment: $(READY)
 
 $(READY): envs/lock.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV) || { apt-get update && apt-get install -y python3-venv && $(PYTHON) -m venv $(VENV); }
+	$(PYTHON) -m venv $(VENV) || { $(DEBIAN) python3-venv && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --constraint envs/lock.txt uv
 	# A quarter of pip's time. It does not read pip's settings, so where it finds no registry pip may.
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement envs/lock.txt || \

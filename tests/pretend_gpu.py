@@ -77,10 +77,6 @@ class OnGpu(Tensor):
         made.held = held
         return made
 
-    @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _computed(function, args, kwargs or {})
-
 
 class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
