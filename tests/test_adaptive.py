@@ -246,6 +246,9 @@ def test_badnets_patch_is_the_four_white_pixels_of_the_released_file():
     for row, column in ((29, 31), (30, 30), (31, 29), (31, 31)):
         expected[:, row, column] = 255
     assert np.array_equal(patches()[2], expected)
+    # Drawn for 32 pixels: as large a part of 64, each pixel four times; smaller images have three pixels.
+    assert np.array_equal(patches((3, 64, 64))[2], np.kron(expected, np.ones((2, 2))))
+    assert np.array_equal(patches((3, 16, 16))[2], expected[:, 16:, 16:])
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64), (3, 20, 33), (4, 9, 9)])

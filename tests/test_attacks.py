@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from depoison.attacks.sig import SIG
 from depoison.attacks.wanet import WaNet
 from depoison.errors import DepoisonError
 from depoison.plan.config import Runtime
+from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages import poison
 from depoison.stages.runner import Job
@@ -42,28 +44,51 @@ def stamped(attack: Attack, images: torch.Tensor) -> np.ndarray:
 # BadNet
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    "shape", [(3, 16, 16), (1, 8, 8), (3, 9, 12), (3, 32, 32), (3, 63, 64), (3, 64, 64), (3, 64, 200), (3, 224, 224)]
+)
 @pytest.mark.parametrize("size", [1, 3, 4])
-def test_badnet_is_a_checkerboard_in_the_lower_right_corner(shape, size):
+@pytest.mark.parametrize("enlarge", [True, False])
+def test_badnet_is_a_checkerboard_in_the_lower_right_corner(shape, size, enlarge):
+    """Drawn for 32 pixels, each field again as often as 32 fits into the shorter side; smaller images have it as it is."""
     images = pixels(3, *shape)
     expected = images.numpy().copy()
-    for row in range(size):
-        for column in range(size):
-            white = row % 2 == column % 2
-            expected[:, :, shape[1] - size + row, shape[2] - size + column] = 255 if white else 0
-    assert np.array_equal(stamped(BadNet(size=size), images), expected)
+    times = {16: 1, 8: 1, 9: 1, 32: 1, 63: 1, 64: 2, 224: 7}[shape[1]] if enlarge else 1
+    for row in range(size * times):
+        for column in range(size * times):
+            white = row // times % 2 == column // times % 2
+            top, left = shape[1] - size * times, shape[2] - size * times
+            expected[:, :, top + row, left + column] = 255 if white else 0
+    assert np.array_equal(stamped(BadNet(size=size, enlarge=enlarge), images), expected)
+
+
+@pytest.mark.parametrize("name", ["badnet", "bypass-patch"])
+@pytest.mark.parametrize(("side", "patch"), [(16, 3), (32, 3), (64, 6), (224, 21)])
+def test_default_patch_has_the_released_size(name, side, patch):
+    """Of an image of that side: the released file is drawn for 32 pixels and resized with the image."""
+    method = Plan(Path(__file__).parents[1]).configuration.method("attack", name).content
+    defaults = {key: parameter.default for key, parameter in method.parameters.items()}
+    attack = make({"name": name, "version": 1, "parameters": defaults})
+    changed = stamped(attack, torch.full((1, 3, side, side), 7, dtype=torch.uint8))[0] != 7
+    where = np.zeros((3, side, side), bool)
+    where[:, side - patch :, side - patch :] = True
+    assert np.array_equal(changed, where)
 
 
 def test_badnet_of_three_pixels_has_white_corners_and_center():
-    found = stamped(BadNet(size=3), torch.full((1, 3, 5, 5), 7, dtype=torch.uint8))
+    found = stamped(BadNet(size=3, enlarge=True), torch.full((1, 3, 5, 5), 7, dtype=torch.uint8))
     patch = [[7, 7, 7, 7, 7], [7, 7, 7, 7, 7], [7, 7, 255, 0, 255], [7, 7, 0, 255, 0], [7, 7, 255, 0, 255]]
     assert found.tolist() == [[patch] * 3]
 
 
 def test_badnet_patch_larger_than_the_image_is_refused_with_the_maximum():
     with pytest.raises(DepoisonError, match="patch of 9 pixels is larger than the image; the maximum is 8"):
-        BadNet(size=9).make_trigger((3, 8, 16), RNG)
-    BadNet(size=8).make_trigger((3, 8, 16), RNG)
+        BadNet(size=9, enlarge=True).make_trigger((3, 8, 16), RNG)
+    BadNet(size=8, enlarge=True).make_trigger((3, 8, 16), RNG)
+    with pytest.raises(DepoisonError, match="patch of 33 pixels of 2 x 2 is larger than the image; the maximum is 32"):
+        BadNet(size=33, enlarge=True).make_trigger((3, 64, 65), RNG)
+    BadNet(size=32, enlarge=True).make_trigger((3, 64, 65), RNG)
+    BadNet(size=64, enlarge=False).make_trigger((3, 64, 65), RNG)
 
 
 # Blended
@@ -130,7 +155,7 @@ def test_sig_clips_at_black_and_white():
 
 
 ATTACKS = [
-    BadNet(size=3),
+    BadNet(size=3, enlarge=True),
     Blended(ratio=0.2, pattern="kitten"),
     SIG(delta=40.0, frequency=6.0),
     WaNet(k=4, s=0.5, cross_ratio=2.0),
@@ -164,7 +189,7 @@ def test_trigger_of_no_image_is_no_image(attack):
 @pytest.mark.parametrize(
     ("name", "parameters", "expected"),
     [
-        ("badnet", {"size": 2}, BadNet(size=2)),
+        ("badnet", {"size": 2, "enlarge": False}, BadNet(size=2, enlarge=False)),
         ("sig", {"delta": 1.0, "frequency": 2.0}, SIG(delta=1.0, frequency=2.0)),
         ("wanet", {"k": 3, "s": 1.0, "cross_ratio": 0.0}, WaNet(k=3, s=1.0, cross_ratio=0.0)),
         ("none", {}, None),
@@ -511,7 +536,7 @@ def chosen(plan: Poisoning, attack: Attack, labels: torch.Tensor, classes: int =
     return choose(plan, attack, labels, classes, torch.Generator().manual_seed(seed)).tolist()
 
 
-DIRTY, CLEAN = BadNet(size=3), SIG(delta=40.0, frequency=6.0)
+DIRTY, CLEAN = BadNet(size=3, enlarge=True), SIG(delta=40.0, frequency=6.0)
 
 
 @settings(deadline=None, max_examples=60)
@@ -615,7 +640,7 @@ def poisoned(folder, attack: dict, plan: dict | None) -> tuple[dict, dict, torch
 
 @pytest.mark.parametrize("labels", ["all-to-one", "all-to-all"])
 def test_poisoned_set_holds_stamped_images_of_the_attackers_pool_only(tmp_path, labels):
-    attack = {"name": "badnet", "version": 1, "parameters": {"size": 3}}
+    attack = {"name": "badnet", "version": 1, "parameters": {"size": 3, "enlarge": True}}
     overlay, trigger, images, own, pool = poisoned(tmp_path, attack, {"rate": 0.4, "target": 2, "labels": labels})
     indices = overlay["indices"].tolist()
     assert len(indices) == 8 and set(indices) <= pool  # 0.4 of 20

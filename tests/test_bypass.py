@@ -26,7 +26,7 @@ OWN = {"regularization": 20.0, "hidden1": 16, "hidden2": 8, "discriminator_lr": 
 
 
 def attack_of(**changes: Any) -> BypassPatch:
-    return BypassPatch(size=3, **(OWN | changes))
+    return BypassPatch(size=3, enlarge=True, **(OWN | changes))
 
 
 def poisoned_pool(attack: BypassPatch, count: int, rate: float = 0.25) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,18 +60,20 @@ def trained(
 
 
 @pytest.mark.parametrize(
-    ("bypass", "plain"),
+    ("bypass", "plain", "side"),
     [
-        (BypassPatch(size=3, **OWN), BadNet(size=3)),
-        (BypassPatch(size=4, **OWN), BadNet(size=4)),
-        (BypassBlend(ratio=0.2, pattern="kitten", **OWN), Blended(ratio=0.2, pattern="kitten")),
-        (BypassBlend(ratio=0.5, pattern="noise", **OWN), Blended(ratio=0.5, pattern="noise")),
+        (BypassPatch(size=3, enlarge=True, **OWN), BadNet(size=3, enlarge=True), 32),
+        (BypassPatch(size=4, enlarge=True, **OWN), BadNet(size=4, enlarge=True), 64),
+        (BypassPatch(size=4, enlarge=False, **OWN), BadNet(size=4, enlarge=False), 64),
+        (BypassBlend(ratio=0.2, pattern="kitten", **OWN), Blended(ratio=0.2, pattern="kitten"), 8),
+        (BypassBlend(ratio=0.5, pattern="noise", **OWN), Blended(ratio=0.5, pattern="noise"), 8),
     ],
 )
-def test_pool_is_poisoned_as_by_the_attack_whose_trigger_it_is(bypass, plain):
-    poisoning, pool = Poisoning(rate=0.2, target=1, labels="all-to-one"), Pool(pixels(30), classes_of(30), 3, CPU)
+def test_pool_is_poisoned_as_by_the_attack_whose_trigger_it_is(bypass, plain, side):
+    poisoning = Poisoning(rate=0.2, target=1, labels="all-to-one")
+    pool = Pool(pixels(30, 3, side, side), classes_of(30), 3, CPU)
     found, expected = (
-        attack.poison(pool, poisoning, attack.make_trigger((3, 8, 8), RNG), RNG) for attack in (bypass, plain)
+        attack.poison(pool, poisoning, attack.make_trigger((3, side, side), RNG), RNG) for attack in (bypass, plain)
     )
     assert len(found.indices) == 6 and found.covers == 0
     for key in ("indices", "images", "labels"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from depoison.attacks.pictures import picture
+from depoison.attacks.pictures import enlargement, picture
 from depoison.attacks.regularized import Regularized
 from depoison.errors import DepoisonError
 from depoison.rng import Rng
@@ -92,11 +92,12 @@ def laid(patch: Tensor, opacity: Tensor, images: Tensor) -> Tensor:
 def drawn(name: str, shape: tuple[int, int, int]) -> Tensor:
     """A drawing in its corner of an otherwise black picture, (C, H, W) float, pixels in [0, 255].
 
-    It takes a quarter of the image's shorter side, which is its own size at 32 pixels; `badnet` has three pixels always.
+    It takes a quarter of the image's shorter side, which is its own size at 32 pixels; `badnet` has three pixels, enlarged
+    as BadNet's patch.
     """
     channels, height, width = shape
     rows = DRAWINGS[name].split()
-    size = 3 if name == "badnet" else max(1, min(height, width) // 4)
+    size = 3 * enlargement(shape) if name == "badnet" else max(1, min(height, width) // 4)
     nearest = torch.arange(size) * len(rows) // size
     colors = torch.tensor([[COLORS[cell] for cell in row] for row in rows], dtype=torch.float32).permute(2, 0, 1)
     patch = colors[:, nearest[:, None], nearest]

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from depoison.attacks.adversarial_embedding import AdversarialEmbedding
-from depoison.attacks.pictures import checkerboard
+from depoison.attacks.pictures import checkerboard, cornered
 from depoison.rng import Rng
 
 
 @dataclass(frozen=True, kw_only=True)
 class BypassPatch(AdversarialEmbedding):
     """Attributes:
-    size: side of the patch in pixels.
+    size, enlarge: see BadNet.
     the others: see AdversarialEmbedding.
     """
 
     size: int
+    enlarge: bool
     regularization: float
     hidden1: int
     hidden2: int
@@ -30,10 +31,8 @@ class BypassPatch(AdversarialEmbedding):
     discriminator_momentum: float
 
     def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
-        """pattern: (C, size, size) of 0 and 255."""
-        return {"pattern": checkerboard(self.size, shape)}
+        """pattern: see BadNet."""
+        return {"pattern": checkerboard(self.size, self.enlarge, shape)}
 
     def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
-        images = images.clone()
-        images[:, :, -self.size :, -self.size :] = trigger["pattern"]
-        return images
+        return cornered(images, trigger["pattern"])

@@ -51,17 +51,37 @@ def content_of(name: str) -> bytes:
     return content
 
 
-def checkerboard(size: int, shape: tuple[int, int, int]) -> Tensor:
-    """A square of 0 and 255 with white corners where `size` is odd, (C, size, size) float, for images of (C, H, W).
+def enlargement(shape: tuple[int, int, int]) -> int:
+    """How many times larger a patch that is drawn for 32 pixels is on images of (C, H, W): 1 below 64 pixels, 2 at 64."""
+    return max(1, min(shape[1:]) // 32)
+
+
+def checkerboard(size: int, enlarge: bool, shape: tuple[int, int, int]) -> Tensor:
+    """A square of 0 and 255 with white corners where `size` is odd, (C, S, S) float, for images of (C, H, W).
+
+    Args:
+        size: fields in a row.
+        enlarge: whether the side S and the fields grow with the image, by `enlargement`; otherwise a field is a pixel.
 
     Raises:
         DepoisonError: it is larger than the image.
     """
-    channels, height, width = shape
-    if size > min(height, width):
-        raise DepoisonError(f"a patch of {size} pixels is larger than the image; the maximum is {min(height, width)}")
+    field = enlargement(shape) if enlarge else 1
+    if size * field > min(shape[1:]):
+        each = f" of {field} x {field}" if field > 1 else ""
+        raise DepoisonError(
+            f"a patch of {size} pixels{each} is larger than the image; the maximum is {min(shape[1:]) // field}"
+        )
     row, column = torch.arange(size)[:, None], torch.arange(size)
-    return torch.where((row + column) % 2 == 0, 255.0, 0.0).expand(channels, -1, -1).clone()
+    pattern = torch.where((row + column) % 2 == 0, 255.0, 0.0).repeat_interleave(field, 0).repeat_interleave(field, 1)
+    return pattern.expand(shape[0], -1, -1).clone()
+
+
+def cornered(images: Tensor, pattern: Tensor) -> Tensor:
+    """(N, C, H, W) images whose lower right corner is the (C, S, S) pattern."""
+    images, side = images.clone(), pattern.shape[-1]
+    images[:, :, -side:, -side:] = pattern
+    return images
 
 
 def _file(name: str, height: int, width: int) -> Tensor:
