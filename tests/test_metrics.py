@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from depoison.attacks.base import Attack, Poisoning
+from depoison.errors import DepoisonError
 from depoison.evaluation.metrics import (
     attack_success_rate,
     clean_accuracy,
@@ -19,8 +21,9 @@ from depoison.evaluation.metrics import (
     label_correction_rate,
     predict,
 )
+from depoison.files import load_tensors, read_json
 from depoison.models.classifier import Classifier
-from depoison.stages.inputs import Dataset
+from depoison.stages.inputs import Dataset, read_dataset, read_model
 from depoison.stages.measure import Test
 from small import forward_by_hand, network, pixels, state_of
 
@@ -65,7 +68,7 @@ TRIGGER = {"factor": torch.ones(())}
 
 def measured(target: int, labels: str) -> tuple[Test, dict[str, float]]:
     poisoning = Poisoning(rate=0.1, target=target, labels=labels)
-    test = Test(test_set(LABELS, CLEAN, TRIGGERED), Switch(), poisoning, TRIGGER)
+    test = Test.make(test_set(LABELS, CLEAN, TRIGGERED), Switch(), poisoning, TRIGGER)
     return test, test.measure(Reader(3), "fp32")
 
 
@@ -91,19 +94,47 @@ def test_all_to_all_rates_count_every_image():
 
 
 def test_clean_model_has_a_clean_accuracy_only():
-    test = Test(test_set(LABELS, CLEAN, TRIGGERED), None, None, {})
-    assert test.triggered is None and test.measure(Reader(3), "fp32") == {"c_acc": 75.0}
+    test = Test.make(test_set(LABELS, CLEAN, TRIGGERED), None, None, {})
+    assert len(test.triggered) == 0 and test.measure(Reader(3), "fp32") == {"c_acc": 75.0}
 
 
 def test_trigger_is_put_on_the_kept_images_as_bytes_and_the_test_set_stays_clean():
     dataset = test_set(LABELS, CLEAN, [200] * 8)
     before = dataset.test_images.clone()
     poisoning = Poisoning(rate=0.1, target=0, labels="all-to-one")
-    test = Test(dataset, Switch(), poisoning, {"factor": torch.tensor(1.2)})
+    test = Test.make(dataset, Switch(), poisoning, {"factor": torch.tensor(1.2)})
     assert test.triggered.dtype == torch.uint8 and test.triggered[:, 0, 0, 0].tolist() == [240] * 6
     assert torch.equal(dataset.test_images, before)
-    brighter = Test(dataset, Switch(), poisoning, {"factor": torch.tensor(1.5)})
+    brighter = Test.make(dataset, Switch(), poisoning, {"factor": torch.tensor(1.5)})
     assert brighter.triggered[:, 0, 0, 0].tolist() == [255] * 6
+
+
+def test_a_test_set_without_an_image_to_trigger_is_refused():
+    poisoning = Poisoning(rate=0.1, target=1, labels="all-to-one")
+    with pytest.raises(DepoisonError, match="all 3 test images have the label that the attack wants"):
+        Test.make(test_set([1, 1, 1], [1, 1, 1], [0, 0, 0]), Switch(), poisoning, TRIGGER)
+
+
+def test_the_triggered_test_set_is_made_once_and_stored_beside_the_trigger(finished, monkeypatch):
+    plan = finished.plan()
+    cell = plan.cell("results/cells/tiny/digits/resnet18/badnet+rate=0.1/lp/s0.json")
+    evaluation = cell.evaluation
+    monkeypatch.chdir(finished.path)
+    backdoored, dataset = (Path(evaluation.upstream[role].directory) for role in ("backdoored", "dataset"))
+    data, trigger = load_tensors(dataset / "data.safetensors"), load_tensors(backdoored / "trigger.safetensors")
+    stored = load_tensors(backdoored / "triggered.safetensors")
+    kept = (data["test_labels"] != 0).nonzero()[:, 0]  # the target class is 0
+    assert torch.equal(stored["kept"], kept) and stored["goals"].tolist() == [0] * len(kept)
+    expected = data["test_images"][kept].clone()
+    size = trigger["pattern"].shape[1]
+    expected[:, :, -size:, -size:] = trigger["pattern"].to(torch.uint8)
+    assert torch.equal(stored["images"], expected)
+
+    monkeypatch.setattr(Attack, "stamp", lambda *arguments: pytest.fail("stamped again"))
+    test, model = Test.of(backdoored, read_dataset(dataset)), Path(evaluation.upstream["model"].directory)
+    measured = test.measure(read_model(model, read_dataset(dataset)), "fp32")
+    recorded = read_json(Path(evaluation.product))["metrics"]
+    assert measured == {name: recorded[name] for name in ("c_acc", "asr", "lcr")}
 
 
 def test_measuring_shows_each_image_once():

@@ -17,6 +17,8 @@ from depoison.rng import Rng
 from depoison.training.loop import BatchSource, Monitor, PlainBatches
 from depoison.training.recipe import Recipe
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoning:
@@ -130,7 +132,7 @@ class Attack:
         if not self.poisons_data:
             where = where[:0]
         goals = poisoning.goals(pool.labels[where], pool.classes)
-        return Overlay(where, self.stamp(pool.images[where], trigger), goals)
+        return Overlay(where, self.stamp(pool.images[where], trigger, pool.device), goals)
 
     def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
         """Put the trigger on images.
@@ -144,10 +146,18 @@ class Attack:
         """
         raise NotImplementedError
 
-    def stamp(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
-        """Put the trigger on uint8 images; rounded and clipped to uint8, as an image file would hold it."""
-        parts = [self.apply(part.float(), trigger).round().clamp(0, 255).to(torch.uint8) for part in images.split(1000)]
-        return torch.cat(parts) if parts else images.clone()
+    def stamp(self, images: Tensor, trigger: Mapping[str, Tensor], device: torch.device = CPU) -> Tensor:
+        """Put the trigger on images; rounded and clipped to uint8, as an image file would hold it.
+
+        Args:
+            images: (N, C, H, W) uint8, on the CPU, as the result is.
+            device: where to compute, a thousand images at a time.
+        """
+        trigger = {name: tensor.to(device) for name, tensor in trigger.items()}
+        stamped = torch.empty_like(images)
+        for part, into in zip(images.split(1000), stamped.split(1000), strict=True):
+            into.copy_(self.apply(part.to(device).float(), trigger).round().clamp(0, 255).to(torch.uint8))
+        return stamped
 
     def batches(
         self,

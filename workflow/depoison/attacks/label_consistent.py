@@ -74,7 +74,7 @@ class LabelConsistent(Attack):
             found = pgd(surrogate, images, labels, self.eps, self.step, self.steps)
             hard[part] = found.round().to("cpu", torch.uint8)
             log.info("PGD: %d of %d images are hard to recognize", min(part.stop, len(hard)), len(hard))
-        return Overlay(chosen.indices, self.stamp(hard, trigger), chosen.labels)
+        return Overlay(chosen.indices, self.stamp(hard, trigger, pool.device), chosen.labels)
 
 
 def make_asset(

@@ -63,7 +63,12 @@ class SSBA(Attack):
     def make_trigger(self, shape: tuple[int, int, int], rng: Rng, asset: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The encoder's weights and `fingerprint` (bits,), or `keys` (M,) and `images` (M, C, H, W) of the test set."""
         role = "encoder." if self.images == ENCODER else "test."
-        trigger = {name.removeprefix(role): tensor for name, tensor in asset.items() if name.startswith(role)}
+        # In the memory format that a file gives them: a convolution of weights in another one rounds otherwise.
+        trigger = {
+            name.removeprefix(role): tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in asset.items()
+            if name.startswith(role)
+        }
         return trigger | ({"fingerprint": asset["fingerprint"]} if self.images == ENCODER else {})
 
     def poison(self, pool: Pool, poisoning: Poisoning, trigger: Mapping[str, Tensor], rng: Rng) -> Overlay:

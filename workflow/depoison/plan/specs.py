@@ -32,7 +32,7 @@ STAGES: dict[str, Stage] = {
     "split": Stage(1, ("split.safetensors",)),
     "asset": Stage(1, ("asset.safetensors",)),
     "poison": Stage(1, ("trigger.safetensors", "poison.safetensors")),
-    "train": Stage(1, ("trigger.safetensors", "history.csv", "model.safetensors")),
+    "train": Stage(2, ("trigger.safetensors", "triggered.safetensors", "history.csv", "model.safetensors")),
     "purify": Stage(1, ("history.csv", "model.safetensors")),
     "evaluate": Stage(1, ("metrics.json",)),
     "embedding": Stage(1, ("embedding.csv",)),

@@ -36,7 +36,7 @@ def run(job: Job) -> None:
     model = read_model(job.upstream("model"), dataset).to(job.device)
     clean = sample(len(test.labels), round(parameters["fraction"] * len(test.labels)), rng.generator("clean"))
     indices, images, marks = clean, test.images[clean], [0] * len(clean)
-    if test.triggered is not None:
+    if len(test.kept):
         count = min(round(parameters["backdoored"] * len(clean)), len(test.kept))
         chosen = sample(len(test.kept), count, rng.generator("backdoored"))
         indices = torch.cat([indices, test.kept[chosen]])

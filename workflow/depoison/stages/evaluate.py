@@ -23,7 +23,7 @@ def run(job: Job) -> None:
     chain = {name: spec for role in job.spec["upstream"] for name, spec in chain_of(job.upstream(role)).items()}
     result = {
         "metrics": metrics,
-        "denominators": {"c_acc": len(test.labels), "asr": None if test.triggered is None else len(test.kept)},
+        "denominators": {"c_acc": len(test.labels), "asr": len(test.kept) or None},
         "model": {"directory": str(directory), **read_json(directory / RUN)},
         "specs": chain,
     }

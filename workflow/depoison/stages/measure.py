@@ -5,46 +5,78 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from depoison.attacks.base import Attack, Poisoning
+from depoison.attacks.base import CPU, Attack, Poisoning
+from depoison.errors import DepoisonError
 from depoison.evaluation.metrics import attack_success_rate, clean_accuracy, label_correction_rate, predict
-from depoison.files import load_tensors
+from depoison.files import load_tensors, save_tensors
 from depoison.models.classifier import Classifier
-from depoison.stages.inputs import Dataset, read_attack, read_spec
+from depoison.stages.inputs import Dataset
+
+TRIGGERED = "triggered.safetensors"
+"""The triggered test set, beside the trigger of a train artifact."""
 
 
 class Test:
     """The test set and its triggered part: only images whose label is not already what the attack wants.
 
-    Attributes:
-        triggered: (M, C, H, W) uint8; None for a clean model.
-        kept: (M,) int64 indices into the test set; M is the denominator of ASR and LCR.
+    The triggered part is made once, when the backdoored model is, and stored beside it: every evaluation, and every defense
+    whose threshold an oracle chooses, sees the same images, whatever the device.
+
+    Args:
+        kept: (M,) int64 indices into the test set; M is the denominator of ASR and LCR, 0 for a clean model.
+        goals: (M,) int64, the labels that the attack wants.
+        images: (M, C, H, W) uint8.
     """
 
     __test__ = False  # not a test of pytest's
 
-    def __init__(
-        self, dataset: Dataset, attack: Attack | None, poisoning: Poisoning | None, trigger: Mapping[str, Tensor]
-    ):
+    def __init__(self, dataset: Dataset, *, kept: Tensor, goals: Tensor, images: Tensor):
         self.images, self.labels = dataset.test_images, dataset.test_labels
-        self.triggered: Tensor | None = None
+        self.kept, self.goals, self.triggered = kept, goals, images
+
+    @classmethod
+    def make(
+        cls,
+        dataset: Dataset,
+        attack: Attack | None,
+        poisoning: Poisoning | None,
+        trigger: Mapping[str, Tensor],
+        device: torch.device = CPU,
+    ) -> Test:
+        """Put the trigger on the test images, on this device.
+
+        Raises:
+            DepoisonError: every test image already has the label that the attack wants.
+        """
+        goals, kept = dataset.test_labels, dataset.test_labels[:0]
         if attack is not None and poisoning is not None:
-            goals = poisoning.goals(self.labels, len(dataset.classes))
-            self.kept = (goals != self.labels).nonzero()[:, 0]
-            self.goals = goals[self.kept]
-            self.triggered = attack.stamp(self.images[self.kept], trigger)
+            goals = poisoning.goals(dataset.test_labels, len(dataset.classes))
+            kept = (goals != dataset.test_labels).nonzero()[:, 0]
+            if not len(kept):
+                raise DepoisonError(
+                    f"all {len(goals)} test images have the label that the attack wants: nothing is left to measure ASR on"
+                )
+        images = dataset.test_images[kept]
+        if attack is not None:
+            images = attack.stamp(images, trigger, device)
+        return cls(dataset, kept=kept, goals=goals[kept], images=images)
 
     @classmethod
     def of(cls, backdoored: Path, dataset: Dataset) -> Test:
-        """The test set for the attack behind a train artifact."""
-        attack, poisoning = read_attack(Path(read_spec(backdoored)["upstream"]["poison"]))
-        return cls(dataset, attack, poisoning, load_tensors(backdoored / "trigger.safetensors"))
+        """The test set of a train artifact."""
+        return cls(dataset, **load_tensors(backdoored / TRIGGERED))
+
+    def save(self, folder: Path) -> None:
+        """Write the triggered part into a folder."""
+        save_tensors(folder / TRIGGERED, {"kept": self.kept, "goals": self.goals, "images": self.triggered})
 
     def measure(self, model: Classifier, precision: str) -> dict[str, float]:
         """{"c_acc"} and, where there is an attack, {"asr", "lcr"}, in percent."""
         found = {"c_acc": clean_accuracy(predict(model, self.images, precision), self.labels)}
-        if self.triggered is not None:
+        if len(self.kept):
             predictions = predict(model, self.triggered, precision)
             found["asr"] = attack_success_rate(predictions, self.goals)
             found["lcr"] = label_correction_rate(predictions, self.labels[self.kept])

@@ -34,7 +34,7 @@ def run(job: Job) -> None:
         classes = len(dataset.classes)
         batches = attack.batches(images, labels, poisoned, trigger, poisoning, classes, recipe, job.device)
     model = new_model(job.parameters["model"], dataset, rng, job.downloads).to(job.device)
-    test = Test(dataset, attack, poisoning, trigger)
+    test = Test.make(dataset, attack, poisoning, trigger, job.device)
     monitor = Monitor(
         evaluate=lambda model: test.measure(model, recipe.precision),
         report=Progress("train"),
@@ -43,5 +43,6 @@ def run(job: Job) -> None:
     )
     fit(model, batches, recipe, rng, monitor, **batches.hooks(model, rng))
     save_tensors(job.folder / "trigger.safetensors", trigger)
+    test.save(job.folder)
     job.facts |= write_history(job.folder / "history.csv", monitor.history)
     save_tensors(job.folder / "model.safetensors", model.state_dict())
