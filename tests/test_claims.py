@@ -29,6 +29,7 @@ from depoison.reporting.claims import (
     LACKING,
     UNCERTAIN,
     UNPRINTED,
+    UNTESTABLE,
     Verdict,
     claims_are_current,
     claims_of,
@@ -290,16 +291,113 @@ def test_tables_without_a_common_seed(here):
     assert found.ours.state == LACKING and found.left_out == ("its tables have no seed in common",)
 
 
+# --- rows in which the attack did not take ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("undefended", "lp", "state", "value", "untaken"),
+    [
+        # max of LP's ASR < 5, by the undefended and LP's ASR of BadNet and Blended
+        ((100, 90), (9, 1), FAILS, 9.0, 0),
+        ((50, 49.9), (9, 1), FAILS, 9.0, 1),  # the attack that took decides, by itself
+        ((50, 49.9), (2, 4), HOLDS, 2.0, 1),
+        ((49.9, 90), (9, 1), UNTESTABLE, None, 1),  # without BadNet it would hold
+        ((90, 3), (4, 9), UNTESTABLE, None, 1),
+        ((10, 3), (9, 1), UNTESTABLE, None, 2),
+        ((10, 3), (1, 1), UNTESTABLE, None, 2),  # nor is it a success of LP
+        ((None, 3), (9, 1), FAILS, 9.0, 1),  # of what was not evaluated nothing is known
+    ],
+)
+def test_rows_in_which_the_attack_did_not_take_decide_nothing(undefended, lp, state, value, untaken, here):
+    here.set("config/config.yaml", "seeds", to=[0])
+    for i, attack in enumerate(("badnet", "blended")):
+        measure(here, {(attack, "none"): [undefended[i]], (attack, "lp"): [lp[i]]})
+    found = judged(here)
+    assert (found.ours.state, found.ours.value) == (state, value)
+    assert (found.untaken, found.models) == (untaken, 2) and found.cells == 2
+    told = f"the attack did not take in {untaken} of the 2 models (ASR without a defense below 50%)"
+    assert found.left_out == ((told if state == UNTESTABLE else f"left out: {told}"),) * bool(untaken)
+    assert (found.published.state, found.published.value) == (FAILS, 10.0)  # the paper's numbers are judged as printed
+
+
+def test_whether_an_attack_took_is_its_mean_over_seeds(here):
+    """As in the tables: 60, 50 and 40 make 50, which is enough; a seed alone decides nothing."""
+    measure(here, {("badnet", "lp"): [9, 9, 9], ("blended", "lp"): [1, 1, 1]})
+    measure(here, {("badnet", "none"): [60, 50, 40], ("blended", "none"): [90, 90, 90]})
+    assert (judged(here).ours.state, judged(here).untaken) == (FAILS, 0)
+    measure(here, {("badnet", "none"): [60, 50, 39]})
+    assert (judged(here).ours.state, judged(here).untaken) == (UNTESTABLE, 1)
+
+
+def test_what_is_subtracted_is_of_the_models_in_which_the_attack_took(here):
+    """Means over the table: of both rows 2 − 50.5, of BadNet alone 3 − 100, which is the value."""
+    here.set("config/config.yaml", "seeds", to=[0])
+    measure(here, {("badnet", "none"): [100], ("badnet", "lp"): [3], ("blended", "none"): [1], ("blended", "lp"): [1]})
+    step = {"statistic": "mean", "per": "table"}
+    found = judged(here, each=step, minus={"columns": "none"}, statistic="mean", **{"is": "< 0"})
+    assert (found.ours.state, found.ours.value, found.untaken) == (HOLDS, -97.0, 1)
+    assert (
+        judged(here, each=step, minus={"columns": "none"}, statistic="mean", **{"is": "< -90"}).ours.state == UNTESTABLE
+    )
+
+
+def test_c_acc_and_undefended_models_are_testable_whether_the_attack_took_or_not(here):
+    here.set("config/config.yaml", "seeds", to=[0])
+    measure(here, {(attack, defense): [3.0] for attack in ("badnet", "blended") for defense in ("none", "lp")})
+    assert judged(here, of="c_acc", minus={"columns": "none"}, **{"is": "> -1"}).ours.state == HOLDS
+    found = judged(here, over={"table": "small", "columns": "none"}, statistic="min", **{"is": "> 90"})
+    assert (found.ours.state, found.ours.value, found.untaken, found.left_out) == (FAILS, 3.0, 0, ())
+
+
+def test_a_difference_between_models_leaves_out_both(here):
+    """ASR at one rate less that at another, of which one did not take: nothing is left."""
+    here.set("config/config.yaml", "seeds", to=[0])
+    here.edit(SMALL, lambda data: data.update(rows=[{"attack": "badnet", "label": "BadNet", "rates": [0.1, 0.05]}]))
+    for cell in read_table(here.plan(), "reports/tiny/small").cells():
+        took = "rate=0.1" in cell.name.path
+        evaluate(cell, c_acc=90.0, asr={"none": 99.0 if took else 5.0}.get(cell.name.defense.name, 2.0))
+    found = judged(
+        here, over={"table": "small", "columns": "lp", "rates": 0.1}, minus={"rates": 0.05}, statistic="mean"
+    )
+    assert (found.ours.state, found.untaken, found.models) == (UNTESTABLE, 1, 2)
+
+
+def test_epochs_of_a_model_in_which_the_attack_did_not_take(here):
+    here.set("config/config.yaml", "seeds", to=[0])
+    fake_epochs(here, "figure5", {"w/ C": [1.0, 0.5], "w/o C": [2.0, 1.0]}, before=20.0)
+    found = judged(here, over={"figure": "figure5", "lines": "w/ C", "x_from": 1})
+    assert found.ours.state == UNTESTABLE and found.untaken == found.models == 6
+
+
+def test_verdicts_come_first_and_the_summary_counts_each_kind(here):
+    here.set("config/config.yaml", "seeds", to=[0])
+    measure(here, {("badnet", "none"): [100], ("badnet", "lp"): [9], ("blended", "none"): [5], ("blended", "lp"): [1]})
+    one = {"table": "small", "columns": "lp", "attacks": "badnet"}
+    put(
+        here, lacking=claim(over={"figure": "figure7"}), untestable=claim(over=one | {"attacks": "blended"}),
+        fails=claim(over=one), lacking_too=claim(over={"figure": "figure16"}), holds=claim(over=one, **{"is": "> 5"}),
+    )  # fmt: skip
+    expected = ["fails", "holds", "untestable", "lacking", "lacking-too"]
+    assert [verdict.id for verdict in claims_of(here.plan(), "tiny")] == expected
+    files = render(here.plan(), read_claims(here.plan(), "reports/tiny/claims"))
+    assert [found["id"] for found in json.loads(files[".json"])["claims"]] == expected
+    text = files[".md"]
+    assert "Ours: 1 hold, 1 do not hold, 1 not testable here, 2 without enough cells." in text
+    *_, first, second, third, _, _ = rows_of(text)
+    assert "| **does not hold**, 9.00" in first and "| holds, 9.00" in second
+    assert "| *not testable here*<br><sub>the attack did not take in 1 of the 1 models" in third
+
+
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
-def fake_epochs(project: Project, name: str, asr: dict[str, list[float]]) -> None:
-    """Histories of a figure of epochs on the track `tiny`: by line the ASR after each epoch, 100 before."""
+def fake_epochs(project: Project, name: str, asr: dict[str, list[float]], before: float = 100.0) -> None:
+    """Histories of a figure of epochs on the track `tiny`: by line the ASR after each epoch."""
     for point in read_figure(project.plan(), f"reports/tiny/{name}").points:
         for cell in point.cells:
             undefended = Path(cell.evaluation.upstream["undefended"].product)
             undefended.parent.mkdir(parents=True, exist_ok=True)
-            write_json(undefended, {"metrics": {"c_acc": 95.0, "asr": 100.0}})
+            write_json(undefended, {"metrics": {"c_acc": 95.0, "asr": before}})
             path = Path(history_of(cell))
             path.parent.mkdir(parents=True, exist_ok=True)
             rows = [f"{epoch},1,1,90,{value},1,1" for epoch, value in enumerate(asr[point.line], 1)]
@@ -350,7 +448,11 @@ def test_claims_over_a_sweep_and_over_bars(here):
     here.set("config/config.yaml", "seeds", to=[0])
     for name in ("figure7", "figure16"):
         for point in read_figure(here.plan(), f"reports/tiny/{name}").points:
-            value = 30 * point.x if isinstance(point.x, float | int) else {"FST-all": 1.0}.get(point.line, 8.0)
+            value = (
+                30 * point.x
+                if isinstance(point.x, float | int)
+                else {"FST-all": 1.0, "FST-last": 8.0}.get(point.line, 100.0)
+            )
             for cell in point.cells:
                 evaluate(cell, c_acc=90.0, asr=value)
     alpha = {"figure": "figure7", "columns": "Weight of the penalty"}

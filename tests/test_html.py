@@ -21,7 +21,7 @@ from depoison.plan.index import Index, read_index
 from depoison.plan.parts import parts_of
 from depoison.plan.plan import Plan
 from depoison.plan.tables import read_table, tables_of
-from depoison.reporting.claims import FAILS, HOLDS, LACKING, UNPRINTED, claims_of
+from depoison.reporting.claims import FAILS, HOLDS, LACKING, UNPRINTED, UNTESTABLE, claims_of
 from depoison.reporting.html.page import embedded, index_is_current, render_index, shade, write_index
 from depoison.reporting.html.records import POINTS, thinned
 from depoison.reporting.tables import Figure
@@ -188,15 +188,20 @@ def test_claims_carry_both_verdicts(tiny, monkeypatch):
     for number, cell in enumerate(read_table(tiny.plan(), "reports/tiny/table1").cells()):
         product = Path(cell.evaluation.product)
         product.parent.mkdir(parents=True, exist_ok=True)
-        put(product, {"metrics": {"c_acc": 90.0, "asr": number / 2}})
+        asr = (99.0 if number < 30 else 20.0) if cell.name.defense.name == "none" else number / 2
+        put(product, {"metrics": {"c_acc": 90.0, "asr": asr}})
     found = claims_of(tiny.plan(), "tiny")
-    assert {verdict.ours.state for verdict in found} >= {HOLDS, FAILS, LACKING}
-    rows = page_of(tiny).one("section", id="fst-claims").one("tbody").all("tr")
+    assert {verdict.ours.state for verdict in found} >= {HOLDS, FAILS, UNTESTABLE, LACKING}
+    section = page_of(tiny).one("section", id="fst-claims")
+    assert "not testable here" in section.all("p")[0].words
+    assert "Not testable here: models in which the attack did not take" in section.one("details").all("p")[0].words
+    rows = section.one("tbody").all("tr")
     for row, verdict in zip(rows, found, strict=True):
         assert row.one("th").words.startswith(verdict.says)
         for cell, outcome in zip(row.all("td")[1:], (verdict.ours, verdict.published), strict=True):
             assert cell.words.startswith("–" if outcome.state == UNPRINTED else outcome.state)
             assert outcome.value is None or f"{abs(outcome.value):.2f}" in cell.words
+            assert outcome.state != UNTESTABLE or "the attack did not take in" in cell.words
         assert all(command in row.text for command in verdict.commands if verdict.ours.state == LACKING)
 
 

@@ -214,6 +214,7 @@ class Place:
         keys: by the names in `KEYS`. Of epochs x is None: how many there are is known when a cell is there.
         cells: one for each seed; empty where there is a `gap`.
         products: by seed, the files that its numbers are read from.
+        undefended: by seed, the evaluation of the same backdoored model without a defense.
         gap: why it has no cells on this track, "" where it has.
         printed: the paper's numbers, by metric.
     """
@@ -222,6 +223,7 @@ class Place:
     kind: str
     cells: tuple[Cell, ...]
     products: Mapping[int, tuple[str, ...]]
+    undefended: Mapping[int, str]
     gap: str
     printed: Mapping[str, float]
 
@@ -281,8 +283,9 @@ class Claims:
 
     def products(self) -> list[str]:
         """Every file that numbers are read from, each once."""
-        chosen = (found for claim in self.claims for found in (*claim.over, *claim.minus))
-        return list(dict.fromkeys(file for one in chosen for files in one.place.products.values() for file in files))
+        places = [found.place for claim in self.claims for found in (*claim.over, *claim.minus)]
+        files = [file for place in places for files in place.products.values() for file in files]
+        return list(dict.fromkeys([*files, *(file for place in places for file in place.undefended.values())]))
 
 
 def is_claims(target: str) -> bool:
@@ -449,7 +452,8 @@ def _of_table(table: Table) -> Iterator[Place]:
             "column": column.defense.name if len(same) == 1 else column.label,
         }
         products = {cell.name.seed: (cell.evaluation.product,) for cell in entry.cells}
-        yield Place(keys, "table", entry.cells, products, entry.gap, table.published.get(table.key(row, column), {}))
+        printed = table.published.get(table.key(row, column), {})
+        yield Place(keys, "table", entry.cells, products, _undefended(entry.cells), entry.gap, printed)
 
 
 def _of_figure(figure: Figure) -> Iterator[Place]:
@@ -465,7 +469,12 @@ def _of_figure(figure: Figure) -> Iterator[Place]:
             "line": point.line,
             "x": point.x,
         }
-        yield Place(keys, kind, point.cells, dict(_products(kind, point)), point.gap, {})
+        yield Place(keys, kind, point.cells, dict(_products(kind, point)), _undefended(point.cells), point.gap, {})
+
+
+def _undefended(cells: tuple[Cell, ...]) -> dict[int, str]:
+    """By seed, the evaluation of a cell's model before its defense; that of a cell without one is its own."""
+    return {cell.name.seed: cell.evaluation.upstream.get("undefended", cell.evaluation).product for cell in cells}
 
 
 def _products(kind: str, point: Point) -> Iterator[tuple[int, tuple[str, ...]]]:

@@ -19,11 +19,17 @@ from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK
 from depoison.reporting.comparison import mean_and_interval
 from depoison.reporting.figures.epochs import course
 from depoison.reporting.mixing import mixing
-from depoison.reporting.tables import MINUS, escape_markdown, percent, signed
+from depoison.reporting.tables import MINUS, TAKEN, escape_markdown, percent, signed
 
 SUFFIXES = (".md", ".json")
 HOLDS, FAILS, UNCERTAIN = "holds", "does not hold", "uncertain"
-LACKING, UNPRINTED = "not enough cells", "not printed"
+UNTESTABLE, LACKING, UNPRINTED = "not testable here", "not enough cells", "not printed"
+LAST = (UNTESTABLE, LACKING)
+"""These stand below the verdicts, in this order."""
+UNTESTABLE_IN_WORDS = (
+    f"{{}}: models in which the attack did not take (ASR without a defense below {TAKEN}%) decide it, "
+    "and what a defense leaves there says nothing about it."
+)
 QUANTITIES = {"asr": "ASR", "c_acc": "C-Acc", "mixing": "mixing"}
 FEW = 3
 """Up to so many missing cells are asked for by name, more by their table or figure."""
@@ -46,7 +52,7 @@ class Outcome:
     """What a claim's rule gives.
 
     Attributes:
-        state: HOLDS, FAILS or UNCERTAIN; LACKING (of ours) or UNPRINTED (of the paper's).
+        state: HOLDS, FAILS or UNCERTAIN; UNTESTABLE or LACKING (of ours) or UNPRINTED (of the paper's).
         value: the statistic; a mean over seeds.
         interval: half width of its 95% confidence interval (Student's t); None for fewer than two seeds.
         values: one for each seed.
@@ -69,6 +75,8 @@ class Verdict:
         difference: whether the rule's value is one of differences, in percentage points.
         seeds: those for which every cell is there.
         cells: how many cells it is over, all seeds together.
+        models: how many backdoored models these are of, with all seeds of one counted once.
+        untaken: in how many of these the attack did not take; where the claim is of that, their cells are left out.
         missing: the names of those that are not there.
         commands: what makes them.
         left_out: why cells are left out, or why there are too few.
@@ -85,6 +93,8 @@ class Verdict:
     published: Outcome
     seeds: tuple[int, ...]
     cells: int
+    models: int
+    untaken: int
     missing: tuple[str, ...]
     commands: tuple[str, ...]
     left_out: tuple[str, ...]
@@ -106,8 +116,10 @@ def claims_of(plan: Plan, track: str = DEFAULT_TRACK, paper: str = DEFAULT_PAPER
 
 
 def verdicts(plan: Plan, claims: Claims) -> list[Verdict]:
-    read = cache(_read)
-    return [_verdict(plan, claims, claim, read) for claim in claims.claims]
+    """In the file's order, but for those that our cells say nothing of: they stand last."""
+    read, asr = cache(_read), cache(_asr)
+    found = [_verdict(plan, claims, claim, read, asr) for claim in claims.claims]
+    return sorted(found, key=lambda verdict: LAST.index(verdict.ours.state) + 1 if verdict.ours.state in LAST else 0)
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -128,6 +140,35 @@ def _read(kind: str, files: tuple[str, ...], target: int | None) -> list[tuple[f
     if kind == "tsne":
         return [(None, {"mixing": None if target is None else mixing(Path(files[0]), target)})]
     return [(None, read_json(Path(files[0]))["metrics"])]
+
+
+def _asr(evaluation: str) -> float | None:
+    """Of an evaluation; None where it is not there, or has none."""
+    return read_json(path)["metrics"].get("asr") if (path := Path(evaluation)).exists() else None
+
+
+def _untaken(claim: Claim, asr: Callable[[str], float | None]) -> tuple[set[tuple[str, ...]], int]:
+    """The backdoored models in which the attack did not take, each by its evaluations, and how many models there are.
+
+    What is left of a backdoor that never was says nothing about a defense. C-Acc is another matter, and so is the ASR without
+    any defense: for claims on these alone, and for models that were not evaluated, every attack counts as taken.
+    """
+    places = [chosen.place for chosen in (*claim.over, *claim.minus) if chosen.place.cells]
+    models = {_model(place) for place in places}
+    defended = any(dict(chosen.place.products) != _alone(chosen.place) for chosen in claim.over if chosen.place.cells)
+    if claim.file.of == "c_acc" or (claim.file.of == "asr" and not defended):
+        return set(), len(models)
+    known = {model: [value for value in map(asr, model) if value is not None] for model in models}
+    return {model for model, values in known.items() if values and statistics.fmean(values) < TAKEN}, len(models)
+
+
+def _model(place: Place) -> tuple[str, ...]:
+    return tuple(place.undefended.values())
+
+
+def _alone(place: Place) -> dict[int, tuple[str, ...]]:
+    """What a place without a defense reads."""
+    return {seed: (evaluation,) for seed, evaluation in place.undefended.items()}
 
 
 def _ours(
@@ -205,8 +246,12 @@ def reduced(numbers: Numbers, steps: Iterable[tuple[tuple[str, ...], Statistic]]
     return numbers
 
 
-def _left(claim: Claim, over: Numbers, minus: Numbers) -> Numbers:
-    """What the claim's last statistic is of: each step taken, and what is to be subtracted subtracted."""
+def _left(claim: Claim, over: Numbers, minus: Numbers, partial: bool = False) -> Numbers:
+    """What the claim's last statistic is of: each step taken, and what is to be subtracted subtracted.
+
+    Args:
+        partial: whether a number may be left out because what is to be subtracted from it was.
+    """
     numbers = reduced(over, claim.steps)
     if not claim.file.minus:
         return numbers
@@ -215,7 +260,7 @@ def _left(claim: Claim, over: Numbers, minus: Numbers) -> Numbers:
     result = []
     for keys, value in numbers:
         if (place := tuple(keys[key] for key in per)) not in subtrahends:
-            if any(chosen.place.gap for chosen in claim.minus):
+            if partial or any(chosen.place.gap for chosen in claim.minus):
                 continue
             raise _TooFewError("there is no cell to subtract")
         result.append((keys, value - subtrahends[place]))
@@ -282,7 +327,9 @@ def _name(plan: Plan, claim: Claim, keys: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _verdict(plan: Plan, claims: Claims, claim: Claim, read: Callable[..., Any]) -> Verdict:
+def _verdict(
+    plan: Plan, claims: Claims, claim: Claim, read: Callable[..., Any], asr: Callable[[str], float | None]
+) -> Verdict:
     places = [chosen.place for chosen in (*claim.over, *claim.minus)]
     with_cells = [set(place.products) for place in places if place.cells]
     seeds = sorted(set.intersection(*with_cells)) if with_cells else []
@@ -294,17 +341,23 @@ def _verdict(plan: Plan, claims: Claims, claim: Claim, read: Callable[..., Any])
         if over[1] or minus[1] or claim.absent:
             continue
         try:
-            numbers = _left(claim, over[0], minus[0])
-            statistic_of(claim.statistic, [value for _, value in numbers])
+            left.append(_counted(claim, over[0], minus[0]))
         except _TooFewError as error:
             reasons.append(f"{error}")
             continue
-        left.append(numbers)
         complete.append(seed)
     if not seeds:
         reasons += map(_gap_in_words, filter(None, (place.gap for place in places)))
         reasons += ["its tables have no seed in common"] if with_cells else []
     missing = list(dict.fromkeys(missing))
+    untaken, models = _untaken(claim, asr)
+    ours = _outcome(plan, claim, left) if left else Outcome(LACKING)
+    if left and untaken:
+        ours = _where_it_took(plan, claim, ours, complete, untaken, read)
+        told = (
+            f"the attack did not take in {len(untaken)} of the {models} models (ASR without a defense below {TAKEN}%)"
+        )
+        reasons.append(told if ours.state == UNTESTABLE else f"left out: {told}")
     return Verdict(
         id=claim.id,
         says=claim.file.says,
@@ -313,14 +366,45 @@ def _verdict(plan: Plan, claims: Claims, claim: Claim, read: Callable[..., Any])
         rule=rule_in_words(plan, claim),
         difference=claim.file.minus is not None,
         why=claim.file.why,
-        ours=_outcome(plan, claim, left) if left else Outcome(LACKING),
+        ours=ours,
         published=_published(plan, claim),
         seeds=tuple(complete),
         cells=len({cell.name for place in places for cell in place.cells}),
+        models=models,
+        untaken=len(untaken),
         missing=tuple(missing),
         commands=tuple(_commands(claims, places, missing)),
         left_out=tuple(dict.fromkeys(reasons)),
     )
+
+
+def _counted(claim: Claim, over: Numbers, minus: Numbers, partial: bool = False) -> Numbers:
+    """As `_left`, of what the claim's statistic exists.
+
+    Raises:
+        _TooFewError: there are too few numbers for it.
+    """
+    numbers = _left(claim, over, minus, partial)
+    statistic_of(claim.statistic, [value for _, value in numbers])
+    return numbers
+
+
+def _where_it_took(
+    plan: Plan,
+    claim: Claim,
+    ours: Outcome,
+    seeds: Sequence[int],
+    untaken: set[tuple[str, ...]],
+    read: Callable[..., Any],
+) -> Outcome:
+    """The outcome over the models in which the attack took; UNTESTABLE where it is the others that decide the verdict."""
+    taken = [[chosen for chosen in part if _model(chosen.place) not in untaken] for part in (claim.over, claim.minus)]
+    try:
+        numbers = [[_ours(part, claim.file.of, seed, read)[0] for part in taken] for seed in seeds]
+        found = _outcome(plan, claim, [_counted(claim, *both, partial=True) for both in numbers])
+    except _TooFewError:
+        return Outcome(UNTESTABLE)
+    return found if found.state == ours.state else Outcome(UNTESTABLE)
 
 
 def _published(plan: Plan, claim: Claim) -> Outcome:
@@ -477,7 +561,7 @@ def _page(plan: Plan, claims: Claims, found: list[Verdict]) -> str:
         "",
         f"Percent, and percentage points for differences. Each verdict is followed by the rule's value{interval} and the "
         "place that gives a minimum or maximum. *Uncertain*: the limit lies within the interval; with one seed there is no "
-        "interval, and the value alone decides.",
+        f"interval, and the value alone decides. {UNTESTABLE_IN_WORDS.format('*Not testable here*')}",
         "",
         "| Claim | Rule | Ours | The paper's numbers |",
         "|:--|:--|:--|:--|",
@@ -500,8 +584,8 @@ def _replaced(plan: Plan, track: str) -> str:
 def counts_of(found: Iterable[Verdict], state: Callable[[Verdict], str]) -> str:
     """How many claims there are of each state, in words."""
     counts = Counter(map(state, found))
-    words = {HOLDS: "{} hold", FAILS: "{} do not hold", UNCERTAIN: "{} uncertain", LACKING: "{} without enough cells"}
-    words |= {UNPRINTED: "{} not printed"}
+    words = {HOLDS: "{} hold", FAILS: "{} do not hold", UNCERTAIN: "{} uncertain", UNTESTABLE: "{} not testable here"}
+    words |= {LACKING: "{} without enough cells", UNPRINTED: "{} not printed"}
     return ", ".join(text.format(counts[name]) for name, text in words.items() if counts[name])
 
 
@@ -516,7 +600,7 @@ def _ruled(verdict: Verdict) -> str:
 
 def told(verdict: Verdict, outcome: Outcome) -> tuple[str, list[str]]:
     """The rule's value, "" where there is none, and what else is to say of it, as plain text."""
-    if outcome.state == UNPRINTED:
+    if outcome.state in (UNPRINTED, UNTESTABLE):
         return "", []
     if outcome.state == LACKING:
         there = verdict.cells - len(verdict.missing)
@@ -534,8 +618,8 @@ def _told(verdict: Verdict, outcome: Outcome) -> str:
         return "–"
     number, details = told(verdict, outcome)
     below = f"<br><sub>{escape_markdown('; '.join(details))}</sub>" if details else ""
-    if outcome.state == LACKING:
-        return f"*{LACKING}*{below}{_left_out(verdict)}"
+    if outcome.state in LAST:
+        return f"*{outcome.state}*{below}{_left_out(verdict)}"
     state = f"**{outcome.state}**" if outcome.state == FAILS else outcome.state
     return f"{state}, {number}{below}{_left_out(verdict) if outcome is verdict.ours else ''}"
 

@@ -25,7 +25,17 @@ from depoison.plan.index import Index, Paper
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES
 from depoison.plan.tables import Entry, Table
-from depoison.reporting.claims import FAILS, HOLDS, LACKING, Outcome, Verdict, counts_of, told, verdicts
+from depoison.reporting.claims import (
+    FAILS,
+    HOLDS,
+    LACKING,
+    UNTESTABLE_IN_WORDS,
+    Outcome,
+    Verdict,
+    counts_of,
+    told,
+    verdicts,
+)
 from depoison.reporting.comparison import BETTER
 from depoison.reporting.figures.write import kind_of, made_from_of, render_csv, setting
 from depoison.reporting.html.pictures import drawn, examples_of
@@ -156,6 +166,7 @@ class _Builder:
 
         return {
             "id": f"{claims.paper}-claims", "heading": f"{claims.paper.upper()}: claims",
+            "untestable": UNTESTABLE_IN_WORDS.format("Not testable here"),
             "ours": counts_of(found, lambda verdict: verdict.ours.state),
             "published": counts_of(found, lambda verdict: verdict.published.state),
             "rows": [
