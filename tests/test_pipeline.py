@@ -113,6 +113,22 @@ def test_a_changed_defense_moves_its_part_only(change, arguments, ready):
     assert asked(ready, "-n", *arguments, TABLE) == {"purify": 2, "evaluate": 2, "table": 1}
 
 
+@pytest.mark.parametrize("how", ["--configfile", "--config"])
+def test_a_users_value_that_equals_a_default_wins_over_the_track_in_jobs_too(how, ready):
+    """The merged configuration that Snakemake knows does not show such a value."""
+    default = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))["tuning"]["batch_size"]
+    assert (
+        default
+        != yaml.safe_load((ready / "config/tracks/tiny.yaml").read_text(encoding="utf-8"))["tuning"]["batch_size"]
+    )
+    (ready / "mine.yaml").write_text(f"tuning: {{batch_size: {default}}}")
+    value = "mine.yaml" if how == "--configfile" else f"tuning={{batch_size: {default}}}"
+    assert asked(ready, how, value, "--", lp()) == {"purify": 1, "evaluate": 1, "cell": 1}
+    specs = json.loads((ready / lp()).read_text(encoding="utf-8"))["specs"]
+    (purify,) = (spec for spec in specs.values() if spec["stage"] == "purify")
+    assert purify["parameters"]["recipe"]["batch_size"] == default
+
+
 def test_an_attack_moves_only_its_own(ready):
     ready.set("config/attacks/badnet.yaml", "parameters", "size", "default", to=2)
     assert asked(ready, "-n", TABLE) == {"poison": 1, "train": 1, "purify": 1, "evaluate": 2, "table": 1}

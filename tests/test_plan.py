@@ -306,9 +306,10 @@ LADDER = [
     ("method", "config/{folder}/{name}.yaml", ("values", "lr")),
     ("method on this dataset", "config/{folder}/{name}.yaml", ("datasets", "digits", "lr")),
     ("method with this model", "config/{folder}/{name}.yaml", ("models", "resnet18", "lr")),
-    ("your configuration", "config/config.yaml", ("{folder}", "{name}", "lr")),
     ("track tiny", "config/tracks/tiny.yaml", ("{section}", "lr")),
     ("track tiny", "config/tracks/tiny.yaml", ("{folder}", "{name}", "lr")),
+    ("your configuration", "mine.yaml", ("{section}", "lr")),
+    ("your configuration", "config/config.yaml", ("{folder}", "{name}", "lr")),
     ("the cell's name", "", ()),
 ]
 
@@ -335,12 +336,13 @@ def holds(root: Path, place: str, key: str) -> bool:
 )
 def test_a_layer_wins_over_the_one_below(steps, kind, name, section, stage, tiny):
     words = {"section": section, "folder": KINDS[kind], "name": name}
+    (tiny / "mine.yaml").write_text("{}")
     for (_, file, keys), value in zip(steps, (0.011, 0.022), strict=True):
         if file:
             tiny.set(file.format(**words), *(key.format(**words) for key in keys), to=value)
     layer = steps[1][0]
     asked = cell(track="tiny", **{"defense": "ft-sam", kind: f"{name}+lr=0.022" if layer == LADDER[-1][0] else name})
-    plan = tiny.plan()
+    plan = tiny.plan("mine.yaml")
     value, by, place = explained(plan, asked, kind, "lr")
     assert (value, by) == ("0.022", layer)
     assert place == asked.rpartition("/")[0] if layer == LADDER[-1][0] else holds(tiny.path, place, "lr")
@@ -359,16 +361,73 @@ def test_an_own_hyper_parameter_on_a_dataset_wins_over_its_default(project):
 def test_an_overlay_wins_key_by_key_and_is_named(project):
     (project / "mine.yaml").write_text("# mine\ntuning:\n  momentum: 0.5\n")
     plan = project.plan("mine.yaml")
-    assert explained(plan, cell(), "defense", "momentum") == ("0.5", "shared default", "mine.yaml:3")
+    assert explained(plan, cell(), "defense", "momentum") == ("0.5", "your configuration", "mine.yaml:3")
     assert explained(plan, cell(), "defense", "weight_decay") == explained(PLAN, cell(), "defense", "weight_decay")
 
 
 def test_a_value_of_snakemakes_command_line_is_named():
-    config = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8"))
-    config["tuning"]["momentum"] = "0.5"
-    plan = Plan(ROOT, config=config)
-    assert explained(plan, cell(), "defense", "momentum") == ("0.5", "shared default", "--config")
+    plan = Plan(ROOT, given={"tuning": {"momentum": "0.5"}, "training": {"epochs": 100}})
+    assert explained(plan, cell(), "defense", "momentum") == ("0.5", "your configuration", "--config")
+    assert explained(plan, cell(), "attack", "epochs") == (
+        "100",
+        "your configuration",
+        "--config",
+    )  # the default's value
     assert explained(plan, cell(), "defense", "crop") == explained(PLAN, cell(), "defense", "crop")
+
+
+USERS = [
+    ("training", {"epochs": 3}, "attack", "epochs", "3"),
+    ("tuning", {"batch_size": 7}, "defense", "batch_size", "7"),
+    ("poisoning", {"target": 2}, "attack", "target", "2"),
+    ("defenses", {"fst": {"epochs": 3}}, "defense", "epochs", "3"),
+    ("attacks", {"badnet": {"schedule": "cosine"}}, "attack", "schedule", "cosine"),
+    ("models", {"resnet18": {"width": 16}}, "model", "width", "16"),
+    ("datasets", {"digits": {"size": 24}}, "dataset", "size", "24"),
+]
+
+
+@pytest.mark.parametrize(("section", "content", "kind", "key", "text"), USERS, ids=[user[0] for user in USERS])
+def test_the_users_file_wins_over_the_track(section, content, kind, key, text, tiny):
+    """Each of these but `poisoning` the track sets, too."""
+    tiny.set("config/tracks/tiny.yaml", "defenses", to={"fst": {"epochs": 2}})
+    tiny.set("config/tracks/tiny.yaml", "attacks", "badnet", to={"schedule": "onecycle"})
+    (tiny / "mine.yaml").write_text(f"seeds: [0]\n{json.dumps({section: content})[1:-1]}\n")
+    assert explained(tiny.plan("mine.yaml"), cell(track="tiny"), kind, key) == (
+        text,
+        "your configuration",
+        "mine.yaml:2",
+    )
+
+
+def test_what_a_table_says_itself_wins_over_the_users_file_and_is_told(tiny):
+    (tiny / "mine.yaml").write_text("poisoning: {rate: 0.2}\ntraining: {lr: 0.05}\n")
+    plan = tiny.plan("mine.yaml")
+    table = read_table(plan, "reports/tiny/small")
+    settings = [one.settings["attack"] for one in table.cells()]
+    assert {found["rate"][-1].value for found in settings} == {0.1}
+    assert {found["lr"][-1].value for found in settings} == {0.05}
+    table_file = "config/papers/fst/small.yaml"
+    assert list(plan.notes.values()) == [f"mine.yaml:1: rate = 0.2 does not hold where {table_file} sets rate itself"]
+
+
+@pytest.mark.parametrize("rate", ["0.1", "1e-1"])
+def test_a_table_that_says_the_same_overrules_nothing(tiny, rate):
+    (tiny / "mine.yaml").write_text(f"poisoning: {{rate: {rate}}}\n")
+    plan = tiny.plan("mine.yaml")
+    read_table(plan, "reports/tiny/small")
+    assert not plan.notes
+
+
+def test_what_is_overruled_is_told_once_by_every_command(tiny):
+    (tiny / "mine.yaml").write_text("poisoning: {rate: 0.2}\n")
+    said = "depoison: mine.yaml:1: rate = 0.2 does not hold where config/papers/fst/small.yaml sets rate itself"
+    for command in (
+        ("snakemake", "-n", "--configfile", "mine.yaml", "--"),
+        ("depoison", "table", "--configfile", "mine.yaml"),
+    ):
+        done = tiny.run(sys.executable, "-m", *command, "reports/tiny/small.md")
+        assert done.stderr.splitlines().count(said) == 1, done.stderr
 
 
 @pytest.mark.parametrize("track", PLAN.configuration.names("track"))

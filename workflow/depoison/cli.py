@@ -180,8 +180,14 @@ def _set_up_logging(file: str | None) -> None:
 def _plan(options: argparse.Namespace) -> Any:
     from depoison.plan.plan import Plan
 
-    config = json.loads(options.config_json) if options.config_json else None
-    return Plan(".", options.configfile, config)
+    given = json.loads(options.config_json) if options.config_json else None
+    return Plan(".", options.configfile, given)
+
+
+def _tell(plan: Any, options: argparse.Namespace) -> None:
+    """Say what planning noted, but for a job of Snakemake's, which said it when it planned."""
+    for note in plan.notes.values() if getattr(options, "log", None) is None else ():
+        print(f"depoison: {note}", file=sys.stderr)
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -223,6 +229,7 @@ def _run(options: argparse.Namespace) -> None:
     wanted = [cell for report in [*tables, *(paper.tables for paper in papers)] for cell in report.cells()] + cells
     drawn = [*figures, *(figure for paper in papers for figure in paper.figures)]
     lacking = missing([cell.evaluation for cell in wanted] + [one for figure in drawn for one in figure.artifacts()])
+    _tell(plan, options)
     board = Board({one.directory: item_of(one, uses={"cores": 1}) for one in lacking}, {"cores": 1})
     with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
         for number, artifact in enumerate(lacking, 1):
@@ -296,7 +303,9 @@ def _table(options: argparse.Namespace) -> None:
     from depoison.plan.tables import read_report
 
     plan = _plan(options)
-    _write_reports(plan, [read_report(plan, options.target)], [], options.partial)
+    table = read_report(plan, options.target)
+    _tell(plan, options)
+    _write_reports(plan, [table], [], options.partial)
 
 
 def _figure(options: argparse.Namespace) -> None:
@@ -304,10 +313,10 @@ def _figure(options: argparse.Namespace) -> None:
     from depoison.reporting.figures.write import write_figure, write_page
 
     plan = _plan(options)
-    if is_page(options.target):
-        write_page(plan, read_page(plan, options.target))
-    else:
-        write_figure(read_figure(plan, options.target))
+    page = is_page(options.target)
+    found = (read_page if page else read_figure)(plan, options.target)
+    _tell(plan, options)
+    write_page(plan, found) if page else write_figure(found)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -339,7 +348,9 @@ def _paper(options: argparse.Namespace) -> None:
     if not is_paper(options.target):
         raise DepoisonError(f"{options.target}: the document of a paper is reports/[track/][paper/]paper.pdf (or .tex)")
     plan = _plan(options)
-    write_paper(plan, read_paper(plan, options.target), options.partial)
+    paper = read_paper(plan, options.target)
+    _tell(plan, options)
+    write_paper(plan, paper, options.partial)
 
 
 def _stage(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache, cached_property
 from logging.handlers import QueueHandler
@@ -60,26 +60,35 @@ class Lookup:
 
     Args:
         workflow: Snakemake's.
-        config: merged, as Snakemake has it.
 
     Bad input ends Snakemake with one line and exit code 1.
     """
 
-    def __init__(self, workflow: Any, config: Mapping[str, Any]):
-        self._workflow, self._config = workflow, dict(config)
+    def __init__(self, workflow: Any):
+        # Not the merged configuration: what equals a default there is the user's will nonetheless, and wins over a track.
+        self._workflow, self._given = workflow, dict(workflow.config_settings.overwrite_config)
         # A report's input functions are asked more than once.
-        self._read = cache(lambda read, target: read(self.plan, target))
+        self._read = cache(self._read_anew)
         # Planning makes millions of objects that live until its end: looking for garbage among them is a fifth of its time.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         self._alive = _clear_stale_locks() if workflow.is_main_process else None
         with _refusing():
-            self.plan = Plan(".", workflow.configfiles, config)
+            self.plan = Plan(".", workflow.configfiles, self._given)
         self.runtime = self.plan.configuration.config.runtime
         here = workflow.resource_settings.nodes is None
         if here and "gpu" not in workflow.global_resources and devices() and self.runtime.device != "cpu":
             # Without a limit Snakemake would start a GPU job on every core.
             workflow.register_resource("gpu", len(devices()) * self.runtime.jobs_per_gpu)
+
+    def _read_anew(self, read: Callable[[Plan, str], Any], target: str) -> Any:
+        """A report, after which everything is said that there is to say about it."""
+        said = len(self.plan.notes)
+        found = read(self.plan, target)
+        if self._workflow.is_main_process:
+            for note in list(self.plan.notes.values())[said:]:
+                _say(note)
+        return found
 
     def start(self) -> None:
         """Before the first job: hand specs on to other machines, or see that this one has the devices asked for.
@@ -169,7 +178,7 @@ class Lookup:
 
     @property
     def config_json(self) -> str:
-        return canonical(self._config)
+        return canonical(self._given)
 
     def category(self, wildcards: Any) -> str:
         """Where Snakemake's report shows a table or figure: paper and track."""
@@ -290,8 +299,12 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except DepoisonError as error:
-        for handler in logger.handlers:
-            if isinstance(handler, QueueHandler):  # what was said before comes before
-                handler.queue.join()
-        print(f"depoison: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"error: {' '.join(str(error).split())}")
         raise SystemExit(1) from None
+
+
+def _say(line: str) -> None:
+    for handler in logger.handlers:
+        if isinstance(handler, QueueHandler):  # what was said before comes before
+            handler.queue.join()
+    print(f"depoison: {line}", file=sys.stderr)

@@ -6,7 +6,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
 from depoison.snakemake import Lookup
 
-LOOKUP = Lookup(workflow, config)
+LOOKUP = Lookup(workflow)
 
 
 wildcard_constraints:

@@ -26,6 +26,9 @@ SHARED_BY = {"dataset": ("dataset",), "model": (), "attack": ("poisoning", "reci
 ASSET_NEEDS = ("model", "recipe")
 """What an attack's asset may depend on, besides hyper-parameters of the attack: as the backdoored model is trained."""
 
+OWN, CELLS_NAME = "your configuration", "the cell's name"
+"""The layers above the track's, as `depoison explain` calls them."""
+
 Values = dict[str, Any]
 
 
@@ -187,21 +190,26 @@ class Configuration:
     Args:
         root: the project's folder, which holds config/ and workflow/.
         documents: config/config.yaml first, then overlays; later ones win key by key.
-        config: the merged configuration as Snakemake has it, where it runs this; what differs came from --config.
+        given: what the user gave Snakemake by --configfile and --config, where it runs this; it wins over the documents.
     """
 
-    def __init__(self, root: Path, documents: list[Document], config: Mapping[str, Any] | None = None):
+    def __init__(self, root: Path, documents: list[Document], given: Mapping[str, Any] | None = None):
         self.root = root
-        merged: dict[str, Any] = {}
-        places: dict[tuple[str, ...], str] = {}
-        for document in documents:
-            merged = _merge(merged, document.data)
+        given = dict(given or {})
+        self._shared_defaults = documents[0]
+        merged, own = documents[0].data, {}
+        places = dict(documents[0].places)
+        for document in documents[1:]:
+            merged, own = _merge(merged, document.data), _merge(own, document.data)
             places.update(document.places)
-        if config is not None:
-            places.update(dict.fromkeys(_differences(merged, dict(config)), "--config"))
-            merged = dict(config)
+        places.update(dict.fromkeys(_differences(own, given), "--config"))
+        merged, own = _merge(merged, given), _merge(own, given)
+        if own:
+            load_as(Config, documents[0])
         self.config: Config
         self.config, self._document = load_as(Config, Document(documents[0].path, merged, places))
+        self._own = {section: own.get(section) or {} for section in SECTIONS}
+        """The user's values of the shared sections: those of overlays, not those of config.yaml."""
         for section in SECTIONS:
             self._check_values(getattr(self.config, section), self._group_of(section), (section,), self._document.place)
         for kind, folder in KINDS.items():
@@ -361,7 +369,7 @@ class Configuration:
     def _layers(
         self, kind: str, name: str, dataset: str, model: str, track: str, overrides: Mapping[str, str], where: str
     ) -> Iterator[tuple[str, Values, Any]]:
-        """(layer, values, place of a key), lowest precedence first: DESIGN.md section 2."""
+        """(layer, values, place of a key), lowest precedence first: docs/architecture.md lists them."""
 
         def at(document: Document, *keys: str) -> Any:
             return lambda key: document.place(*keys, key)
@@ -369,7 +377,7 @@ class Configuration:
         method, document = self.method(kind, name)
         track_, track_document = self.track(track)
         for section in SECTIONS_OF[kind]:
-            yield "shared default", getattr(self.config, section), at(self._document, section)
+            yield "shared default", self._shared_defaults.data.get(section) or {}, at(self._shared_defaults, section)
             if section != "poisoning":
                 loaded = self.method("dataset", dataset)
                 yield "dataset", getattr(loaded.content, section), at(loaded.document, section)
@@ -386,12 +394,14 @@ class Configuration:
             loaded = self.method("model", model)
             yield f"model {model}", loaded.content.normalization, at(loaded.document, "normalization")
         folder = KINDS[kind]
-        yield "your configuration", getattr(self.config, folder).get(name, {}), at(self._document, folder, name)
         for section in SECTIONS_OF[kind]:
             if section != "poisoning":
                 yield f"track {track}", getattr(track_, section), at(track_document, section)
         yield f"track {track}", getattr(track_, folder).get(name, {}), at(track_document, folder, name)
-        yield "the cell's name", dict(overrides), lambda key: where
+        for section in SECTIONS_OF[kind]:
+            yield OWN, self._own[section], at(self._document, section)
+        yield OWN, getattr(self.config, folder).get(name, {}), at(self._document, folder, name)
+        yield CELLS_NAME, dict(overrides), lambda key: where
 
 
 def _merge(below: Any, above: Any) -> Any:
@@ -402,8 +412,8 @@ def _merge(below: Any, above: Any) -> Any:
 
 
 def _differences(below: Any, above: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    if isinstance(below, dict) and isinstance(above, dict):
+    if isinstance(above, dict):
         for key, value in above.items():
-            yield from _differences(below.get(key), value, (*keys, str(key)))
+            yield from _differences(below.get(key) if isinstance(below, dict) else None, value, (*keys, str(key)))
     elif below != above:
         yield keys

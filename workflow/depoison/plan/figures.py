@@ -306,6 +306,7 @@ def read_figure(plan: Plan, target: str) -> Figure:
         for point in reader.points(*parts, groups)
         if not any(point.attack.name in part.without for part in parts)
     )
+    plan.note_overruled((cell for point in points for cell in point.cells), document.path)
     base = reader.base
     subject = plan.label("dataset", base.dataset), plan.label("model", base.model)
     return Figure(

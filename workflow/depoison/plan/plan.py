@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,9 @@ from typing import Any
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
 from depoison.plan.cells import CellName, Choice
-from depoison.plan.config import KINDS, Configuration, Setting
+from depoison.plan.config import CELLS_NAME, KINDS, OWN, Configuration, Setting
 from depoison.plan.documents import read_document
-from depoison.plan.parameters import SHARED
+from depoison.plan.parameters import SHARED, text_of
 from depoison.plan.specs import Artifact, make_artifact
 
 CONFIG_FILE = "config/config.yaml"
@@ -40,19 +40,21 @@ class Plan:
     Args:
         root: the project's folder.
         configfiles: config/config.yaml first (the default), then overlays.
-        config: the merged configuration as Snakemake has it, where it runs this.
+        given: what the user gave Snakemake by --configfile and --config, where it runs this.
     """
 
     def __init__(
-        self, root: Path | str = ".", configfiles: Sequence[str | Path] = (), config: Mapping[str, Any] | None = None
+        self, root: Path | str = ".", configfiles: Sequence[str | Path] = (), given: Mapping[str, Any] | None = None
     ):
         self.root = Path(root).resolve()
         files = list(dict.fromkeys((self.root / name).resolve() for name in (CONFIG_FILE, *configfiles)))
         self.overlays = [
             str(file.relative_to(self.root) if file.is_relative_to(self.root) else file) for file in files[1:]
         ]
-        self.configuration = Configuration(self.root, [read_document(file, self.root) for file in files], config)
+        self.configuration = Configuration(self.root, [read_document(file, self.root) for file in files], given)
         self.artifacts: dict[str, Artifact] = {}
+        self.notes: dict[str, str] = {}
+        """What whoever asked should know, a line each; by what it is about, so that each is said once."""
         self.local_copies: dict[str, str | None] = {}
         """By a dataset's directory, the local copy that the configuration names: no part of the spec."""
         self._cells: dict[CellName, Cell] = {}
@@ -70,6 +72,19 @@ class Plan:
             cell = self._cells[name] = self._resolve(name)
             self.artifacts.update(cell.evaluation.chain())
         return self._cells[name]
+
+    def note_overruled(self, cells: Iterable[Cell], by: str) -> None:
+        """Note each value of the user's that the name of one of these cells overrules, where a report's file gave the name.
+
+        Args:
+            by: the report's file, relative to the project's folder.
+        """
+        for kind, settings in {id(s): (kind, s) for cell in cells for kind, s in cell.settings.items()}.values():
+            for key, history in settings.items():
+                *_, own, last = (None, *history)
+                if own and (own.layer, last.layer) == (OWN, CELLS_NAME) and own.value != last.value:
+                    line = f"{own.place}: {key} = {text_of(own.value)} does not hold where {by} sets {key} itself"
+                    self.notes.setdefault(f"{kind} {own.place} {key}", line)
 
     def artifact(self, directory: str) -> Artifact:
         """The artifact with this directory, met in a cell that was resolved before.

@@ -345,6 +345,7 @@ def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
             )
             cells = () if gap else tuple(plan.cell(CellName(track, *choices, seed=seed)) for seed in seeds)
             entries.append(Entry(row, column, cells, gap))
+    plan.note_overruled((cell for entry in entries for cell in entry.cells), document.path)
     published = _published(path.parent / file.published) if file.published else {}
     definition = fingerprint([document.data, [[*key, numbers] for key, numbers in sorted(published.items())]])
     subject = _replaced(plan, track, Subject(file.dataset, file.model))
