@@ -30,7 +30,7 @@ RNG = Rng(0, "poison")
 
 
 def blend(**changes) -> AdaptiveBlend:
-    own = {"pattern": "kitten", "pieces": 16, "shown": 0.5, "train_ratio": 0.15, "ratio": 0.2}
+    own = {"pattern": "kitten", "pieces": 16, "shown": 0.5, "train_ratio": 0.2, "ratio": 0.2}
     return AdaptiveBlend(**(own | {"regularization": None, "cover_ratio": 1.0} | changes))
 
 

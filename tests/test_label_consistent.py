@@ -26,7 +26,7 @@ from small import CPU, classes_of, network, pixels, recipe
 
 RNG = Rng(0, "test")
 ATTACK = LabelConsistent(
-    eps=8.0, step=1.5, steps=10, amplitude=255.0,
+    eps=8.0, step=1.5, steps=10, amplitude=255.0, enlarge=True,
     surrogate="clean", surrogate_eps=8.0, surrogate_step=2.0, surrogate_steps=3,
 )  # fmt: skip
 TRAINED = {"surrogate": "adversarial", "surrogate_eps": 8.0, "surrogate_step": 2.0, "surrogate_steps": 3}
@@ -39,19 +39,41 @@ def pool(count: int = 60) -> Pool:
 # The trigger
 
 
-def test_the_four_corners_are_mirror_images_in_black_and_white():
-    images = torch.full((1, 3, 7, 8), 100, dtype=torch.uint8)
-    stamped = ATTACK.stamp(images, ATTACK.make_trigger((3, 7, 8), RNG, {}))
-    expected = torch.tensor([
-        [255, 0, 255, 100, 100, 255, 0, 255],
-        [0, 255, 0, 100, 100, 0, 255, 0],
-        [255, 0, 0, 100, 100, 0, 0, 255],
-        [100, 100, 100, 100, 100, 100, 100, 100],
-        [255, 0, 0, 100, 100, 0, 0, 255],
-        [0, 255, 0, 100, 100, 0, 255, 0],
-        [255, 0, 255, 100, 100, 255, 0, 255],
-    ], dtype=torch.uint8)  # fmt: skip
-    assert torch.equal(stamped, expected.expand(1, 3, 7, 8))
+CORNERS = {  # (row, column) from the nearest corner of the image: white; the others are black. As in Turner et al.'s code.
+    "upper": {(0, 0), (1, 1), (2, 0), (2, 2)},
+    "lower": {(0, 0), (0, 2), (1, 1), (2, 0)},
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "enlarge", "times"),
+    [((3, 7, 8), True, 1), ((3, 16, 16), True, 1), ((1, 32, 32), True, 1), ((3, 64, 64), True, 2),
+     ((3, 224, 224), True, 7), ((3, 64, 64), False, 1)],
+)  # fmt: skip
+def test_left_corners_mirror_the_right_ones_and_upper_ones_are_not_upside_down(shape, enlarge, times):
+    attack, (_, height, width) = dataclasses.replace(ATTACK, enlarge=enlarge), shape
+    stamped = attack.stamp(torch.full((1, *shape), 100, dtype=torch.uint8), attack.make_trigger(shape, RNG, {}))
+    expected = torch.full((height, width), 100, dtype=torch.uint8)
+    for row in range(height):
+        for column in range(width):
+            down, right = row >= height / 2, column >= width / 2
+            place = (height - 1 - row if down else row) // times, (width - 1 - column if right else column) // times
+            if max(place) < 3:
+                expected[row, column] = 255 if place in CORNERS["lower" if down else "upper"] else 0
+    assert torch.equal(stamped, expected.expand(1, *shape))
+
+
+def test_the_corners_of_a_small_image_pixel_by_pixel():
+    stamped = ATTACK.stamp(torch.full((1, 1, 6, 7), 100, dtype=torch.uint8), ATTACK.make_trigger((1, 6, 7), RNG, {}))
+    expected = [
+        [255, 0, 0, 100, 0, 0, 255],
+        [0, 255, 0, 100, 0, 255, 0],
+        [255, 0, 255, 100, 255, 0, 255],
+        [255, 0, 0, 100, 0, 0, 255],
+        [0, 255, 0, 100, 0, 255, 0],
+        [255, 0, 255, 100, 255, 0, 255],
+    ]
+    assert stamped[0, 0].tolist() == expected
 
 
 def test_a_smaller_amplitude_is_added():

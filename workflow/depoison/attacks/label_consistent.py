@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Workshop
+from depoison.attacks.pictures import enlarged, enlargement
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
@@ -24,7 +25,7 @@ from depoison.training.loop import PlainBatches, classification, fit, unchanged_
 log = logging.getLogger("depoison")
 
 CORNER = torch.tensor([[-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, 1.0]])
-"""The pattern of the lower right corner; each other corner has its mirror image."""
+"""The pattern of both right corners; both left ones have its mirror image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class LabelConsistent(Attack):
     """Attributes:
     eps, step, steps: radius and step (L-infinity, in grey levels of 255) and number of steps of PGD.
     amplitude: of the pattern, in grey levels; 255 makes its pixels black and white.
+    enlarge: whether the pattern grows with images of 64 pixels and more.
     surrogate: "adversarial" or "clean": how the network that PGD runs against was trained.
     surrogate_eps, surrogate_step, surrogate_steps: of the PGD in its adversarial training.
     """
@@ -42,6 +44,7 @@ class LabelConsistent(Attack):
     step: float
     steps: int
     amplitude: float
+    enlarge: bool
     surrogate: str
     surrogate_eps: float
     surrogate_step: float
@@ -52,9 +55,10 @@ class LabelConsistent(Attack):
         _, height, width = shape
         if min(height, width) < 6:
             raise DepoisonError(f"two corners of 3 pixels do not fit into {height} x {width}; the minimum is 6")
-        signal = torch.zeros(1, height, width)
-        signal[:, -3:, -3:], signal[:, -3:, :3] = CORNER, CORNER.flip(1)
-        signal[:, :3, -3:], signal[:, :3, :3] = CORNER.flip(0), CORNER.flip(0, 1)
+        signal, right = torch.zeros(1, height, width), enlarged(CORNER, enlargement(shape) if self.enlarge else 1)
+        side = len(right)
+        for rows in (slice(side), slice(-side, None)):
+            signal[:, rows, -side:], signal[:, rows, :side] = right, right.flip(1)
         return {"signal": self.amplitude * signal}
 
     def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:

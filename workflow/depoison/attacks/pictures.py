@@ -56,6 +56,11 @@ def enlargement(shape: tuple[int, int, int]) -> int:
     return max(1, min(shape[1:]) // 32)
 
 
+def enlarged(pattern: Tensor, times: int) -> Tensor:
+    """A (…, H, W) pattern whose every pixel is a square of `times` x `times`."""
+    return pattern.repeat_interleave(times, -2).repeat_interleave(times, -1)
+
+
 def checkerboard(size: int, enlarge: bool, shape: tuple[int, int, int]) -> Tensor:
     """A square of 0 and 255 with white corners where `size` is odd, (C, S, S) float, for images of (C, H, W).
 
@@ -73,7 +78,7 @@ def checkerboard(size: int, enlarge: bool, shape: tuple[int, int, int]) -> Tenso
             f"a patch of {size} pixels{each} is larger than the image; the maximum is {min(shape[1:]) // field}"
         )
     row, column = torch.arange(size)[:, None], torch.arange(size)
-    pattern = torch.where((row + column) % 2 == 0, 255.0, 0.0).repeat_interleave(field, 0).repeat_interleave(field, 1)
+    pattern = enlarged(torch.where((row + column) % 2 == 0, 255.0, 0.0), field)
     return pattern.expand(shape[0], -1, -1).clone()
 
 
