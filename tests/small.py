@@ -129,6 +129,7 @@ def tune_by_hand(
     tuned: str = "",
     penalty: Callable[[State], Tensor] | None = None,
     rho: float = 0.0,
+    adaptive: bool = False,
     after: Callable[[State], None] | None = None,
     statistics: str = "batch",
 ) -> State:
@@ -138,7 +139,8 @@ def tune_by_hand(
         batches: images, labels, and the learning rate of the step.
         tuned: what the names of the tuned parameters start with.
         penalty: added to the loss.
-        rho: above 0, each step takes its gradient at w + rho g / ||g||.
+        rho: above 0, each step takes its gradient at w + rho T^2 g / ||T g||.
+        adaptive: whether T = diag(|w|); else the identity.
         after: changes the state in place after each step.
     """
     state = {
@@ -157,8 +159,9 @@ def tune_by_hand(
     for images, labels, lr in batches:
         step, found = gradient(state, images, labels)
         if rho:
-            length = sum((step[name] ** 2).sum() for name in names) ** 0.5
-            climbed = state | {name: state[name] + rho * step[name] / length for name in names}
+            squares = {name: state[name] ** 2 if adaptive else torch.ones(()) for name in names}  # T^2
+            length = sum((squares[name] * step[name] ** 2).sum() for name in names) ** 0.5
+            climbed = state | {name: state[name] + rho * squares[name] * step[name] / length for name in names}
             step, _ = gradient(climbed, images, labels)
         if found and statistics == "batch":
             for kind, value in found.items():

@@ -31,6 +31,7 @@ from small import (
     CPU,
     MEAN,
     STD,
+    State,
     changed,
     classes_of,
     close,
@@ -60,7 +61,8 @@ DEFENSES = {
     "fst+none": functools.partial(fst, alpha=0.1, projection="none", layers="all"),
     "fst+last": functools.partial(fst, alpha=0.1, projection="fst", layers="last"),
     "fst+all": functools.partial(fst, alpha=0.1, projection="all", layers="all"),
-    "ft-sam": functools.partial(ft_sam, rho=0.5),
+    "ft-sam": functools.partial(ft_sam, rho=0.5, constraint="adaptive"),
+    "ft-sam+none": functools.partial(ft_sam, rho=0.5, constraint="none"),
 }
 HEAD = {"classifier.weight", "classifier.bias"}
 STATISTICS = {f"extractor.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
@@ -189,7 +191,7 @@ def test_all_defenses_of_a_seed_share_one_fresh_classifier():
     assert changed(fresh[0], state_of(network())) == HEAD
 
 
-@pytest.mark.parametrize("name", ["ft", "ft+projection", "lp", "lp+updated", "ft-sam"])
+@pytest.mark.parametrize("name", ["ft", "ft+projection", "lp", "lp+updated", "ft-sam", "ft-sam+none"])
 def test_defenses_without_a_fresh_classifier_start_from_the_backdoored_model(name):
     caught = Caught()
     DEFENSES[name](network(), DATA, caught)
@@ -200,7 +202,8 @@ def test_defenses_without_a_fresh_classifier_start_from_the_backdoored_model(nam
 
 
 @pytest.mark.parametrize(
-    "name", ["ft", "ft+projection", "ft-init", "ft-init+projection", "fst", "fst+none", "fst+last", "ft-sam"]
+    "name",
+    ["ft", "ft+projection", "ft-init", "ft-init+projection", "fst", "fst+none", "fst+last", "ft-sam", "ft-sam+none"],
 )
 def test_end_to_end_defenses_change_every_weight_and_statistic(name):
     before = state_of(network())
@@ -414,51 +417,117 @@ def test_lp_is_sgd_on_the_classifier_over_features_of_frozen_or_batch_statistics
 
 
 @pytest.mark.parametrize("batchnorm", [False, True])
+@pytest.mark.parametrize("constraint", ["adaptive", "none"])
 @pytest.mark.parametrize("rho", [0.5, 2.0])
-def test_sam_takes_the_step_of_the_gradient_at_the_ascended_weights(batchnorm, rho):
-    model = network(batchnorm=batchnorm)
-    found = state_of(ft_sam(model, DATA, Tune(lr=0.2), rho=rho))
-    assert close(found, tune_by_hand(model, full_batches(1, 0.2), rho=rho))
-    assert not close(found, tune_by_hand(model, full_batches(1, 0.2)), 1e-3)
+def test_sam_takes_the_step_of_the_gradient_at_the_ascended_weights(batchnorm, constraint, rho):
+    model, adaptive = network(batchnorm=batchnorm), constraint == "adaptive"
+    found = state_of(ft_sam(model, DATA, Tune(lr=0.2), rho=rho, constraint=constraint))
+    assert close(found, tune_by_hand(model, full_batches(1, 0.2), rho=rho, adaptive=adaptive))
+    for other in ({}, {"rho": rho, "adaptive": not adaptive}):
+        assert not close(found, tune_by_hand(model, full_batches(1, 0.2), **other), 1e-3)
 
 
 @pytest.mark.parametrize("batchnorm", [False, True])
-def test_sam_steps_carry_momentum_and_weight_decay_outside_the_ascent(batchnorm):
-    model = network(batchnorm=batchnorm)
-    found = state_of(ft_sam(model, DATA, Tune(epochs=4, momentum=0.9, weight_decay=0.05), rho=0.5))
-    by_hand = tune_by_hand(model, full_batches(4, 0.1), momentum=0.9, weight_decay=0.05, rho=0.5)
+@pytest.mark.parametrize("constraint", ["adaptive", "none"])
+def test_sam_steps_carry_momentum_and_weight_decay_outside_the_ascent(batchnorm, constraint):
+    model, changes = network(batchnorm=batchnorm), {"momentum": 0.9, "weight_decay": 0.05}
+    found = state_of(ft_sam(model, DATA, Tune(epochs=4, **changes), rho=0.5, constraint=constraint))
+    by_hand = tune_by_hand(model, full_batches(4, 0.1), **changes, rho=0.5, adaptive=constraint == "adaptive")
     assert close(found, by_hand, 1e-4)
 
 
 def test_sam_updates_running_statistics_once_a_step():
-    found = state_of(ft_sam(network(), DATA, Tune(epochs=3), rho=2.0))
+    found = state_of(DEFENSES["ft-sam"](network(), DATA, Tune(epochs=3)))
     assert found["extractor.1.num_batches_tracked"] == 3
     first = tune_by_hand(network(), full_batches(1, 0.1))  # plain SGD: the first pass sees the same batch and weights
-    once = state_of(ft_sam(network(), DATA, Tune(epochs=1), rho=2.0))
+    once = state_of(DEFENSES["ft-sam"](network(), DATA, Tune(epochs=1)))
     assert close(once, {name: first[name] for name in STATISTICS}, 1e-6)
 
 
-def test_sam_ascends_by_rho_along_the_gradient_of_all_weights_and_comes_back_bitwise():
+def ascent(model: Classifier, gradients: State, rho: float, constraint: str) -> State:
+    """Where FT+SAM moves `model` along these gradients, as a difference; it must come back bitwise."""
     caught = Caught()
-    model = ft_sam(network(), DATA, caught, rho=0.7)
-    before, generator = weights_of(model), torch.Generator().manual_seed(0)
-    gradients = {name: torch.randn(weight.shape, generator=generator) for name, weight in before.items()}
+    model = ft_sam(model, DATA, caught, rho=rho, constraint=constraint)
+    before = weights_of(model)
     for name, parameter in model.named_parameters():
         parameter.grad = gradients[name].clone()
-    length = np.sqrt(sum((gradient.double().numpy() ** 2).sum() for gradient in gradients.values()))
     with caught.hooks["perturbed"](list(model.parameters())):
         inside = weights_of(model)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)  # a second backward pass replaces them
-    steps = {name: (inside[name] - before[name]).double().numpy() for name in before}
-    for name, step in steps.items():
-        assert np.allclose(step, 0.7 / length * gradients[name].numpy(), atol=1e-6)
-    assert np.sqrt(sum((step**2).sum() for step in steps.values())) == pytest.approx(0.7, rel=1e-5)
     assert not changed(before, weights_of(model))
+    return {name: (inside[name] - before[name]).double() for name in before}
 
 
-def test_sam_with_no_radius_to_speak_of_is_ft():
-    found = state_of(ft_sam(network(), DATA, Tune(epochs=3), rho=1e-9))
+def any_gradients(model: Classifier) -> State:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(weight.shape, generator=generator) for name, weight in weights_of(model).items()}
+
+
+def flat(tensors: State) -> np.ndarray:
+    return np.concatenate([tensor.double().numpy().ravel() for tensor in tensors.values()])
+
+
+def test_plain_sam_ascends_by_rho_along_the_gradient_of_all_weights():
+    gradients = any_gradients(network())
+    found, g = flat(ascent(network(), gradients, 0.7, "none")), flat(gradients)
+    assert np.allclose(found, 0.7 * g / np.sqrt((g**2).sum()), atol=1e-6)
+
+
+def test_adaptive_sam_ascends_the_most_that_steps_relative_to_the_weights_allow():
+    """Of all eps with ||eps / w|| = rho, it has the largest <eps, g>, which Cauchy and Schwarz bound by rho ||w g||."""
+    model, rho = network().double(), 0.7
+    gradients = {name: gradient.double() for name, gradient in any_gradients(model).items()}
+    found, g, w = flat(ascent(model, gradients, rho, "adaptive")), flat(gradients), flat(weights_of(model))
+    assert np.sqrt(((found / w) ** 2).sum()) == pytest.approx(rho, rel=1e-9)
+    assert (found * g).sum() == pytest.approx(rho * np.sqrt(((w * g) ** 2).sum()), rel=1e-9)
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        other = found / w + rng.normal(size=len(w)) * rng.uniform(0, 0.1)
+        assert (w * other / np.sqrt((other**2).sum()) * rho * g).sum() < (found * g).sum()
+
+
+@pytest.mark.parametrize(
+    ("constraint", "eps"), [("adaptive", (27 / 337**0.5, -32 / 337**0.5)), ("none", (3 / 73**0.5, -8 / 73**0.5))]
+)
+def test_sam_on_a_quadratic(constraint, eps):
+    """L = x^2 / 2 + 2 y^2 at (3, -2): g = (3, -8), T g = (9, -16), T^2 g = (27, -32)."""
+    caught, at = Caught(), nn.Parameter(torch.tensor([3.0, -2.0], dtype=torch.float64))
+    ft_sam(network(), DATA, caught, rho=2.0, constraint=constraint)
+    curvature = torch.tensor([1.0, 4.0], dtype=torch.float64)
+    (curvature * at.square() / 2).sum().backward()
+    with caught.hooks["perturbed"]([at]):
+        at.grad = None
+        (curvature * at.square() / 2).sum().backward()
+    assert at.grad.tolist() == pytest.approx([3 + 2 * eps[0], 4 * (-2 + 2 * eps[1])], rel=1e-12)
+    assert at.tolist() == [3, -2]
+
+
+def test_adaptive_sam_is_plain_sam_where_all_weights_are_one_or_minus_one():
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.where(parameter < 0, -1.0, 1.0))
+    steps = [flat(ascent(model, any_gradients(model), 0.3, constraint)) for constraint in ("adaptive", "none")]
+    assert np.abs(steps[0]).max() > 1e-3 and np.allclose(*steps, rtol=0, atol=1e-9)
+
+
+def test_adaptive_sam_follows_a_rescaling_that_leaves_the_function_alone():
+    """Weights c times as large with gradients c times as small, as before BatchNorm, move c times as far; zeros stay."""
+    model, scaled, gradients = network(), network(), any_gradients(network())
+    with torch.no_grad():
+        model.extractor[0].weight[0, 0].zero_()
+        scaled.extractor[0].weight.copy_(4 * model.extractor[0].weight)
+    slower = gradients | {"extractor.0.weight": gradients["extractor.0.weight"] / 4}
+    one, other = ascent(model, gradients, 0.5, "adaptive"), ascent(scaled, slower, 0.5, "adaptive")
+    assert (one["extractor.0.weight"][0, 0] == 0).all() and one["extractor.0.weight"].abs().max() > 1e-4
+    for name, step in one.items():
+        assert torch.allclose(other[name], step * (4 if name == "extractor.0.weight" else 1), rtol=0, atol=1e-6), name
+
+
+@pytest.mark.parametrize("constraint", ["adaptive", "none"])
+def test_sam_with_no_radius_to_speak_of_is_ft(constraint):
+    found = state_of(ft_sam(network(), DATA, Tune(epochs=3), rho=1e-9, constraint=constraint))
     assert close(found, state_of(DEFENSES["ft"](network(), DATA, Tune(epochs=3))), 1e-6)
 
 

@@ -27,6 +27,7 @@ PLAIN = {
 RELEASED = {
     "trainable": "all", "layers": "last", "fisher": "empirical", "eigenvalues": "corrected", "damping": 1e-3, "kl_clip": 1e-2,
     "decay": 0.95, "covariance_every": 2, "inverse_every": 5, "retention": 0.0,
+    "epoch_batches": None,
 }  # fmt: skip
 HEAD = {"classifier.weight", "classifier.bias"}
 
@@ -348,12 +349,14 @@ def test_fisher_of_drawn_labels_depends_on_the_seed_alone():
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("fisher", ["empirical", "true"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"fisher": "true"}, {"epoch_batches": 4}, {"fisher": "true", "epoch_batches": 1}]
+)
 @pytest.mark.parametrize("layers", [1, 3])
-def test_interrupted_purification_ends_with_the_bytes_of_an_uninterrupted_one(fisher, layers, tmp_path):
+def test_interrupted_purification_ends_with_the_bytes_of_an_uninterrupted_one(changes, layers, tmp_path):
     def purified(monitor: Monitor) -> Classifier:
         plan = recipe(epochs=6, batch_size=16, crop=1, momentum=0.9, weight_decay=0.01, schedule="multistep")
-        return ngf(network(layers=layers), DATA, Tuner(plan, RNG, monitor), **(RELEASED | {"fisher": fisher}))
+        return ngf(network(layers=layers), DATA, Tuner(plan, RNG, monitor), **(RELEASED | changes))
 
     model, reported = interrupted(purified, tmp_path / "scratch", [2, 5])
     assert reported == [1, 2, 2, 3, 4, 5, 5, 6]

@@ -91,10 +91,11 @@ def test_fit_is_sgd_with_momentum_and_weight_decay(batchnorm, momentum, weight_d
         ),
     ],
 )
-def test_fit_steps_over_each_batch_at_its_learning_rate(schedule, rates):
+@pytest.mark.parametrize("epoch_batches", [None, 3])
+def test_fit_steps_over_each_batch_at_its_learning_rate(schedule, rates, epoch_batches):
     plan = recipe(epochs=4, batch_size=8, schedule=schedule, momentum=0.9)
     batches, model = data(plan), network()
-    found = state_of(fit(network(), batches, plan, RNG, Monitor()))
+    found = state_of(fit(network(), batches, plan, RNG, Monitor(), epoch_batches=epoch_batches))
     steps = [(*batch, rate) for batch, rate in zip(batches.given, rates, strict=True)]
     assert close(found, tune_by_hand(model, steps, momentum=0.9), 1e-4)
 
@@ -243,6 +244,21 @@ def test_batches_cover_every_image_once_an_epoch_and_none_holds_one_image(count,
         else:
             assert sizes == [size] * (count // size) + [count % size] * (count % size > 0)
         assert min(sizes) >= 2
+
+
+@pytest.mark.parametrize(("count", "size"), [(5, 8), (20, 8)])
+def test_epochs_of_a_number_of_batches_draw_each_image_from_all_with_replacement(count, size):
+    plan = recipe(epochs=200, batch_size=size, lr=1e-6)
+    batches = data(plan, count)
+    fit(network(), batches, plan, RNG, Monitor(), epoch_batches=3)
+    assert [len(index) for index in batches.indices] == [size] * 600
+    drawn = np.array(batches.indices)
+    # 600 * size draws: each image as often as any other within five standard deviations, and pairs within a batch, too.
+    expected = drawn.size / count
+    assert np.abs(np.bincount(drawn.ravel(), minlength=count) - expected).max() < 5 * expected**0.5
+    twice = (drawn[:, 0] == drawn[:, 1]).sum()
+    assert abs(twice - 600 / count) < 5 * (600 / count) ** 0.5 and twice
+    assert len({tuple(epoch) for epoch in drawn.reshape(200, -1).tolist()}) == 200
 
 
 def test_each_epoch_and_seed_has_an_order_of_its_own():
@@ -515,11 +531,16 @@ def dropped(monitor: Monitor, seed: int = 0) -> Classifier:
     return fit(model, PlainBatches(pixels(20), classes_of(20), plan, CPU), plan, Rng(seed, "train"), monitor)
 
 
+def drawing(monitor: Monitor) -> Classifier:
+    return trained(recipe(**FULL), monitor, epoch_batches=4)
+
+
 RUNS = {
+    "drawn with replacement": drawing,
     "plain": plain_run,
     "dropout": dropped,
     "hook with a state": counted_run,
-    "ft-sam": functools.partial(defended, functools.partial(ft_sam, rho=0.5)),
+    "ft-sam": functools.partial(defended, functools.partial(ft_sam, rho=0.5, constraint="adaptive")),
     "fst": functools.partial(defended, functools.partial(fst, alpha=0.2, projection="fst", layers="all")),
 }
 

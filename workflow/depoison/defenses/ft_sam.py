@@ -1,7 +1,9 @@
-"""FT+SAM. FST (Min et al., NeurIPS 2023), appendix B.3: fine-tuning whose optimizer is replaced by plain SAM.
+"""FT+SAM. FST (Min et al., NeurIPS 2023), appendix B.3: fine-tuning whose optimizer is replaced by SAM.
 
-SAM: Foret et al., ICLR 2021, Eq. 2 and 3. The step is taken with the gradient at w + rho g / ||g||, where g is the gradient
-at w and the norm runs over all weights together. (Zhu et al.'s FT-SAM, ICCV 2023, is the adaptive variant.)
+SAM: Foret et al., ICLR 2021, Eq. 2 and 3. The step is taken with the gradient at w + eps, where eps raises the loss most
+within a radius rho. FST raises the radii of Zhu et al.'s FT-SAM (ICCV 2023), which bounds ||T^-1 eps|| with T = diag(|w|), as
+ASAM does (Kwon et al., ICML 2021): eps = rho T^2 g / ||T g|| (Zhu et al., supplement, Eq. 4), where g is the gradient at w
+and the norm runs over all weights together.
 """
 
 from __future__ import annotations
@@ -17,20 +19,24 @@ from depoison.defenses.tuning import Tuner, TuningSet
 from depoison.models.classifier import Classifier
 
 
-def ft_sam(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, rho: float) -> Classifier:
+def ft_sam(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, rho: float, constraint: str) -> Classifier:
     """Purify `model` by fine-tuning with sharpness-aware minimization.
 
     Args:
-        rho: radius of the ascent step in the L2 norm over all weights.
+        rho: radius of the ascent step in the L2 norm over all weights, biases and BatchNorm's included.
+        constraint: "adaptive": the step of each weight is measured relative to the weight, T = diag(|w|); "none": T is the
+            identity, plain SAM.
     """
 
     @contextlib.contextmanager
     def ascended(parameters: list[nn.Parameter]) -> Iterator[None]:
         kept = [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
-            norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
-            for parameter in parameters:
-                parameter.add_(parameter.grad * (rho / (norm + 1e-12)))
+            scales = [value.abs() if constraint == "adaptive" else 1.0 for value in kept]
+            slopes = [parameter.grad * scale for parameter, scale in zip(parameters, scales, strict=True)]  # T g
+            norm = torch.stack([slope.norm() for slope in slopes]).norm()
+            for parameter, slope, scale in zip(parameters, slopes, scales, strict=True):
+                parameter.add_(slope * scale * (rho / (norm + 1e-12)))
         yield
         with torch.no_grad():
             for parameter, value in zip(parameters, kept, strict=True):

@@ -38,6 +38,7 @@ def ngf(
     covariance_every: int,
     inverse_every: int,
     retention: float,
+    epoch_batches: int | None,
 ) -> Classifier:
     """Purify `model` by natural gradient fine-tuning.
 
@@ -45,6 +46,8 @@ def ngf(
         trainable: "all": the weights before the classifier take plain SGD steps and BatchNorm follows the data, as in
             the released code; or "head": they stay as they are, statistics included, as the paper's one layer.
         layers: "last": only the classifier's last linear layer takes natural steps, as in the released code; or "all".
+        epoch_batches: batches in an epoch, drawn with replacement, as in the released code; None: an epoch is a pass over
+            the data.
         retention: weight of the pull towards the original classifier; 0 (released code) switches it off.
         fisher, eigenvalues, damping, kl_clip, decay, covariance_every, inverse_every: see `NaturalGradient`.
     """
@@ -70,6 +73,7 @@ def ngf(
             extra_loss=pull,
             before_step=natural.before_step,
             extra_state=natural,
+            epoch_batches=epoch_batches,
         )
 
 

@@ -201,6 +201,7 @@ def fit(
     perturbed: Callable[[list[nn.Parameter]], AbstractContextManager[None]] | None = None,
     frozen_statistics: bool = False,
     extra_state: Stateful | None = None,
+    epoch_batches: int | None = None,
 ) -> Classifier:
     """Train `model` in place with SGD on cross-entropy.
 
@@ -216,6 +217,8 @@ def fit(
             place; the step is then taken with the gradients found inside (SAM).
         frozen_statistics: whether BatchNorm keeps, and uses, its running statistics.
         extra_state: what hooks carry from step to step, so that a resumed run goes on with it.
+        epoch_batches: full batches in an epoch, each drawn from all images with replacement; None: an epoch is a pass over
+            the images.
 
     Returns:
         The model, in evaluation mode.
@@ -228,7 +231,8 @@ def fit(
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = SGD(parameters, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    sizes = batch_sizes(len(data), recipe.batch_size)
+    passes = epoch_batches is None
+    sizes = batch_sizes(len(data), recipe.batch_size) if passes else [recipe.batch_size] * epoch_batches
     steps = recipe.epochs * len(sizes)
     extra = {"extra": extra_state} if extra_state is not None else {}
     course = Course(recipe, monitor, device, model=model, momentum=optimizer, **extra)
@@ -247,8 +251,8 @@ def fit(
             model.extractor.eval()
         course.begin(epoch)
         torch.manual_seed(rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
-        shuffled = batches(data, recipe, rng.generator("epoch", epoch), device, sizes)
-        for number, (images, labels) in enumerate(shuffled):
+        drawn = batches(data, recipe, rng.generator("epoch", epoch), device, sizes, replacement=not passes)
+        for number, (images, labels) in enumerate(drawn):
             loss, logits = gradients(images, labels)
             if perturbed is not None:
                 with perturbed(parameters), unchanged_statistics(model):
