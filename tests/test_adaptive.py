@@ -51,7 +51,7 @@ def poisoned(attack: Attack, rate=0.1, count=200, shape=(3, 8, 8), target=1, lab
 def payload_of(rate=0.1, count=200, rng=RNG) -> list[int]:
     """The images that any other dirty-label attack would poison."""
     plan = Poisoning(rate=rate, target=1, labels="all-to-one")
-    return choose(plan, blend(), classes_of(count), 3, rng.generator("indices")).tolist()
+    return choose(plan, blend(), Pool(pixels(0), classes_of(count), 3, CPU), rng.generator("indices")).tolist()
 
 
 def mixed(below, above, weight: float) -> tuple[np.ndarray, np.ndarray]:
@@ -364,7 +364,7 @@ def test_stage_records_payload_and_covers_and_leaves_the_defenders_images_alone(
     job = Job({"stage": "poison"} | spec, tmp_path / "poison", tmp_path / "scratch", Runtime())
     poison.run(job)
     covers = 4 if name == "adaptive-blend" else 8
-    assert job.facts == {"poisoned": 4, "covers": covers, "pool": 20}
+    assert job.facts == {"poisoned": 4, "requested": 4, "poisoned_rate": 0.2, "covers": covers, "pool": 20}
     overlay = load_file(tmp_path / "poison" / "poison.safetensors")
     assert len(overlay["indices"]) == 4 + covers and set(overlay["indices"].tolist()) <= set(pool.tolist())
     assert not torch.equal(overlay["images"], images[overlay["indices"]])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +18,20 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from depoison.attacks.badnet import BadNet
-from depoison.attacks.base import Attack, Poisoning, choose, make
+from depoison.attacks.base import Attack, Poisoning, Pool, choose, make
 from depoison.attacks.blended import Blended
 from depoison.attacks.pictures import picture
 from depoison.attacks.sig import SIG
 from depoison.attacks.wanet import WaNet
 from depoison.errors import DepoisonError
 from depoison.plan.config import Runtime
+from depoison.plan.figures import all_figures, read_figure
 from depoison.plan.plan import Plan
+from depoison.plan.tables import Table, all_tables, read_table
 from depoison.rng import Rng
 from depoison.stages import poison
 from depoison.stages.runner import Job
+from depoison.stages.split import reserve
 from depoison.training.augment import Draws
 from depoison.training.loop import Monitor, fit
 from small import CPU, classes_of, network, pixels, recipe, write_artifact
@@ -532,8 +538,16 @@ def poisoning(rate: float, target: int = 0, labels: str = "all-to-one") -> Poiso
     return Poisoning(rate=rate, target=target, labels=labels)
 
 
-def chosen(plan: Poisoning, attack: Attack, labels: torch.Tensor, classes: int = 3, seed: int = 0) -> list[int]:
-    return choose(plan, attack, labels, classes, torch.Generator().manual_seed(seed)).tolist()
+def chosen(
+    plan: Poisoning,
+    attack: Attack,
+    labels: torch.Tensor,
+    classes: int = 3,
+    seed: int = 0,
+    everything: torch.Tensor | None = None,
+) -> list[int]:
+    pool = Pool(pixels(0), labels, classes, CPU, training_labels=everything)
+    return choose(plan, attack, pool, torch.Generator().manual_seed(seed)).tolist()
 
 
 DIRTY, CLEAN = BadNet(size=3, enlarge=True), SIG(delta=40.0, frequency=6.0)
@@ -574,13 +588,74 @@ def test_clean_label_attack_takes_the_rate_of_the_pool_from_the_target_class(tot
 @pytest.mark.parametrize(("total", "size"), [(1000, 60), (10_000, 24), (10_000, 29), (30_000, 1000), (700, 33)])
 def test_clean_label_rate_above_the_class_size_is_refused_with_a_maximum_that_works(total, size):
     labels = torch.cat([torch.zeros(size), torch.ones(total - size)]).long()
-    with pytest.raises(DepoisonError, match=f"target class 0 of a clean-label attack has {size};") as error:
+    with pytest.raises(DepoisonError, match=rf"the target class 0, .*: {size} of {total};") as error:
         chosen(poisoning((size + 1) / total), CLEAN, labels)
     maximum = float(re.search(r"the maximum rate is ([\d.e-]+)$", str(error.value))[1])
     assert size / total - 1e-4 < maximum <= size / total  # to four decimals
     assert len(chosen(poisoning(maximum), CLEAN, labels)) <= size
     if total <= 10_000 and size * 10_000 % total == 0:
         assert maximum == size / total
+
+
+@settings(max_examples=100)
+@given(st.integers(30, 300), st.floats(0.05, 0.5), st.floats(0.01, 0.6), st.integers(0, 2**31))
+def test_clean_label_rate_is_judged_by_the_whole_training_set_and_met_by_what_the_pool_has(total, reserve, rate, seed):
+    everything = classes_of(total)
+    count = round((1 - reserve) * total)
+    labels = everything[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]]
+    has, share = (labels == 0).sum().item(), Fraction((everything == 0).sum().item(), total)
+    wanted = round(rate * count)
+    assume(wanted >= 1 and has)
+    if wanted > math.ceil(share * count):
+        with pytest.raises(DepoisonError, match="above the share of the target class 0"):
+            chosen(poisoning(rate), CLEAN, labels, everything=everything)
+    else:
+        found = chosen(poisoning(rate), CLEAN, labels, everything=everything)
+        assert len(found) == min(wanted, has) == len(set(found)) and labels[found].eq(0).all()
+
+
+def test_class_of_which_the_defenders_draw_left_nothing_is_refused():
+    with pytest.raises(DepoisonError, match="left no image of the target class 1 to poison"):
+        chosen(poisoning(0.1, 1), CLEAN, torch.zeros(10).long(), everything=torch.tensor([0] * 10 + [1] * 2))
+
+
+SIZES = {
+    "cifar10": [5000] * 10, "cifar100": [500] * 100, "tiny-imagenet": [500] * 200,
+    "gtsrb": [
+        210, 2220, 2250, 1410, 1980, 1860, 420, 1440, 1410, 1470, 2010, 1320, 2100, 2160, 780, 630, 420, 1110, 1200, 210,
+        360, 330, 390, 510, 270, 1500, 600, 240, 540, 270, 450, 780, 240, 689, 420, 1200, 390, 210, 2070, 300, 360, 240, 240,
+    ],
+}  # fmt: skip
+"""Training images of each class."""
+
+
+def test_clean_label_cells_of_every_table_and_figure_find_their_images_at_every_seed(caplog):
+    plan, wanted = Plan(Path(__file__).parents[1]), set()
+    reports = [read_table(plan, target) for target in all_tables(plan) if target.startswith("reports/fst/")]
+    reports += [read_figure(plan, target) for target in all_figures(plan) if target.startswith("reports/fst/")]
+    for report in reports:
+        cells = report.cells() if isinstance(report, Table) else [c for point in report.points for c in point.cells]
+        for cell in cells:
+            used = {artifact.stage: artifact.spec["parameters"] for artifact in cell.evaluation.chain().values()}
+            attack = make(used["poison"]["attack"])
+            if attack is not None and attack.clean_label:
+                split, poison = used["split"], used["poison"]["poisoning"]
+                wanted.add((used["dataset"]["name"], split["reserve"], split["stratified"], *poison.values()))
+    short = set()
+    for (dataset, fraction, stratified, *poison), seed in itertools.product(sorted(wanted), range(5)):
+        plan = Poisoning(**dict(zip(("rate", "target", "labels"), poison, strict=True)))
+        labels = torch.repeat_interleave(torch.tensor(SIZES[dataset]))
+        pool = torch.ones(len(labels), dtype=torch.bool)
+        pool[reserve(labels, fraction, stratified, Rng(seed, "split"))] = False
+        classes = len(SIZES[dataset])
+        found = len(chosen(plan, CLEAN, labels[pool], classes, seed, everything=labels))
+        asked = plan.count(int(pool.sum()))
+        assert found == min(asked, int((labels[pool] == plan.target).sum())) >= 0.9 * asked
+        if found < asked:
+            assert f"{asked} images of the target class 0 are to be poisoned; " in caplog.messages[-1]
+            short.add((dataset, plan.rate, asked))
+    assert {(dataset, rate) for dataset, *_, rate, _, _ in wanted} >= {("cifar100", 0.01), ("cifar10", 0.1)}
+    assert short == {("cifar100", 0.01, 475), ("cifar10", 0.1, 4900)}
 
 
 def test_clean_label_attack_takes_the_whole_class_at_the_maximum():
@@ -620,9 +695,12 @@ def test_goals_of_all_to_one_are_the_target_and_of_all_to_all_the_next_class():
 # The poisoned set on disk
 
 
-def poisoned(folder, attack: dict, plan: dict | None) -> tuple[dict, dict, torch.Tensor, torch.Tensor, set[int]]:
-    """Run the stage on 60 images, every third of which is the attacker's."""
-    images, labels, pool = pixels(60), classes_of(60), torch.arange(0, 60, 3)
+def poisoned(
+    folder, attack: dict, plan: dict | None, labels: torch.Tensor | None = None, facts: dict | None = None
+) -> tuple[dict, dict, torch.Tensor, torch.Tensor, set[int]]:
+    """Run the stage on 60 images, every third of which is the attacker's; `facts` takes what it records."""
+    images, pool = pixels(60), torch.arange(0, 60, 3)
+    labels = classes_of(60) if labels is None else labels
     tensors = {"train_images": images, "train_labels": labels, "test_images": images[:1], "test_labels": labels[:1]}
     dataset = write_artifact(folder / "dataset", {"data.safetensors": tensors}, {"classes.json": ["a", "b", "c"]})
     divided = write_artifact(folder / "split", {"split.safetensors": {"attacker": pool}}, {})
@@ -633,7 +711,7 @@ def poisoned(folder, attack: dict, plan: dict | None) -> tuple[dict, dict, torch
         "seed": 0,
     }
     (folder / "poison").mkdir()
-    poison.run(Job(spec, folder / "poison", folder / "scratch", Runtime()))
+    poison.run(Job(spec, folder / "poison", folder / "scratch", Runtime(), facts={} if facts is None else facts))
     files = (load_file(folder / "poison" / f"{name}.safetensors") for name in ("poison", "trigger"))
     return *files, images, labels, set(pool.tolist())
 
@@ -660,6 +738,18 @@ def test_clean_label_set_keeps_its_labels(tmp_path):
     assert len(indices) == 4 and set(indices.tolist()) <= pool
     assert own[indices].tolist() == overlay["labels"].tolist() == [2, 2, 2, 2]
     assert not torch.equal(overlay["images"], images[indices])
+
+
+def test_clean_label_set_is_the_whole_class_where_the_draw_left_less_and_the_record_says_both(tmp_path):
+    attack = {"name": "sig", "version": 1, "parameters": {"delta": 40.0, "frequency": 2.0}}
+    labels = torch.ones(60, dtype=torch.int64)
+    labels[[1, 3, 10, 11, 13, 14]] = (
+        0  # a tenth of the training set, so two of the pool's twenty; it got the fourth image
+    )
+    facts: dict = {}
+    overlay, *_ = poisoned(tmp_path, attack, {"rate": 0.1, "target": 0, "labels": "all-to-one"}, labels, facts)
+    assert overlay["indices"].tolist() == [3]
+    assert facts == {"poisoned": 1, "requested": 2, "poisoned_rate": 0.05, "covers": 0, "pool": 20}
 
 
 @pytest.mark.parametrize("name", ["none", "wanet"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -16,6 +17,8 @@ from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.training.loop import BatchSource, Monitor, PlainBatches
 from depoison.training.recipe import Recipe
+
+log = logging.getLogger("depoison")
 
 CPU = torch.device("cpu")
 
@@ -38,6 +41,10 @@ class Poisoning:
         """The label that the attack wants for images of these labels, (N,) int64."""
         return (labels + 1) % classes if self.labels == "all-to-all" else torch.full_like(labels, self.target)
 
+    def count(self, pool: int) -> int:
+        """How many of a pool of that many images are to be poisoned."""
+        return round(self.rate * pool)
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -50,6 +57,8 @@ class Pool:
         device: where to compute.
         asset: what the attack's `make_asset` made; empty where it has none.
         new_model: a freshly initialized network, for an asset that lists `model`.
+        training_labels: (M,) int64 of the whole training set, of which a random draw for the defender left the pool; the
+            pool's own where there was none.
     """
 
     images: Tensor
@@ -58,6 +67,7 @@ class Pool:
     device: torch.device
     asset: Mapping[str, Tensor] = field(default_factory=dict)
     new_model: Callable[[Rng], Classifier] | None = None
+    training_labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ class Attack:
         Raises:
             DepoisonError: as `choose`.
         """
-        where = choose(poisoning, self, pool.labels, pool.classes, rng.generator("indices"))
+        where = choose(poisoning, self, pool, rng.generator("indices"))
         if not self.poisons_data:
             where = where[:0]
         goals = poisoning.goals(pool.labels[where], pool.classes)
@@ -200,24 +210,26 @@ def make(attack: Mapping[str, Any]) -> Attack | None:
     return classes[0](**attack["parameters"])
 
 
-def choose(poisoning: Poisoning, attack: Attack, labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+def choose(poisoning: Poisoning, attack: Attack, pool: Pool, generator: torch.Generator) -> Tensor:
     """Which images of the pool are poisoned.
 
     Dirty-label attacks draw from all classes, the target's included, as BackdoorBench does; clean-label attacks from the
     target class. The count is the rate times the size of the whole pool, in both.
 
-    Args:
-        labels: (N,) int64 of the pool.
+    A clean-label rate may be at most the target class's share of the training set, whatever the seed. At that rate the count
+    is what the pool has of the class in the mean over the defender's random draws; where the draw left fewer, all are taken.
 
     Returns:
         (n,) int64 indices into the pool, sorted.
 
     Raises:
-        DepoisonError: no such target label, a clean-label rate above the class size, or a label map that cannot be.
+        DepoisonError: no such target label, a clean-label rate above the class's share, a class of which the pool has
+            nothing, or a label map that cannot be.
     """
-    if not 0 <= poisoning.target < classes:
-        raise DepoisonError(f"target label {poisoning.target} is none of the dataset's; valid: 0 to {classes - 1}")
-    count = round(poisoning.rate * len(labels))
+    labels, target = pool.labels, poisoning.target
+    if not 0 <= target < pool.classes:
+        raise DepoisonError(f"target label {target} is none of the dataset's; valid: 0 to {pool.classes - 1}")
+    count = poisoning.count(len(labels))
     if count < 1:
         raise DepoisonError(
             f"poisoning rate {poisoning.rate:g} of {len(labels)} images is no image; the minimum is {1 / len(labels):.2g}"
@@ -228,12 +240,20 @@ def choose(poisoning: Poisoning, attack: Attack, labels: Tensor, classes: int, g
             raise DepoisonError(
                 "a clean-label attack keeps its labels, so it cannot be all-to-all; valid: labels=all-to-one"
             )
-        candidates = candidates[labels == poisoning.target]
-        if count > len(candidates):
-            maximum = len(candidates) * 10_000 // len(labels) / 10_000
+        candidates = candidates[labels == target]
+        everything = labels if pool.training_labels is None else pool.training_labels
+        size, total = int((everything == target).sum()), len(everything)
+        if count > -(-size * len(labels) // total):  # rounded up: what the rate asks for was rounded, too
             raise DepoisonError(
-                f"poisoning rate {poisoning.rate:g} is {count} images, but the target class {poisoning.target} of a "
-                f"clean-label attack has {len(candidates)}; the maximum rate is {maximum:g}"
+                f"poisoning rate {poisoning.rate:g} is above the share of the target class {target}, whose images alone a "
+                f"clean-label attack poisons: {size} of {total}; the maximum rate is {size * 10_000 // total / 10_000:g}"
             )
+        if not len(candidates):
+            raise DepoisonError(f"the defender's draw left no image of the target class {target} to poison")
+        if count > len(candidates):
+            log.warning(
+                "%d images of the target class %d are to be poisoned; the defender's draw left %d, and all are",
+                count, target, len(candidates),
+            )  # fmt: skip
     chosen = candidates[torch.randperm(len(candidates), generator=generator)[:count]]
     return chosen.sort().values

@@ -53,7 +53,7 @@ class Regularized(Attack):
         Raises:
             DepoisonError: as `choose`, or more regularization samples than images are left.
         """
-        payload = choose(poisoning, self, pool.labels, pool.classes, rng.generator("indices"))
+        payload = choose(poisoning, self, pool, rng.generator("indices"))
         count = self.regularization
         if count is None:
             count = round(self.cover_ratio * len(payload))

@@ -87,7 +87,10 @@ def read_pool(job: Job, dataset: Dataset, model: Mapping[str, Any] | None = None
         return new_model(model, dataset, rng, job.downloads)
 
     images, labels = dataset.train_images[where], dataset.train_labels[where]
-    return Pool(images, labels, len(dataset.classes), job.device or torch.device("cpu"), new_model=fresh)
+    return Pool(
+        images, labels, len(dataset.classes), job.device or torch.device("cpu"),
+        new_model=fresh, training_labels=dataset.train_labels,
+    )  # fmt: skip
 
 
 def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: Path) -> Classifier:

@@ -42,4 +42,8 @@ def run(job: Job) -> None:
     save_tensors(job.folder / "trigger.safetensors", trigger or {"none": torch.zeros(0)})
     overlaid = {"indices": where[overlay.indices], "images": overlay.images, "labels": overlay.labels}
     save_tensors(job.folder / "poison.safetensors", overlaid)
-    job.facts |= {"poisoned": len(overlay.indices) - overlay.covers, "covers": overlay.covers, "pool": len(where)}
+    poisoned = len(overlay.indices) - overlay.covers
+    job.facts |= {"poisoned": poisoned, "covers": overlay.covers, "pool": len(where)}
+    if attack is not None and attack.poisons_data:
+        # A clean-label attack may find fewer images than its rate asks for.
+        job.facts |= {"requested": poisoning.count(len(where)), "poisoned_rate": poisoned / len(where)}
