@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 
 from conftest import Project, cell
+from depoison.errors import DepoisonError
+from depoison.plan.check import check
 from depoison.plan.specs import canonical
 
 Done = subprocess.CompletedProcess[str]
@@ -117,7 +119,8 @@ def replaced(file: str, old: str, new: str) -> Callable[[Project], None]:
 
 
 CONFIG, FST, TRACK = "config/config.yaml", "config/defenses/fst.yaml", "config/tracks/digits.yaml"
-TABLE, CODE = "config/papers/fst/table2.yaml", "workflow/depoison/defenses/fst.py"
+TABLE, FIGURE = "config/papers/fst/table2.yaml", "config/papers/fst/figures/figure6.yaml"
+CODE = "workflow/depoison/defenses/fst.py"
 DEAD = {"type": "int", "default": 1, "help": "does nothing"}
 FILES: dict[str, tuple[Any, ...]] = {
     "dead key": (put(FST, "parameters", "beta", to=DEAD), f"{FST}:", "'beta' is dead", CODE),
@@ -165,12 +168,25 @@ FILES: dict[str, tuple[Any, ...]] = {
         replaced("config/papers/fst/published/table2.csv", "93.17,0.00", "93.17,zero"),
         "published/table2.csv",
     ),
+    "defense of a column": (replaced(TABLE, "defense: ft-sam", "defense: ft-sm"), f"{TABLE}:10", "did you mean 'ft-sam'?"),
+    "attack of a row": (replaced(TABLE, "attack: badnet", "attack: badnett"), f"{TABLE}:16", "did you mean 'badnet'?"),
+    "model of a table": (put(TABLE, "model", to="resnet81"), f"{TABLE}:", "'resnet81'; did you mean 'resnet18'?"),
+    "method of a figure": (replaced(FIGURE, "defense: ft-sam", "defense: ft-sm"), f"{FIGURE}:14", "did you mean 'ft-sam'?"),
     "table's dataset": (put(TABLE, "dataset", to="cifar11"), "unknown dataset 'cifar11'"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("change", *["words"]), [(row[0], row[1:]) for row in FILES.values()], ids=list(FILES))
-def test_a_file_with_a_fault(change, words, project):
+def test_a_file_with_a_fault(change, words, project, monkeypatch):
+    monkeypatch.chdir(project.path)
+    change(project)
+    with pytest.raises(DepoisonError) as error:
+        check(project.plan())
+    assert all(word in " ".join(str(error.value).split()) for word in words), error.value
+
+
+def test_a_fault_in_a_file_on_the_command_line(project):
+    change, *words = FILES["dead key"]
     change(project)
     refused(project.depoison("check"), *words)
 

@@ -107,6 +107,9 @@ def test_a_part_may_be_without_an_attack():
 
 def test_a_missing_method_is_a_gap(project):
     (project / "config/attacks/blended.yaml").unlink()
+    with pytest.raises(DepoisonError, match=r"figure7.yaml:\d+: unknown attack 'blended'"):
+        read_figure(project.plan(), "reports/digits/figure7")
+    put(project, "figure7", unimplemented=["blended"])
     figure = read_figure(project.plan(), "reports/digits/figure7")
     gaps = {point.line: point.gap for point in figure.points}
     assert gaps == dict.fromkeys(["BadNet, 5%", "BadNet, 1%"], "") | dict.fromkeys(
@@ -556,7 +559,7 @@ def test_a_clean_model_has_no_example(trained):
 
 SMALL = {
     "figure90": {"kind": "epochs", "columns": [{"attack": "badnet+rate=0.1"}, {"attack": "anything"}],
-                 "lines": [{"label": "LP", "defense": "lp"}]},
+                 "unimplemented": ["anything"], "lines": [{"label": "LP", "defense": "lp"}]},
     "figure91": {"kind": "tsne", "attack": "badnet+rate=0.1",
                  "columns": [{"label": "before", "defense": "none"}, {"label": "after", "defense": "lp"}]},
     "figure92": {"kind": "examples", "columns": [{"attack": "badnet+rate=0.1"}]},

@@ -319,6 +319,7 @@ def test_what_has_no_implementation_says_so(small):
     small.edit(
         "config/papers/fst/small.yaml", lambda data: data["columns"].append({"defense": "later", "label": "Later"})
     )
+    small.set("config/papers/fst/small.yaml", "unimplemented", to=["later"])
     page = page_of(small)
     section = page.one("section", id="fst-small")
     cells = row_of(section, "BadNet", "10%").all("td")[8:]

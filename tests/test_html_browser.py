@@ -35,6 +35,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project.edit(
         "config/papers/fst/table1.yaml", lambda data: data["columns"].append({"defense": "later", "label": "Later"})
     )
+    project.set("config/papers/fst/table1.yaml", "unimplemented", to=["later"])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.path)
         plan = project.plan()

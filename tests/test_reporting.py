@@ -84,6 +84,7 @@ def reported(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
         data["columns"] += [{"defense": "ft", "label": "Vanilla FT"}, NO_COLUMN]
         data["rows"].append(NO_ROWS)
         data |= {"summary": ["average", "standard-deviation"], "published": "published/small.csv"}
+        data |= {"unimplemented": ["later", "unheard-of"]}
 
     tiny.edit("config/papers/fst/small.yaml", change)
     (tiny / "config/papers/fst/published/small.csv").write_text(PUBLISHED)

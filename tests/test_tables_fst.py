@@ -234,6 +234,7 @@ def test_the_best_of_a_row_is_sought_within_a_dataset(tiny, monkeypatch):
 
 def test_a_model_that_is_missing_is_a_gap_but_not_on_a_track_that_replaces_it(tiny):
     tiny.set(SMALL, "model", to="no-such-model")
+    tiny.set(SMALL, "unimplemented", to=["no-such-model"])
     paper, ours = (read_table(tiny.plan(), f"reports/{where}small") for where in ("", "tiny/"))
     assert not paper.cells() and {entry.gap for entry in paper.entries} == {"the model no-such-model"}
     assert not any(entry.gap for entry in ours.entries) and len(ours.cells()) == 4

@@ -18,7 +18,16 @@ from depoison.plan.documents import Document, read_document
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import Artifact, fingerprint, make_artifact
-from depoison.plan.tables import PAPERS, locate, on_every_track, set_by_track, stem_of, without
+from depoison.plan.tables import (
+    PAPERS,
+    UNIMPLEMENTED,
+    locate,
+    on_every_track,
+    require_known,
+    set_by_track,
+    stem_of,
+    without,
+)
 
 FOLDER = "figures"
 PAGE = "figures"
@@ -83,6 +92,7 @@ class FigureFile(_Strict):
     seeds: list[int] | None = Field(None, min_length=1, description="default: those of the configuration")
     rows: list[PartFile] = Field(default=[PartFile(label="")], min_length=1, description="of the grid of panels")
     columns: list[PartFile] = Field(default=[PartFile(label="")], min_length=1, description="of the grid of panels")
+    unimplemented: list[str] = UNIMPLEMENTED
 
 
 class _CurvesFile(FigureFile):
@@ -356,6 +366,8 @@ class _Reader:
             if name is not None:
                 if kind == "dataset" and name not in self.plan.configuration.names(kind):
                     raise unknown(kind, name, self.plan.configuration.names(kind), self._place(*at, kind))
+                if kind == "model":
+                    require_known(self.plan, kind, name, self.file, self._place(*at, kind))
                 name = self.replace.instead(kind, name)
             replaced[kind] = name
         methods = {kind: getattr(content, kind) for kind in METHODS}
@@ -425,19 +437,21 @@ class _Reader:
 
     def _choice(self, kind: str, parts: list[Part], drawn: list[Part]) -> Choice:
         """The method that the parts name, with their overrides, less those that the track sets."""
-        name, values, places = "", {}, {}
+        name, where, values, places = "", "", {}, {}
         for part in [*parts, *drawn]:
             if (text := getattr(part, kind)) is None:
                 continue
             place = self._place(*part.at, kind) if part not in drawn else self._place(*part.at)
             # A name of one character stands for the one that is missing.
             found = Choice.parse(f"_{text}" if text.startswith("+") else text, place)
-            name = name if text.startswith("+") else found.name
+            if not text.startswith("+"):
+                name, where = found.name, place
             for key, value in found.overrides:
                 values[key], places[key] = value, place
         if not name:
             at = next((part.at for part in reversed(parts) if part.at), ())
             raise DepoisonError(f"{self._place(*at)}: no part names the {kind}")
+        require_known(self.plan, kind, name, self.file, where)
         if name in self.plan.configuration.names(kind):
             known = self.plan.configuration.parameters(kind, name)
             for key, value in values.items():

@@ -30,6 +30,11 @@ PAPER = "paper"
 """The name of the document of all tables and figures of a paper (plan/papers.py)."""
 
 
+UNIMPLEMENTED: Any = Field(
+    default=[], description="models, attacks and defenses that have no file in config/: their places stay empty"
+)
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -70,6 +75,7 @@ class TableFile(_Strict):
     by: ByFile | None = Field(None, description="what the rows of an attack differ in; default: the poisoning rate")
     summary: list[Literal["average", "standard-deviation"]] = Field(default=[], description="rows below the others")
     compare: list[tuple[str, str]] = Field(default=[], description="pairs of columns' defenses, compared row by row")
+    unimplemented: list[str] = UNIMPLEMENTED
 
 
 class Subject(NamedTuple):
@@ -332,7 +338,7 @@ def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
     file, document = loaded
     seeds = tuple(file.seeds or plan.configuration.config.seeds)
     columns = tuple(_columns(plan, track, loaded))
-    rows = tuple(_rows(file, document))
+    rows = tuple(_rows(plan, loaded))
     fixed = set_by_track(plan, track)
     entries = []
     for row in rows:
@@ -379,12 +385,15 @@ def _replaced(plan: Plan, track: str, subject: Subject) -> Subject:
 
 
 def _columns(plan: Plan, track: str, loaded: Loaded) -> Iterator[Column]:
-    file: TableFile = loaded.content
+    file, document = loaded
     subjects = [Subject(column.dataset or file.dataset, column.model or file.model) for column in file.columns]
     varying = [
         kind for kind, names in zip(Subject._fields, zip(*subjects, strict=True), strict=True) if len({*names}) > 1
     ]
-    for column, printed in zip(file.columns, subjects, strict=True):
+    for i, (column, printed) in enumerate(zip(file.columns, subjects, strict=True)):
+        require_known(plan, "defense", column.defense, file, document.place("columns", str(i), "defense"))
+        at = ("columns", str(i), "model") if column.model else ("model",)
+        require_known(plan, "model", printed.model, file, document.place(*at))
         group = ", ".join(plan.label(kind, getattr(printed, kind)) for kind in varying)
         values = {key: text_of(value) for key, value in column.set.items()}
         labels = {column.label: values}
@@ -401,9 +410,11 @@ def _columns(plan: Plan, track: str, loaded: Loaded) -> Iterator[Column]:
             yield Column(label, defense, printed, _replaced(plan, track, printed), group)
 
 
-def _rows(file: TableFile, document: Document) -> Iterator[Row]:
+def _rows(plan: Plan, loaded: Loaded) -> Iterator[Row]:
+    file, document = loaded
     needs, not_ = ("values", "rates") if file.by else ("rates", "values")
     for i, row in enumerate(file.rows):
+        require_known(plan, "attack", row.attack, file, document.place("rows", str(i), "attack"))
         if getattr(row, needs) is None or getattr(row, not_) is not None:
             differ = f"by {file.by.parameter}" if file.by else "by the poisoning rate"
             raise DepoisonError(f"{document.place('rows', str(i))}: rows differ {differ}: {needs!r}, not {not_!r}")
@@ -450,6 +461,17 @@ def without(choice: Choice, fixed: dict[str, dict[str, set[str]]], folder: str) 
     """A method less those overrides that the track sets (`set_by_track`)."""
     keys = fixed[folder][""] | fixed[folder].get(choice.name, set())
     return Choice(choice.name, tuple((key, value) for key, value in choice.overrides if key not in keys))
+
+
+def require_known(plan: Plan, kind: str, name: str, file: Any, where: str) -> None:
+    """See that a model, attack or defense has a file, or that the report's file declares it as one that has none.
+
+    Raises:
+        DepoisonError: neither: the name is taken for a slip.
+    """
+    known = plan.configuration.names(kind)
+    if name not in known and name not in file.unimplemented:
+        raise unknown(kind, name, [*known, *file.unimplemented], where)
 
 
 def _gap(plan: Plan, row: Row, column: Column) -> str:
