@@ -120,7 +120,7 @@ def replaced(file: str, old: str, new: str) -> Callable[[Project], None]:
 
 CONFIG, FST, TRACK = "config/config.yaml", "config/defenses/fst.yaml", "config/tracks/digits.yaml"
 TABLE, FIGURE = "config/papers/fst/table2.yaml", "config/papers/fst/figures/figure6.yaml"
-CODE = "workflow/depoison/defenses/fst.py"
+CODE, DIGITS = "workflow/depoison/defenses/fst.py", "config/datasets/digits.yaml"
 DEAD = {"type": "int", "default": 1, "help": "does nothing"}
 FILES: dict[str, tuple[Any, ...]] = {
     "dead key": (put(FST, "parameters", "beta", to=DEAD), f"{FST}:", "'beta' is dead", CODE),
@@ -172,6 +172,19 @@ FILES: dict[str, tuple[Any, ...]] = {
     "attack of a row": (replaced(TABLE, "attack: badnet", "attack: badnett"), f"{TABLE}:16", "did you mean 'badnet'?"),
     "model of a table": (put(TABLE, "model", to="resnet81"), f"{TABLE}:", "'resnet81'; did you mean 'resnet18'?"),
     "method of a figure": (replaced(FIGURE, "defense: ft-sam", "defense: ft-sm"), f"{FIGURE}:14", "did you mean 'ft-sam'?"),
+    "a source that is none": (put(DIGITS, "values", "source", to="download"), "unknown source 'download'"),
+    "a source's name": (put(DIGITS, "values", "source", to="digit"), "'digits'?", "digits, gtsrb, imagefolder"),
+    "track and paper": (write("config/tracks/fst.yaml", "summary: x"), "config/papers/fst and config/tracks/fst.yaml"),
+    "a name that is taken": (write("config/papers/fst/index.yaml", "title: x"), "fst/index.yaml", "another"),
+    **{
+        f"name {file!r}": (write(file, "summary: x\nlabel: x\n"), repr(Path(file).stem), "valid: letters, digits")
+        for file in (
+            "config/defenses/my defense.yaml", "config/attacks/bad+net.yaml", "config/datasets/a=b.yaml",
+            "config/models/a\nb.yaml", "config/tracks/_x.yaml", "config/papers/fst/my table.yaml",
+            "config/papers/fst/table.1.yaml", "config/papers/fst/figures/figure 1.yaml",
+        )
+    },
+    "name of a paper": (lambda project: (project / "config/papers/my paper").mkdir(), "'my paper' is no name"),
     "table's dataset": (put(TABLE, "dataset", to="cifar11"), "unknown dataset 'cifar11'"),
 }  # fmt: skip
 

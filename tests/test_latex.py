@@ -190,7 +190,7 @@ def test_targets():
 
 def test_a_table_cannot_be_called_paper(project):
     (project / "config/papers/fst/paper.yaml").write_text((project / "config/papers/fst/table8.yaml").read_text())
-    with pytest.raises(DepoisonError, match=r"paper\.yaml: 'paper' stands for all tables"):
+    with pytest.raises(DepoisonError, match=r"paper\.yaml: 'paper' is the name of another report"):
         read_report(project.plan(), "reports/table1")
 
 

@@ -377,7 +377,7 @@ def test_targets_of_all_tables(target, expected):
 def test_all_is_no_table_of_its_own(project):
     assert not any(target.endswith("/all") for target in all_tables(PLAN))
     (project / "config/papers/fst/all.yaml").write_text((project / "config/papers/fst/table8.yaml").read_text())
-    with pytest.raises(DepoisonError, match=r"all\.yaml: 'all' stands for all tables"):
+    with pytest.raises(DepoisonError, match=r"all\.yaml: 'all' is the name of another report"):
         read_report(project.plan(), "reports/all")
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
 from depoison.errors import DepoisonError, unknown
-from depoison.plan.documents import Document, read_document
+from depoison.plan.documents import Document, names_in, read_document
 from depoison.plan.parameters import BUDGET, SHARED, Parameter
 from depoison.plan.signatures import declared_asset, declared_keywords
 
@@ -233,7 +233,7 @@ class Configuration:
     @cached_property
     def _names(self) -> dict[str, list[str]]:
         folders = (*KINDS.values(), "tracks")
-        return {f: sorted(path.stem for path in (self.root / "config" / f).glob("*.yaml")) for f in folders}
+        return {folder: names_in(self.root / "config" / folder, self.root) for folder in folders}
 
     def names(self, kind: str) -> list[str]:
         """Every name of a kind ("dataset", "model", "attack", "defense" or "track") that has a file."""

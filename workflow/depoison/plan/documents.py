@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,32 @@ class Document:
                 if found in self.places:
                     return self.places[found]
         return self.path
+
+
+def names_in(folder: Path, root: Path, valid: str = "._-") -> list[str]:
+    """The names that a folder's YAML files give to what is in them, sorted; hidden files give none.
+
+    Args:
+        valid: the characters that a name may have besides letters and digits.
+
+    Raises:
+        DepoisonError: a name that could not stand in a target or in the name of a cell.
+    """
+    return sorted(_name(path, path.stem, root, valid) for path in folder.glob("[!.]*.yaml"))
+
+
+def folders_in(folder: Path, root: Path) -> list[str]:
+    """As `names_in`, the names of the folders in a folder."""
+    return sorted(_name(path, path.name, root, "._-") for path in folder.glob("[!.]*") if path.is_dir())
+
+
+def _name(path: Path, name: str, root: Path, valid: str) -> str:
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9{valid}]*", name):
+        marks = " ".join(valid)
+        raise DepoisonError(
+            f"{str(path.relative_to(root))!r}: {name!r} is no name; valid: letters, digits and {marks}, no mark first"
+        )
+    return name
 
 
 def read_document(path: Path, root: Path) -> Document:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.config import load_as
-from depoison.plan.documents import Document, read_document
+from depoison.plan.documents import Document, names_in, read_document
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import Artifact, fingerprint, make_artifact
@@ -282,7 +282,7 @@ def read_page(plan: Plan, target: str) -> Page:
 
 def figures_of(root: Path, paper: str) -> list[str]:
     """The names of a paper's figures, figure10 after figure9."""
-    names = [path.stem for path in (root / PAPERS / paper / FOLDER).glob("*.yaml")]
+    names = names_in(root / PAPERS / paper / FOLDER, root, "_-")
     return sorted(names, key=lambda name: (int((re.search(r"\d+", name) or ["0"])[0]), name))
 
 

@@ -172,7 +172,8 @@ class Plan:
 
     @cached_property
     def _sources(self) -> list[str]:
-        return [path.stem.replace("_", "-") for path in (self.root / SOURCES).glob("[!_]*.py")]
+        files = (self.root / SOURCES).glob("[!_]*.py")
+        return [path.stem.replace("_", "-") for path in files if "\ndef load(" in path.read_text(encoding="utf-8")]
 
     def _method(
         self, kind: str, choice: Choice, values: Mapping[str, Any], settings: Mapping[str, list[Setting]]

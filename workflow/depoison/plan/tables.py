@@ -15,7 +15,7 @@ from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.config import Loaded, load_as
-from depoison.plan.documents import Document, read_document
+from depoison.plan.documents import Document, folders_in, names_in, read_document
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import fingerprint
@@ -241,20 +241,22 @@ def locate(plan: Plan, target: str) -> tuple[str, str, str]:
     """(paper, track, name) of reports/[{track}/][{paper}/]{name}, with any suffix.
 
     Raises:
-        DepoisonError: not of that form, or an unknown paper or track.
+        DepoisonError: not of that form, an unknown paper or track, or a track that is called as a paper.
     """
     match = re.fullmatch(r"reports/((?:[^/]+/)*)([^/.]+)(\.[a-z]+)?", target)
     if not match:
         raise DepoisonError(f"{target}: a table is reports/[track/][paper/]table.md (or .tex, .csv, .json)")
-    papers = papers_of(plan.root)
+    papers, tracks = papers_of(plan.root), plan.configuration.names("track")
     paper, track = None, None
     for part in filter(None, match[1].split("/")):
+        if part in papers and part in tracks:
+            raise DepoisonError(f"{PAPERS}/{part} and config/tracks/{part}.yaml have one name; rename one of them")
         if part in papers and paper is None:
             paper = part
-        elif part in plan.configuration.names("track") and track is None and paper is None:
+        elif part in tracks and track is None and paper is None:
             track = part
         else:
-            raise unknown("track or paper", part, [*papers, *plan.configuration.names("track")], target)
+            raise unknown("track or paper", part, [*papers, *tracks], target)
     return paper or DEFAULT_PAPER, track or DEFAULT_TRACK, match[2]
 
 
@@ -318,15 +320,14 @@ def tables_of(root: Path, paper: str) -> list[str]:
     """The names of a paper's tables, table10 after table9.
 
     Raises:
-        DepoisonError: a table has a name that stands for all of them.
+        DepoisonError: a table has a name that stands for another report.
     """
-    folder = root / PAPERS / paper
-    for name in (ALL, PAPER):
-        if (folder / f"{name}.yaml").exists():
+    names = {*names_in(root / PAPERS / paper, root, "_-")} - {CLAIMS}
+    for name in sorted(names):
+        if name in (ALL, PAPER, "index") or name.startswith("figure"):
             raise DepoisonError(
-                f"{folder / name}.yaml: {name!r} stands for all tables of a paper; name the table otherwise"
+                f"{PAPERS}/{paper}/{name}.yaml: {name!r} is the name of another report; name the table otherwise"
             )
-    names = {path.stem for path in folder.glob("*.yaml")} - {CLAIMS}
     parts = {name: re.split(r"(\d+)", name) for name in names}
     # Texts stand at even places, numbers at odd ones, so that only like is compared with like.
     return sorted(parts, key=lambda name: [int(part) if i % 2 else part for i, part in enumerate(parts[name])])
@@ -375,7 +376,7 @@ def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
 
 def papers_of(root: Path) -> list[str]:
     """The names of the papers that the project has tables or figures of."""
-    return sorted(path.name for path in (root / PAPERS).iterdir() if path.is_dir())
+    return folders_in(root / PAPERS, root)
 
 
 def _replaced(plan: Plan, track: str, subject: Subject) -> Subject:
