@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import re
 
 import pytest
@@ -27,7 +28,7 @@ from small import CPU, classes_of, network, pixels, recipe
 RNG = Rng(0, "test")
 ATTACK = LabelConsistent(
     eps=8.0, step=1.5, steps=10, amplitude=255.0, enlarge=True,
-    surrogate="clean", surrogate_eps=8.0, surrogate_step=2.0, surrogate_steps=3,
+    surrogate_model="same", surrogate="clean", surrogate_eps=8.0, surrogate_step=2.0, surrogate_steps=3,
 )  # fmt: skip
 TRAINED = {"surrogate": "adversarial", "surrogate_eps": 8.0, "surrogate_step": 2.0, "surrogate_steps": 3}
 
@@ -119,7 +120,7 @@ def test_pgd_stays_in_the_ball_and_raises_the_loss():
 
 def workshop(plan: Recipe) -> Workshop:
     own = pool()
-    return Workshop(own, plan, Rng(3, "asset"), Monitor(), own.images, own.images[:0])
+    return Workshop(own, plan, Rng(3, "asset"), Monitor(), own.images, own.images[:9], own.labels[:9])
 
 
 def test_adversarial_training_with_no_radius_is_plain_training():
@@ -148,6 +149,49 @@ def test_adversarial_training_steps_on_the_images_that_pgd_finds():
         assert torch.allclose(trained[name].double(), buffer.double(), atol=1e-6), name
 
 
+def colored(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images whose class, in turn, is the brightest channel."""
+    images, labels = pixels(count) // 2, torch.arange(count) % 3
+    for image, label in zip(images, labels, strict=True):
+        image[label] += 10
+    return images, labels
+
+
+def taught(count: int, labels: torch.Tensor | None = None) -> Workshop:
+    """A workshop of colored images; the test set's labels are theirs or the given ones."""
+    (images, own), (test_images, test_labels) = colored(90), colored(count)
+    victims = Pool(images, own, 3, CPU, new_model=lambda rng: network())
+    plan = recipe(epochs=8, batch_size=10)
+    return Workshop(
+        victims, plan, Rng(3, "asset"), Monitor(), images, test_images, test_labels if labels is None else labels
+    )
+
+
+@pytest.mark.parametrize(("count", "measured"), [(20, 20), (1500, 1000)])
+@pytest.mark.parametrize("kind", ["adversarial", "clean"])
+def test_the_record_has_the_networks_accuracy_on_test_images_plain_and_under_its_pgd(count, measured, kind):
+    shop, model = taught(count), network()
+    model.load_state_dict(make_asset(shop, **(TRAINED | {"surrogate": kind})))
+    model.eval()
+    every = [number * count // measured for number in range(measured)]
+    images, labels = shop.test_images[every], shop.test_labels[every]
+    hard = pgd(model, images.float(), labels, 8.0, 2.0, 3)
+    plain, under = (100 * (model(x).argmax(1) == labels).double().mean().item() for x in (images, hard))
+    expected = {"measured_on": "test images", "images": measured, "c_acc": pytest.approx(plain)}
+    if kind == "adversarial":
+        expected["pgd_acc"] = pytest.approx(under)
+    assert under < plain and shop.monitor.facts == {"surrogate": expected}
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_a_network_near_chance_is_told_in_one_line(near, caplog):
+    shop = taught(300, torch.arange(300) // 100 if near else None)  # labels that have nothing to do with the images
+    make_asset(shop, **(TRAINED | {"surrogate": "clean"}))
+    assert (shop.monitor.facts["surrogate"]["c_acc"] < 40) == near
+    lines = [message for message in caplog.messages if "near chance" in message]
+    assert len(lines) == near and all("always one class 33.3" in line for line in lines)
+
+
 # The poisoned images
 
 
@@ -170,12 +214,38 @@ def test_only_the_target_class_is_made_hard_and_marked_and_keeps_its_label(eps, 
 
 # The stage, and what its result follows from
 
-CELL = "results/cells/{}/digits/resnet18+width=8/label-consistent+{}/none/s{}.json"
+CELL = "results/cells/{}/digits/{}/label-consistent+{}/none/s{}.json"
+NARROW = "resnet18+width=8"
 
 
 def chain(track: str, change: str, seed: int = 0) -> dict[str, str]:
-    found = Plan(ROOT).cell(CELL.format(track, change, seed)).evaluation.chain()
+    found = Plan(ROOT).cell(CELL.format(track, NARROW, change, seed)).evaluation.chain()
     return {artifact.stage: directory for directory, artifact in found.items()}
+
+
+@pytest.mark.parametrize("track", ["paper", "digits"])
+def test_cells_of_all_architectures_share_the_network_of_the_configurations_resnet18(track):
+    plan, found = Plan(ROOT), {}
+    for kind in ("resnet18", "same"):
+        for model in ("resnet18", NARROW, "vgg19-bn", "preactresnet18", "densenet161"):
+            cell = plan.cell(CELL.format(track, model, f"rate=0.05+surrogate_model={kind}", 0))
+            found[kind, model] = {artifact.stage: artifact for artifact in cell.evaluation.chain().values()}
+    default = plan.cell(CELL.format(track, "vgg19-bn", "rate=0.05", 0)).evaluation.chain()
+    shared = {stages["asset"].directory for (kind, _), stages in found.items() if kind == "resnet18"}
+    assert len(shared) == 1 and shared <= default.keys()
+    for (kind, model), stages in found.items():
+        trained = found[kind, "resnet18" if kind == "resnet18" else model]["train"].spec["parameters"]
+        made = stages["asset"].spec["parameters"]
+        assert {key: made[key] for key in ("model", "recipe")} == trained
+    assert found["resnet18", "vgg19-bn"]["asset"].spec["parameters"]["model"]["parameters"] == {
+        "width": 64 if track == "paper" else 16
+    }
+    assert len({stages["asset"].directory for (kind, _), stages in found.items() if kind == "same"}) == 5
+
+
+def test_a_surrogate_that_is_no_model_is_refused_with_the_nearest_name():
+    with pytest.raises(DepoisonError, match=r"unknown model 'resnet19'; did you mean 'resnet18'"):
+        chain("paper", "surrogate_model=resnet19")
 
 
 @pytest.mark.parametrize(
@@ -197,14 +267,16 @@ def test_the_attackers_network_is_shared_where_it_is_the_same(change, moves):
 def test_the_stages_make_the_network_and_then_the_poisoned_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     change = "epochs=1+rate=0.05+surrogate_steps=1"
-    artifacts = Plan(ROOT).cell(CELL.format("digits", change, 0)).evaluation.chain().values()
+    artifacts = Plan(ROOT).cell(CELL.format("digits", NARROW, change, 0)).evaluation.chain().values()
     runtime = Runtime(device="cpu")
     for artifact in artifacts:
         if artifact.stage in ("dataset", "split", "asset", "poison"):
             run_stage(artifact.spec, artifact.directory, runtime)
     made = {artifact.stage: artifact for artifact in artifacts}
     weights = load_file(tmp_path / made["asset"].product)
-    assert weights["extractor.0.weight"].shape[0] == 8
+    assert weights["extractor.0.weight"].shape[0] == 16  # the track's, not the backdoored model's
+    recorded = json.loads((tmp_path / made["asset"].directory / "run.json").read_text())["surrogate"]
+    assert recorded.keys() == {"measured_on", "images", "c_acc", "pgd_acc"}
     overlay = load_file(tmp_path / made["poison"].product)
     labels = load_file(tmp_path / made["dataset"].product)["train_labels"]
     assert len(overlay["indices"]) > 0 and overlay["labels"].eq(0).all()
@@ -217,6 +289,10 @@ def test_the_stages_make_the_network_and_then_the_poisoned_set(tmp_path, monkeyp
         (
             "[surrogate, surogate_eps]",
             r"label-consistent.yaml:\d+: unknown hyper-parameter 'surogate_eps'.*surrogate_eps",
+        ),
+        (
+            "[surrogate, surrogate_eps, surrogate_step, surrogate_steps, recipe]",
+            r"label-consistent.yaml:\d+: 'surrogate_model' names the model that the asset is; valid: once, where `asset`",
         ),
         ("[surrogate, model]", r"label-consistent.yaml:\d+: does not fit .*make_asset with surrogate, surrogate_eps"),
     ],

@@ -42,7 +42,7 @@ def digits(count: int) -> torch.Tensor:
 
 def workshop(images: torch.Tensor, monitor: Monitor | None = None, seed: int = 0) -> Workshop:
     pool = Pool(images, classes_of(len(images)), 3, CPU)
-    return Workshop(pool, None, Rng(seed, "asset"), monitor or Monitor(), images, images[:0])
+    return Workshop(pool, None, Rng(seed, "asset"), monitor or Monitor(), images, images[:0], classes_of(0))
 
 
 def trained(clean: torch.Tensor, seed: int = 0, **changes: Any) -> tuple[SSBA, dict[str, torch.Tensor]]:

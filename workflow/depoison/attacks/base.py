@@ -77,9 +77,10 @@ class Workshop:
     Attributes:
         pool: without an asset yet.
         recipe: how the backdoored model is trained, for an asset that lists `recipe`.
-        monitor: progress and resumable state of a training.
+        monitor: progress and resumable state of a training, and what the record shall say of the asset.
         train_images, test_images: (N, C, H, W) uint8, all of the dataset's, which the attacker does not know: only to look
-            up images that were made of them elsewhere.
+            up images that were made of them elsewhere, and to measure for the record.
+        test_labels: (N,) int64.
     """
 
     pool: Pool
@@ -88,6 +89,7 @@ class Workshop:
     monitor: Monitor
     train_images: Tensor
     test_images: Tensor
+    test_labels: Tensor
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ from depoison.training.loop import PlainBatches, classification, fit, unchanged_
 
 log = logging.getLogger("depoison")
 
+MEASURED = 1000
+"""Of how many test images a network's accuracy is recorded."""
+
 CORNER = torch.tensor([[-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, 1.0]])
 """The pattern of both right corners; both left ones have its mirror image."""
 
@@ -34,6 +37,7 @@ class LabelConsistent(Attack):
     eps, step, steps: radius and step (L-infinity, in grey levels of 255) and number of steps of PGD.
     amplitude: of the pattern, in grey levels; 255 makes its pixels black and white.
     enlarge: whether the pattern grows with images of 64 pixels and more.
+    surrogate_model: which network PGD runs against; "same" for one of the backdoored model's kind.
     surrogate: "adversarial" or "clean": how the network that PGD runs against was trained.
     surrogate_eps, surrogate_step, surrogate_steps: of the PGD in its adversarial training.
     """
@@ -45,6 +49,7 @@ class LabelConsistent(Attack):
     steps: int
     amplitude: float
     enlarge: bool
+    surrogate_model: str
     surrogate: str
     surrogate_eps: float
     surrogate_step: float
@@ -84,7 +89,7 @@ class LabelConsistent(Attack):
 def make_asset(
     workshop: Workshop, *, surrogate: str, surrogate_eps: float, surrogate_step: float, surrogate_steps: int
 ) -> dict[str, Tensor]:
-    """The weights of a network of the backdoored model's kind, trained as it is, but on the clean pool.
+    """The weights of the network that PGD shall run against, trained on the clean pool as a backdoored model of its kind is.
 
     Adversarially (Madry et al., ICLR 2018, Eq. 2.1): every batch is replaced by what PGD, started at the images, makes of
     it; BatchNorm's running statistics follow the replaced batches only.
@@ -100,7 +105,42 @@ def make_asset(
     batches = PlainBatches(pool.images, pool.labels, recipe, pool.device)
     objective = adversarial if surrogate == "adversarial" else None
     model = pool.new_model(workshop.rng).to(pool.device)
-    return fit(model, batches, recipe, workshop.rng, workshop.monitor, objective=objective).state_dict()
+    fit(model, batches, recipe, workshop.rng, workshop.monitor, objective=objective)
+    attacked = (surrogate_eps, surrogate_step, surrogate_steps) if objective else None
+    workshop.monitor.facts["surrogate"] = _measured(model, workshop, attacked)
+    return model.state_dict()
+
+
+def _measured(
+    model: Classifier, workshop: Workshop, attacked: tuple[float, float, int] | None
+) -> dict[str, float | str]:
+    """Accuracies for the record, in percent, of a thousand test images; warns where the network has learned next to nothing.
+
+    Args:
+        attacked: radius, step and steps of PGD, for the accuracy under it.
+    """
+    total = len(workshop.test_labels)
+    count = min(MEASURED, total)
+    where = torch.arange(count) * total // count  # over the whole set: a folder's images come class by class
+    correct = {"c_acc": 0, "pgd_acc": 0} if attacked else {"c_acc": 0}
+    for part in where.split(250):
+        images, labels = workshop.test_images[part].to(workshop.pool.device), workshop.test_labels[part]
+        labels = labels.to(workshop.pool.device)
+        found = {"c_acc": images}
+        if attacked:
+            found["pgd_acc"] = pgd(model, images.float(), labels, *attacked)
+        with torch.no_grad():
+            for key, images in found.items():
+                correct[key] += int((model(images).argmax(1) == labels).sum())
+    accuracies = {key: 100 * number / count for key, number in correct.items()}
+    chance = 100 * int(workshop.test_labels[where].bincount().max()) / count
+    if accuracies["c_acc"] < chance + (100 - chance) / 10:
+        log.warning(
+            "the attacker's network is near chance: C-Acc %.1f, always one class %.1f; PGD against it makes no image hard to "
+            "recognize. It may need more epochs, or surrogate=clean",
+            accuracies["c_acc"], chance,
+        )  # fmt: skip
+    return {"measured_on": "test images", "images": count} | accuracies
 
 
 def pgd(model: Classifier, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:

@@ -24,7 +24,8 @@ SECTIONS_OF = {"dataset": (), "model": (), "attack": ("poisoning", "training"), 
 SHARED_BY = {"dataset": ("dataset",), "model": (), "attack": ("poisoning", "recipe"), "defense": ("recipe", "tuning")}
 
 ASSET_NEEDS = ("model", "recipe")
-"""What an attack's asset may depend on, besides hyper-parameters of the attack: as the backdoored model is trained."""
+"""What an attack's asset may depend on, besides hyper-parameters of the attack: as the backdoored model is trained, or as the
+model would be that a hyper-parameter of type `model` names."""
 
 OWN, CELLS_NAME = "your configuration", "the cell's name"
 """The layers above the track's, as `depoison explain` calls them."""
@@ -96,7 +97,8 @@ class Method(_Strict):
     asset: list[str] | None = Field(
         None,
         description="(attacks only) it makes something before it poisons, such as a network of its own; lists what that "
-        "depends on: hyper-parameters of its own, `model` and `recipe`",
+        "depends on: hyper-parameters of its own, `model` and `recipe` (of the backdoored model, or of the one that a "
+        "hyper-parameter of type `model` names)",
     )
     values: Values = Field(default={}, description="its defaults for shared hyper-parameters")
     datasets: dict[str, Values] = Field(default={}, description="its values on a dataset")
@@ -296,6 +298,12 @@ class Configuration:
         if made != (None if asset is None else set(asset) - set(ASSET_NEEDS)):
             takes_ = "no make_asset" if made is None else f"make_asset with {', '.join(sorted(made)) or 'nothing'}"
             raise DepoisonError(f"{loaded.document.place('asset')}: does not fit {shown}, which has {takes_}")
+        naming = [key for key, parameter in loaded.content.parameters.items() if parameter.type == "model"]
+        if len(naming) > ("model" in (asset or ())):
+            raise DepoisonError(
+                f"{loaded.document.place('parameters', naming[-1])}: {naming[-1]!r} names the model that the asset is; "
+                "valid: once, where `asset` lists `model`"
+            )
 
     @staticmethod
     def _shared(kind: str, method: Method) -> dict[str, Parameter]:

@@ -18,7 +18,8 @@ class Parameter(BaseModel):
 
     Attributes:
         type: what a value is; `floats` is a list of numbers, `picture` one of the choices, which our code makes, or the
-            stem of a file in config/triggers/, whose content goes into the spec.
+            stem of a file in config/triggers/, whose content goes into the spec; `model` one of the choices, or the name of
+            the model that the attack's asset is, with that model's values on the cell's track and dataset.
         default: the value where nothing else sets one; a shared parameter has none and takes it from config.yaml.
         range: the valid interval in the usual notation, such as "(0, 1]" or "[0, inf)"; for `floats`, of each number.
         choices: the valid values, where there are few.
@@ -30,7 +31,7 @@ class Parameter(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    type: Literal["float", "int", "bool", "str", "floats", "picture"]
+    type: Literal["float", "int", "bool", "str", "floats", "picture", "model"]
     default: Any = None
     range: str | None = None
     choices: tuple[Any, ...] | None = None
@@ -76,7 +77,7 @@ class Parameter(BaseModel):
         return converted
 
     def _holds(self, value: Any) -> bool:
-        if self.type == "picture":
+        if self.type in ("picture", "model"):  # whether there is such a file is the plan's question
             return re.fullmatch(r"[A-Za-z0-9_.-]+", value) is not None
         if self.choices is not None:
             return value in self.choices
@@ -97,8 +98,9 @@ class Parameter(BaseModel):
             "str": "a text",
             "floats": "numbers",
         }
-        if self.type == "picture":
-            words = f"{' or '.join(self.choices or ())}, or the stem of a file in config/triggers/"
+        if self.type in ("picture", "model"):
+            others = {"picture": "the stem of a file in config/triggers/", "model": "the name of a model"}
+            words = f"{' or '.join(self.choices or ())}, or {others[self.type]}"
         elif self.choices is not None:
             words = " or ".join(map(str, self.choices))
         else:
@@ -125,7 +127,7 @@ def _convert(kind: str, value: Any) -> Any:
         return None if None in numbers else numbers
     if kind == "bool":
         return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
-    if kind in ("str", "picture"):
+    if kind in ("str", "picture", "model"):
         return value if isinstance(value, str) and value else None
     if isinstance(value, bool):
         return None

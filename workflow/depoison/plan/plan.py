@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,7 @@ class Plan:
             raise unknown("track", name.track, self.configuration.names("track"), name.path)
         settings = {kind: self._settings(kind, name) for kind in KINDS}
         for kind in KINDS:
-            why = self.configuration.excluded(
-                kind, getattr(name, kind).name, dataset=name.dataset.name, model=name.model.name
-            )
-            if why:
-                raise DepoisonError(f"{name.path}: {why}")
+            self._check_not_excluded(kind, name)
         value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
         dataset = make_artifact("dataset", {}, self._dataset_parameters(name.dataset.name, value["dataset"]))
         self.local_copies[dataset.directory] = value["dataset"]["root"]
@@ -127,10 +123,8 @@ class Plan:
         data = {"dataset": dataset, "split": split}
 
         attack = {"attack": self._method("attack", name.attack, value["attack"], settings["attack"])}
-        model = self._method("model", name.model, value["model"], settings["model"])
-        model |= {key: value["dataset"][key] for key in ("mean", "std")}
-        training = {"model": model, "recipe": _recipe(value["attack"])}
-        asset = self._asset(attack["attack"], training, data, name.seed)
+        training = self._training(name)
+        asset = self._asset(name, attack["attack"], data)
         poisoning = {key: value["attack"][key] for key in SHARED["poisoning"] if key in value["attack"]}
         poison = make_artifact("poison", data | asset, {**attack, "poisoning": poisoning}, name.seed)
         backdoored = make_artifact("train", {**data, "poison": poison}, training, name.seed)
@@ -182,20 +176,47 @@ class Plan:
         method = self.configuration.method(kind, choice.name).content
         own = {key: values[key] for key in method.parameters}
         for key, parameter in method.parameters.items():
-            if parameter.type == "picture" and own[key] not in (parameter.choices or ()):
+            if own[key] in (parameter.choices or ()):
+                continue
+            if parameter.type == "picture":
                 own[key] = self._picture(own[key], settings[key][-1].place)
+            models = self.configuration.names("model")
+            if parameter.type == "model" and own[key] not in models:
+                raise unknown("model", own[key], [*models, *(parameter.choices or ())], settings[key][-1].place)
         return {"name": choice.name, "version": method.version, "parameters": own}
 
-    def _asset(
-        self, attack: dict[str, Any], training: dict[str, Any], data: dict[str, Artifact], seed: int
-    ) -> dict[str, Artifact]:
-        """{"asset": what the attack makes before it poisons}, of what its file says that this depends on; or nothing."""
-        needs = self.configuration.method("attack", attack["name"]).content.asset
-        if needs is None:
+    def _check_not_excluded(self, kind: str, name: CellName) -> None:
+        method = getattr(name, kind).name
+        why = self.configuration.excluded(kind, method, dataset=name.dataset.name, model=name.model.name)
+        if why:
+            raise DepoisonError(f"{name.path}: {why}")
+
+    def _training(self, name: CellName) -> dict[str, Any]:
+        """The model of a cell and how it is trained, as they stand in a spec."""
+        settings = {kind: self._settings(kind, name) for kind in ("dataset", "model", "attack")}
+        value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
+        model = self._method("model", name.model, value["model"], settings["model"])
+        model |= {key: value["dataset"][key] for key in ("mean", "std")}
+        return {"model": model, "recipe": _recipe(value["attack"])}
+
+    def _asset(self, name: CellName, attack: dict[str, Any], data: dict[str, Artifact]) -> dict[str, Artifact]:
+        """{"asset": what the attack makes before it poisons}, of what its file says that this depends on; or nothing.
+
+        A model that a hyper-parameter names is that of the same cell with this model, so that the cells of all architectures
+        share it.
+        """
+        method = self.configuration.method("attack", attack["name"]).content
+        if method.asset is None:
             return {}
-        own = {key: attack["parameters"][key] for key in needs if key in attack["parameters"]}
-        parameters = {"attack": attack | {"parameters": own}} | {key: training[key] for key in needs if key in training}
-        return {"asset": make_artifact("asset", data, parameters, seed)}
+        own = {key: attack["parameters"][key] for key in method.asset if key in attack["parameters"]}
+        for key, parameter in method.parameters.items():
+            if parameter.type == "model" and attack["parameters"][key] not in (parameter.choices or ()):
+                name = replace(name, model=Choice(attack["parameters"][key]))
+                self._check_not_excluded("model", name)
+        training = self._training(name)
+        parameters = {"attack": attack | {"parameters": own}}
+        parameters |= {key: training[key] for key in method.asset if key in training}
+        return {"asset": make_artifact("asset", data, parameters, name.seed)}
 
     def _picture(self, stem: str, where: str) -> str:
         """A user's file by its content: its name may stay while its bytes change."""

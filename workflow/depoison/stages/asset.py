@@ -18,7 +18,10 @@ def run(job: Job) -> None:
     pool = read_pool(job, dataset, job.parameters.get("model"))
     recipe = Recipe(**job.parameters["recipe"]) if "recipe" in job.parameters else None
     monitor = Monitor(report=Progress("asset"), scratch=job.scratch, save_seconds=job.runtime.save_seconds)
-    workshop = Workshop(pool, recipe, Rng(job.seed, "asset"), monitor, dataset.train_images, dataset.test_images)
+    workshop = Workshop(
+        pool, recipe, Rng(job.seed, "asset"), monitor, dataset.train_images, dataset.test_images, dataset.test_labels
+    )
     save_tensors(
         job.folder / "asset.safetensors", module_of(attack["name"]).make_asset(workshop, **attack["parameters"])
     )
+    job.facts |= monitor.facts
