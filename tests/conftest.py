@@ -17,6 +17,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
+from depoison.plan.lock import SEEN, disagreement
 from depoison.plan.plan import Plan
 
 settings.register_profile("project", deadline=None, derandomize=True)
@@ -68,6 +69,11 @@ LONGEST = (
 """Files that take minutes each; parallel processes start with them, so that none is left with one at the end."""
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Compare code and lock once, not in each copy of the project."""
+    disagreement(ROOT, [])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
@@ -100,11 +106,11 @@ class Project:
 
     def __init__(self, path: Path, source: Path = ROOT, parts: tuple[str, ...] = PARTS):
         self.path = path
-        for part in parts:
+        for part in (*parts, str(SEEN)):
             if (source / part).is_dir():
                 shutil.copytree(source / part, path / part, ignore=shutil.ignore_patterns("__pycache__"))
             elif (source / part).exists():
-                path.mkdir(parents=True, exist_ok=True)
+                (path / part).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source / part, path / part)
 
     def copy(self, path: Path, *more: str) -> Project:

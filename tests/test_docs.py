@@ -44,3 +44,12 @@ def test_page_leads_to_a_cell(page, tmp_path):
     cell = json.loads((tmp_path / words[-1]).read_text(encoding="utf-8"))
     assert 0 <= cell["metrics"]["c_acc"] <= 100
     assert 0 <= cell["metrics"]["asr"] <= 100
+
+    # Who edits the code is told what the page says.
+    for line in re.findall(r"^depoison: .* its code changed .*$", text, re.MULTILINE):
+        with (tmp_path / "workflow/depoison/defenses/l2_sp.py").open("a", encoding="utf-8") as code:
+            code.write("\nCHANGED = 1\n")
+        done = subprocess.run(
+            [words[0], "-n", *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert "Nothing to be done" in done.stdout + done.stderr and line in done.stderr.splitlines()

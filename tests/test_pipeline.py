@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from conftest import ROOT, Project, cell, job_counts, with_tiny
+from depoison.cli import main
 from depoison.plan.tables import read_table
 from depoison.reporting.tables import write_table
 
@@ -127,6 +128,34 @@ def test_a_users_value_that_equals_a_default_wins_over_the_track_in_jobs_too(how
     specs = json.loads((ready / lp()).read_text(encoding="utf-8"))["specs"]
     (purify,) = (spec for spec in specs.values() if spec["stage"] == "purify")
     assert purify["parameters"]["recipe"]["batch_size"] == default
+
+
+def test_who_changed_code_is_told_what_to_do(ready, monkeypatch, capsys):
+    with (ready / "workflow/depoison/defenses/lp.py").open("a", encoding="utf-8") as code:
+        code.write("\nCHANGED = 1\n")
+    line = (
+        "depoison: defense lp: its code changed since version 1 was locked: raise `version` in config/defenses/lp.yaml"
+    )
+    (ready / TABLE).unlink()
+    done = ready.snakemake("--cores", "1", TABLE)
+    assert job_counts(done.stdout + done.stderr) == {"table": 1} and done.stderr.count(line) == 1
+    assert line not in (ready / "logs" / TARGET).with_suffix(".log").read_text(encoding="utf-8")
+    monkeypatch.chdir(ready.path)
+    for command in (["run", TABLE], ["table", TABLE], ["cell", lp()], ["check"]):
+        assert main(command) == 0 and capsys.readouterr().err.count(line) == 1, command
+    done = ready.snakemake("-n", TABLE)
+    assert "Nothing to be done" in done.stdout + done.stderr and done.stderr.count(line) == 1
+    assert main(["cell", cell(track="tiny", attack="badnet+rate=0.1", defense="none")]) == 0
+    assert line not in capsys.readouterr().err
+
+    assert main(["lock"]) == main(["table", TABLE]) == 0
+    assert line not in capsys.readouterr().err
+    ready.set("config/defenses/lp.yaml", "version", to=2)
+    done = ready.snakemake("-n", TABLE)
+    assert job_counts(done.stdout + done.stderr) == {"purify": 2, "evaluate": 2, "table": 1}
+    assert (
+        "depoison: defense lp: is version 2, and 1 in workflow/depoison.lock.json; run `depoison lock`" in done.stderr
+    )
 
 
 def test_an_attack_moves_only_its_own(ready):

@@ -29,6 +29,12 @@ columns: [{defense: none, label: No defense}, {defense: fst, label: FST}, {defen
 rows: [{attack: badnet, label: BadNet, rates: [0.05]}, {attack: blended, label: Blended, rates: [0.05]}]
 """
 REPORT = "reports/tiny/small.md"
+BESIDE = (
+    "reports/tiny/smaller.md",
+    "reports/small.md",
+    "results/cells/tiny/digits/resnet18/badnet/fst/s0.json",
+    "results/evaluate/digits-other-s0-resnet18-fst-0123456789/metrics.json",
+)
 
 
 class Clone:
@@ -50,7 +56,15 @@ class Clone:
 
     def jobs(self, *arguments: str) -> dict[str, int]:
         """What a dry run would do: {rule: count}; empty for nothing."""
-        return job_counts(self.run("snakemake", "-n", "--cores", "2", *arguments, "--", REPORT))
+        return job_counts(self.planned(*arguments))
+
+    def planned(self, *arguments: str) -> str:
+        return self.run("snakemake", "-n", "--cores", "2", *arguments, "--", REPORT)
+
+    def heavy(self) -> dict[str, bool]:
+        """Whether each published file is here."""
+        pointers = sorted(self.folder.glob("results/**/*.dvc"))
+        return {str(path.relative_to(self.folder)): path.with_suffix("").exists() for path in pointers}
 
     def scramble(self) -> None:
         """Give every file a random modification time in the past."""
@@ -62,6 +76,10 @@ class Clone:
 
 def commit(clone: Clone, message: str) -> None:
     clone.run("git", "add", "-A")
+    commit_staged(clone, message)
+
+
+def commit_staged(clone: Clone, message: str) -> None:
     clone.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
 
 
@@ -87,12 +105,25 @@ def published(tmp_path_factory):
     clone.run("git", "init", "-q", "-b", "main")
     clone.run("dvc", "init", "-q")
     clone.run("dvc", "remote", "add", "--default", "team", str(base / "remote"))
+    commit(clone, "code")
     clone.run("snakemake", "--cores", "2", "--", REPORT)
+    for beside in BESIDE:  # what else lies about, and is not shared
+        (clone.folder / beside).parent.mkdir(parents=True, exist_ok=True)
+        (clone.folder / beside).write_text("{}")
     told = clone.depoison("share", "push", REPORT)
-    assert "git add results reports" in told
-    commit(clone, "first table")
+    (suggested,) = (line for line in told.splitlines() if "git add" in line)
+    clone.run("bash", "-c", suggested.split("&&")[0])
+    staged = set(clone.run("git", "diff", "--cached", "--name-only").split())
+    commit_staged(clone, "first table")
+    clone.run("git", "clean", "-dfq", "results", "reports")
     clone.run("git", "clone", "-q", "--bare", ".", str(base / "bare.git"))
+    (base / "told").write_text(told)
+    (base / "staged").write_text("\n".join(sorted(staged)))
     return base, clone
+
+
+def bytes_of(remote: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(remote)): path.read_bytes() for path in remote.rglob("*") if path.is_file()}
 
 
 def clone_of(published, name: str, *settings: tuple[str, str], **variables: str) -> Clone:
@@ -170,11 +201,25 @@ def test_a_team_shares_through_s3(published, s3):
     computes_only_what_is_missing(clone)
     assert "missing in the remote" not in clone.depoison("share", "status", REPORT)
 
-    # Its objects gone, each is named.
+    # An object that was overwritten is named, and fetched once somebody put it right: no cache holds what was wrong.
     shutil.rmtree(clone.folder / ".dvc/cache")
     bucket = boto3.resource("s3", endpoint_url=address).Bucket("team")
-    bucket.objects.all().delete()
     lost = next(iter(sorted(clone.folder.glob("results/purify/*badnet*fst*/model.safetensors"))))
+    md5 = re.search(r"md5: (\w{32})", lost.with_suffix(".safetensors.dvc").read_text())[1]
+    stored = bucket.Object(f"depoison/files/md5/{md5[:2]}/{md5[2:]}")
+    content = lost.read_bytes()
+    lost.unlink()
+    stored.put(Body=content[:-1] + bytes([content[-1] ^ 1]))
+    told = clone.depoison("share", "pull", "--models", REPORT, fails=True)
+    assert f"{lost.parent.name}/model.safetensors: the remote lacks 0 and holds 1 damaged" in told
+    assert not lost.exists() and {key.key for key in bucket.objects.all()} >= {stored.key}
+    stored.put(Body=content)
+    clone.depoison("share", "pull", "--models", REPORT)
+    assert lost.read_bytes() == content
+
+    # Its objects gone, each is named.
+    shutil.rmtree(clone.folder / ".dvc/cache")
+    bucket.objects.all().delete()
     lost.unlink()
     (evaluation,) = (path for path in clone.folder.glob("results/evaluate/*badnet*fst*/metrics.json"))
     evaluation.unlink()
@@ -183,12 +228,57 @@ def test_a_team_shares_through_s3(published, s3):
     assert clone.jobs() == {"purify": 1, "evaluate": 1, "table": 1}
 
 
-def test_status_says_where_things_are(published):
+def test_what_is_here_and_what_is_not(published):
     clone = clone_of(published, "c")
-    shutil.rmtree(next(clone.folder.glob("results/evaluate/*fst*")))
+    fetch = f"`depoison share pull --models {REPORT}` fetches these"
     told = clone.depoison("share", "status", REPORT)
-    assert re.search(r"to compute: 1 artifacts, about \d+ s", told)
-    assert told.count("in the remote") == 4  # dataset, trigger and backdoored model, purified model
+    assert "here: 0 of 1 datasets, 0 of 1 splits, 0 of 2 poisoned sets, 0 of 2 backdoored models, " in told
+    assert "0 of 4 purified models, 6 of 6 evaluations" in told
+    assert "to pull: 0 files" in told and "to compute: 0 artifacts" in told
+    assert f"neither here nor needed: 10 artifacts, 10 of them shared; {fetch}" in told
+
+    gone = next(clone.folder.glob("results/evaluate/*fst*"))
+    shutil.rmtree(gone)
+    told = clone.depoison("share", "status", REPORT)
+    assert re.search(r"to compute: 1 artifacts, about \d+ s", told) and "5 of 6 evaluations" in told
+    needed = told.count("in the remote")
+    assert needed == 5  # dataset; trigger, triggered test images and backdoored model; purified model
+    assert f"neither here nor needed: 7 artifacts, 7 of them shared; {fetch}" in told
+
+    # A plan says that somebody shared what it would make, as far as it can know without asking.
+    hint = f"depoison: somebody shared 3 of the artifacts that this makes: `depoison share pull {REPORT}` fetches"
+    assert hint in clone.planned()
+    told = clone.depoison("share", "pull", REPORT)
+    assert f"pulled {needed} files" in told and "to compute: 1 artifacts" in told and fetch in told
+    assert "somebody shared" not in clone.planned()
+    assert "1 of 2 backdoored models, 1 of 4 purified models, 5 of 6 evaluations" in clone.depoison(
+        "share", "status", REPORT
+    )
+
+    # What a push of these targets added comes with --models.
+    assert not all(clone.heavy().values())
+    listed = clone.depoison("share", "status", "--models", REPORT)
+    told = clone.depoison("share", "pull", "--models", REPORT)
+    assert all(clone.heavy().values())
+    further = len(clone.heavy()) - needed
+    assert listed.count("in the remote") == further and f"pulled {further} files" in told
+    assert "neither here nor needed" not in listed + told
+    assert "neither here nor needed" not in clone.depoison("share", "status", REPORT)
+
+
+def test_what_a_push_suggests_stages_what_belongs_to_the_targets(published):
+    base, author = published
+    told, staged = (base / "told").read_text(), (base / "staged").read_text().split()
+    assert f"commit the {len(staged)} files that belong to this" in told
+    pointers = [path for path in staged if path.endswith(".dvc")]
+    assert sorted(pointers) == sorted(author.heavy()) and len(pointers) > 10
+    # Beside them what they are worth nothing without: specs and records with checksums, evaluations, and the table.
+    assert {path.rpartition("/")[2] for path in staged if path not in pointers} == {
+        *("spec.json", "run.json", "history.csv", "classes.json", "metrics.json"),
+        *(f"small{suffix}" for suffix in (".md", ".tex", ".csv", ".json")),
+    }
+    assert not set(staged) & set(BESIDE)
+    assert "git add" not in author.depoison("share", "push", REPORT)
 
 
 def test_two_branches_merge_without_conflict(published):
@@ -262,40 +352,91 @@ def test_dvc_has_a_stage_for_every_table_on_the_papers_track_and_on_digits():
     assert all(stage == target.replace("/", "-") for stage, target in foreach.items())
 
 
-@pytest.mark.parametrize("damage", ["missing", "corrupted"])
-def test_a_bad_object_is_named_and_computed_anew(published, damage):
-    base, _ = published
-    clone = clone_of(published, f"d-{damage}")
+@pytest.mark.parametrize("damage", ["missing", "overwritten", "overwritten and write-protected", "cut off"])
+def test_a_bad_object_is_named_and_computed_anew_and_nothing_leaves_the_remote(published, damage):
+    base, author = published
+    remote = base / "remote"
+    clone = clone_of(published, f"d-{damage.replace(' ', '-')}")
     folder = next(clone.folder.glob("results/purify/*badnet*fst*"))
     shutil.rmtree(next(clone.folder.glob("results/evaluate/*badnet*fst*")))
-    md5 = re.search(r"md5: (\w{32})", (folder / "model.safetensors.dvc").read_text())[1]
-    stored = base / "remote" / "files" / "md5" / md5[:2] / md5[2:]
+    if damage == "missing":  # one file of two
+        folder = next(clone.folder.glob("results/train/*badnet*"))
+        shutil.rmtree(clone.folder / "results/evaluate")
+    bad = folder / ("trigger.safetensors" if damage == "missing" else "model.safetensors")
+    md5 = re.search(r"md5: (\w{32})", bad.with_suffix(".safetensors.dvc").read_text())[1]
+    stored = remote / "files" / "md5" / md5[:2] / md5[2:]
     content = stored.read_bytes()
     stored.chmod(0o644)
+    if damage == "missing":
+        stored.unlink()
+    else:
+        stored.write_bytes(content[:-1] + (b"" if damage == "cut off" else bytes([content[-1] ^ 1])))
+    if damage.endswith("write-protected"):
+        stored.chmod(0o444)
     try:
-        if damage == "missing":
-            stored.unlink()
-        else:
-            stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        before = bytes_of(remote)
+        told = clone.depoison("share", "status", REPORT)
+        if damage in ("missing", "cut off"):  # the rest shows when it is read
+            word = "missing" if damage == "missing" else "damaged"
+            assert re.search(rf"{word} in the remote +results/\w+/{folder.name}/{bad.name}", told)
         told = clone.depoison("share", "pull", REPORT, fails=True)
-        assert f"{folder.name}/model.safetensors" in told
+        assert f"{folder.name}/{bad.name}" in told
+        lacks, damaged = (1, 0) if damage == "missing" else (0, 1)
+        assert f"the remote lacks {lacks} and holds {damaged} damaged" in told
         assert "Traceback" not in told
         assert len(told.strip().splitlines()) == 1
-        assert not (folder / "model.safetensors").exists()
+        assert not bad.exists()
+        assert not list(folder.glob("*.safetensors"))  # with one of its files alone it would pass for complete
+        clone.depoison("share", "status", "--models", REPORT)
+        clone.depoison("gc")
+        assert bytes_of(remote) == before
+        jobs = clone.jobs()
+        assert jobs["train" if damage == "missing" else "purify"] == 1
+        assert jobs["evaluate"] == (6 if damage == "missing" else 1)
+
+        # Who has it puts it right, even with an empty cache, from which DVC would push nothing.
+        if damage == "missing":
+            shutil.rmtree(author.folder / ".dvc/cache")
+        author.depoison("share", "push", REPORT)
+        assert stored.read_bytes() == content
     finally:
         stored.write_bytes(content)
-    jobs = clone.jobs()
-    assert jobs["purify"] == 1
-    assert jobs["evaluate"] == 1
+    assert "pulled" in clone.depoison("share", "pull", REPORT)
+    assert bad.exists()
+
+
+def test_what_is_damaged_in_the_cache_is_fetched_again(published):
+    clone = clone_of(published, "cache", ("cache.type", "copy"))
+    clone.depoison("share", "pull", "--models", REPORT)
+    model = next(clone.folder.glob("results/purify/*badnet*fst*/model.safetensors"))
+    content = model.read_bytes()
+    md5 = re.search(r"md5: (\w{32})", model.with_suffix(".safetensors.dvc").read_text())[1]
+    cached = clone.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    cached.chmod(0o644)
+    cached.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    cached.chmod(0o444)  # so DVC trusts it
+    model.unlink()
+    clone.depoison("share", "pull", "--models", REPORT)
+    assert model.read_bytes() == content
 
 
 def test_no_remote_is_a_clear_error(published):
     clone = clone_of(published, "e")
     clone.run("dvc", "remote", "remove", "team")
+    for pull in (["pull"], ["pull", "--models"]):
+        told = clone.depoison("share", *pull, REPORT, fails=True)  # though all that is needed is here
+        assert "dvc remote add" in told
+        assert len(told.strip().splitlines()) == 1
     shutil.rmtree(next(clone.folder.glob("results/evaluate/*fst*")))
+    told = clone.depoison("share", "status", REPORT)
+    assert "5 of 6 evaluations" in told and "to pull: 5 files" in told and "to compute: 1 artifacts" in told
+    (line,) = (line for line in told.splitlines() if "DVC" in line)
+    assert line.startswith("the remote was not asked: no DVC remote is configured; add one with `dvc remote add")
+    assert "in the remote" not in told
+
+    clone.run("dvc", "remote", "add", "--default", "team", str(clone.folder / "not-mounted"))
     told = clone.depoison("share", "pull", REPORT, fails=True)
-    assert "dvc remote add" in told
-    assert len(told.strip().splitlines()) == 1
+    assert "not-mounted: DVC's remote 'team' is not there" in told and len(told.strip().splitlines()) == 1
 
 
 def test_gc_keeps_what_is_reached_and_what_is_nowhere_else(published):

@@ -129,6 +129,9 @@ def _parser() -> argparse.ArgumentParser:
         sub = configured(share.add_parser(action, help=help, description=help))
         sub.set_defaults(command=_share, action=action)
         sub.add_argument("targets", nargs="+", help="cells (results/cells/…) and reports (reports/…)")
+        if action != "push":  # which takes along all that is here
+            about = "also models, and what they were made from, that are not needed: their evaluations are here"
+            sub.add_argument("--models", action="store_true", help=about)
 
     sub = configured(
         command("gc", _gc, "list, or remove, artifacts that no table or figure of the configuration reaches")
@@ -184,10 +187,13 @@ def _plan(options: argparse.Namespace) -> Any:
     return Plan(".", options.configfile, given)
 
 
-def _tell(plan: Any, options: argparse.Namespace) -> None:
-    """Say what planning noted, but for a job of Snakemake's, which said it when it planned."""
-    for note in plan.notes.values() if getattr(options, "log", None) is None else ():
-        print(f"depoison: {note}", file=sys.stderr)
+def _tell(plan: Any, options: argparse.Namespace, targets: list[str], makes: bool = False) -> None:
+    """Say what planning noted and files cannot show, but for a job of Snakemake's, which said it when it planned."""
+    from depoison.share import notices
+
+    if getattr(options, "log", None) is None:
+        for note in [*plan.notes.values(), *notices(plan, targets, makes)]:
+            print(f"depoison: {note}", file=sys.stderr)
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -198,8 +204,11 @@ def _explain(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from depoison.plan.check import check
+    from depoison.plan.lock import stale
 
-    print(check(_plan(options)))
+    print(check(plan := _plan(options)))
+    for line in stale(plan.root).values():
+        print(f"depoison: {line}", file=sys.stderr)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -229,7 +238,7 @@ def _run(options: argparse.Namespace) -> None:
     wanted = [cell for report in [*tables, *(paper.tables for paper in papers)] for cell in report.cells()] + cells
     drawn = [*figures, *(figure for paper in papers for figure in paper.figures)]
     lacking = missing([cell.evaluation for cell in wanted] + [one for figure in drawn for one in figure.artifacts()])
-    _tell(plan, options)
+    _tell(plan, options, options.targets, makes=True)
     board = Board({one.directory: item_of(one, uses={"cores": 1}) for one in lacking}, {"cores": 1})
     with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
         for number, artifact in enumerate(lacking, 1):
@@ -285,7 +294,8 @@ def _write_reports(plan: Any, tables: list[Any], cells: list[Any], partial: bool
 def _share(options: argparse.Namespace) -> None:
     from depoison import share
 
-    print(getattr(share, options.action)(_plan(options), options.targets))
+    chosen = {} if options.action == "push" else {"models": options.models}
+    print(getattr(share, options.action)(_plan(options), options.targets, **chosen))
 
 
 def _gc(options: argparse.Namespace) -> None:
@@ -296,7 +306,9 @@ def _gc(options: argparse.Namespace) -> None:
 
 def _cell(options: argparse.Namespace) -> None:
     plan = _plan(options)
-    _write_reports(plan, [], [plan.cell(options.target)])
+    cell = plan.cell(options.target)
+    _tell(plan, options, [options.target])
+    _write_reports(plan, [], [cell])
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -304,7 +316,7 @@ def _table(options: argparse.Namespace) -> None:
 
     plan = _plan(options)
     table = read_report(plan, options.target)
-    _tell(plan, options)
+    _tell(plan, options, [options.target])
     _write_reports(plan, [table], [], options.partial)
 
 
@@ -315,7 +327,7 @@ def _figure(options: argparse.Namespace) -> None:
     plan = _plan(options)
     page = is_page(options.target)
     found = (read_page if page else read_figure)(plan, options.target)
-    _tell(plan, options)
+    _tell(plan, options, [options.target])
     write_page(plan, found) if page else write_figure(found)
 
 
@@ -349,7 +361,7 @@ def _paper(options: argparse.Namespace) -> None:
         raise DepoisonError(f"{options.target}: the document of a paper is reports/[track/][paper/]paper.pdf (or .tex)")
     plan = _plan(options)
     paper = read_paper(plan, options.target)
-    _tell(plan, options)
+    _tell(plan, options, [options.target])
     write_paper(plan, paper, options.partial)
 
 

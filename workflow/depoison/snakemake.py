@@ -40,7 +40,7 @@ from depoison.reporting.figures.write import figure_is_current, page_is_current
 from depoison.reporting.html.page import index_is_current
 from depoison.reporting.paper import paper_is_current
 from depoison.reporting.tables import table_is_current
-from depoison.share import artifacts
+from depoison.share import artifacts, notices
 from depoison.worker import start_worker
 
 STAMPS = Path(".snakemake/depoison/stamps")
@@ -73,6 +73,7 @@ class Lookup:
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
         self._alive = _clear_stale_locks() if workflow.is_main_process else None
+        self._said, self._told = 0, not workflow.is_main_process
         with _refusing():
             self.plan = Plan(".", workflow.configfiles, self._given)
         self.runtime = self.plan.configuration.config.runtime
@@ -83,12 +84,16 @@ class Lookup:
 
     def _read_anew(self, read: Callable[[Plan, str], Any], target: str) -> Any:
         """A report, after which everything is said that there is to say about it."""
-        said = len(self.plan.notes)
         found = read(self.plan, target)
-        if self._workflow.is_main_process:
-            for note in list(self.plan.notes.values())[said:]:
-                _say(note)
+        self._say_notes()
         return found
+
+    def _say_notes(self) -> None:
+        notes = list(self.plan.notes.values())
+        if self._workflow.is_main_process:
+            for note in notes[self._said :]:
+                _say(note)
+        self._said = len(notes)
 
     def start(self) -> None:
         """Before the first job: hand specs on to other machines, or see that this one has the devices asked for.
@@ -242,6 +247,17 @@ class Lookup:
         """
         return [product for product in products if product in self._asked or Path(product).exists()]
 
+    def _tell(self) -> None:
+        """Say, before any job, what files cannot show: code that changed, and what somebody shared."""
+        dag = self._workflow.dag
+        asked = [*dag.targetfiles, *(file for rule in dag.targetrules for file in rule.input if isinstance(file, str))]
+        targets = [str(target) for target in asked if str(target).startswith((PREFIX, "reports/"))]
+        with contextlib.suppress(DepoisonError):  # a target that means nothing; its rule says so
+            lines = notices(self.plan, sorted(targets))
+            self._say_notes()
+            for line in lines:
+                _say(line)
+
     @cached_property
     def _asked(self) -> set[str]:
         """The products behind the cells, tables and figures that Snakemake was asked for."""
@@ -258,6 +274,9 @@ class Lookup:
         return self._view(paper.target, needed, current)
 
     def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:
+        if not self._told:
+            self._told = True
+            self._tell()
         # Each in a folder of its own: Snakemake lists a folder once, and would not see what joins it later.
         stamp = STAMPS / path.replace("/", "!") / "stamp"
         stamp.parent.mkdir(parents=True, exist_ok=True)

@@ -1,30 +1,41 @@
 """The lock of code versions: code that makes artifacts may not change unnoticed.
 
 An artifact's path follows from its spec, and the spec holds a version for the stage and for the method, not the code. So
-`depoison.lock.json` keeps a hash of the code behind each version. A test compares; whoever changes code either raises the
-version (the numbers change: artifacts move) or runs `depoison lock` (they do not).
+`depoison.lock.json` keeps a hash of the code behind each version. Whoever changes code raises the version where the numbers
+change (artifacts move), and runs `depoison lock`. Every run compares, and so does a test.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import json
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from depoison.errors import DepoisonError
+from depoison.files import write_json
 from depoison.plan.config import KINDS
 from depoison.plan.plan import Plan
-from depoison.plan.specs import STAGES
+from depoison.plan.specs import STAGES, Artifact
 
 LOCK = "workflow/depoison.lock.json"
 PACKAGE = Path("workflow/depoison")
 
+SEEN = Path(".snakemake/depoison/code.json")
+"""What the last comparison found, and the names, sizes and times of the files that it looked at."""
 
-def current(root: Path) -> dict[str, dict[str, str | int]]:
+Entry = dict[str, Any]
+"""{"version": int, "code": str} of a stage, method or source."""
+
+
+def current(root: Path) -> dict[str, Entry]:
     """{"stage train": {"version", "code"}, "defense fst": …} of the code as it is."""
-    found: dict[str, dict[str, str | int]] = {}
+    found: dict[str, Entry] = {}
     staged: set[Path] = set()
     for stage, facts in STAGES.items():
         files = reached_from(root / PACKAGE / "stages" / f"{stage}.py", root)
@@ -46,23 +57,107 @@ def current(root: Path) -> dict[str, dict[str, str | int]]:
     return found
 
 
-def stale(root: Path) -> list[str]:
-    """What changed since the lock was renewed, in words; empty: nothing."""
-    path = root / LOCK
-    locked, now = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}, current(root)
-    return [
-        f"{name}: its code or version differs from {LOCK}; raise its version if it makes other numbers, "
-        "then run `depoison lock`"
-        for name in sorted(locked.keys() | now.keys())
-        if locked.get(name) != now.get(name)
-    ]
+def stale(root: Path) -> dict[str, str]:
+    """Where code and lock disagree: by entry, the sentence that says how and what to do."""
+    locked, now = _locked(root), current(root)
+    differ = sorted(name for name in locked.keys() | now.keys() if locked.get(name) != now.get(name))
+    return {name: _sentence(name, locked.get(name), now.get(name)) for name in differ}
 
 
 def renew(root: Path) -> str:
-    """Write the lock; returns a line for the terminal."""
+    """Write the lock; returns what it says now, for the terminal."""
     changed = stale(root)
-    (root / LOCK).write_text(json.dumps(current(root), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    return f"{LOCK}: {len(changed)} entries renewed"
+    locked, now = _locked(root), current(root)
+    (root / LOCK).write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    lines = [f"{LOCK}: {len(changed)} entries renewed"]
+    for name in changed:
+        if name not in now:
+            lines.append(f"  {name}: gone")
+        elif name in locked and locked[name]["version"] == now[name]["version"]:
+            lines.append(f"  {name}: still version {now[name]['version']}; what was made with it stays")
+        else:
+            lines.append(f"  {name}: version {now[name]['version']}")
+    return "\n".join(lines)
+
+
+def disagreement(root: Path, artifacts: Iterable[Artifact]) -> str | None:
+    """Where the code behind artifacts disagrees with the lock, in one line; None: nowhere.
+
+    While no file changes, this costs a look at the names, sizes and times of the code's files.
+    """
+    try:
+        sentences = _seen(root)
+    except DepoisonError:  # a method that is not described well; whoever needs it is told so
+        return None
+    if not sentences:
+        return None
+    behind = dict.fromkeys(
+        name for artifact in artifacts for made in artifact.chain().values() for name in _behind(made)
+    )
+    told = [sentences[name] for name in sorted(behind, key=lambda name: name.startswith("stage ")) if name in sentences]
+    more = f" (and {len(told) - 1} more: `depoison check` lists them)" if len(told) > 1 else ""
+    return told[0] + more if told else None
+
+
+def _seen(root: Path) -> dict[str, str]:
+    """`stale`, remembered until a file changes."""
+    configured = [root / "config" / folder for kind, folder in KINDS.items() if kind != "dataset"]
+    files = [*(root / PACKAGE).rglob("*.py"), *(file for folder in configured for file in folder.glob("*.yaml"))]
+    looks = [
+        (str(file.relative_to(root)), facts.st_size, facts.st_mtime_ns)
+        for file in [*files, root / LOCK]
+        if (facts := _stat(file))
+    ]
+    state = hashlib.sha256(repr(sorted(looks)).encode()).hexdigest()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        seen = json.loads((root / SEEN).read_text(encoding="utf-8"))
+        if seen["files"] == state:
+            return seen["stale"]
+    sentences = stale(root)
+    with contextlib.suppress(OSError):  # a folder that may not be written is looked through each time
+        (root / SEEN).parent.mkdir(parents=True, exist_ok=True)
+        write_json(root / SEEN, {"files": state, "stale": sentences})
+    return sentences
+
+
+def _stat(file: Path) -> os.stat_result | None:
+    with contextlib.suppress(OSError):
+        return file.stat()
+    return None
+
+
+def _behind(artifact: Artifact) -> Iterator[str]:
+    """The entries of what makes an artifact."""
+    yield f"stage {artifact.stage}"
+    parameters = artifact.spec["parameters"]
+    for kind in KINDS:
+        if isinstance(parameters.get(kind), dict):
+            yield f"{kind} {parameters[kind]['name']}"
+    if artifact.stage == "dataset":
+        yield f"data {parameters['source'].replace('-', '_')}"
+
+
+def _locked(root: Path) -> dict[str, Entry]:
+    path = root / LOCK
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _sentence(name: str, locked: Entry | None, now: Entry | None) -> str:
+    if now is None:
+        return f"{name}: is in {LOCK}, and has no code; run `depoison lock`"
+    if locked is None:
+        return f"{name}: is not in {LOCK}; run `depoison lock`, so that a change of its code is noticed"
+    if locked["version"] != now["version"]:
+        return f"{name}: is version {now['version']}, and {locked['version']} in {LOCK}; run `depoison lock`"
+    kind, _, method = name.partition(" ")
+    where = {
+        "stage": "its version in workflow/depoison/plan/specs.py",
+        "data": "`version` in config/datasets/ where this is the source",
+    }.get(kind, f"`version` in config/{KINDS.get(kind)}/{method}.yaml")
+    return (
+        f"{name}: its code changed since version {now['version']} was locked: raise {where} to compute anew, "
+        "or run `depoison lock` if the numbers stay the same"
+    )
 
 
 def reached_from(file: Path, root: Path) -> list[Path]:
@@ -96,16 +191,34 @@ class _Parsed(NamedTuple):
     imports: list[tuple[str, list[str]]]
     """From which module of ours it imports which names."""
     code: str
-    """Without comments, docstrings and layout."""
+    """Without comments, docstrings and layout; the same on every version of Python."""
 
 
 @functools.cache  # most modules are behind most methods
 def _parsed(text: str) -> _Parsed:
-    tree = ast.parse(text)
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:  # in the middle of an edit; whoever needs the module will hear of it
+        return _Parsed([], text)
     imports = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("depoison"):
             imports.append((node.module, [alias.name for alias in node.names]))
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return _Parsed(imports, ast.unparse(tree))
+    return _Parsed(imports, _text_of(tree))
+
+
+def _text_of(node: Any) -> str:
+    """A tree as text. Unlike `ast.unparse` and `ast.dump` it is none of the Python's version: empty fields are left out
+    (newer Pythons have more of them), and so are the empty pieces that some Pythons see in a formatted string."""
+    if isinstance(node, list):
+        return ",".join(map(_text_of, node))
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = ((name, getattr(node, name, None)) for name in node._fields if name not in ("ctx", "kind", "type_comment"))
+    if isinstance(node, ast.JoinedStr):
+        pieces = [piece for piece in node.values if not (isinstance(piece, ast.Constant) and piece.value == "")]
+        fields = iter([("values", pieces)])
+    inner = ",".join(f"{name}=[{_text_of(value)}]" for name, value in fields if value is not None and value != [])
+    return f"{type(node).__name__}({inner})"
