@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -15,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, job_counts, with_tiny
+from conftest import ROOT, Project, job_counts, printed_lines, with_tiny
 from depoison.errors import DepoisonError
 from depoison.plan.index import Index, read_index
 from depoison.plan.parts import parts_of
@@ -24,7 +23,7 @@ from depoison.plan.tables import read_table, tables_of
 from depoison.reporting.claims import FAILS, HOLDS, LACKING, UNPRINTED, UNTESTABLE, claims_of
 from depoison.reporting.html.page import embedded, index_is_current, render_index, shade, write_index
 from depoison.reporting.html.records import POINTS, thinned
-from depoison.reporting.tables import Figure
+from depoison.reporting.tables import SUMMARIES, Figure
 from depoison.share import artifacts
 from pages import COMMIT, PACKAGES, Element, data_of, fake_run, parsed, put, row_of
 
@@ -102,8 +101,7 @@ def cell_file(project: Project, attack: str, defense: str, seed: int = 0) -> Pat
 def test_each_number_is_that_of_the_files(number, page, faked):
     """Against the published CSV and the evaluations, read without the package."""
     section, data = page.one("section", id=f"fst-table{number}"), data_of(page)
-    with (ROOT / f"config/papers/fst/published/table{number}.csv").open(encoding="utf-8", newline="") as file:
-        lines = [line for line in csv.DictReader(file) if line["attack"] not in ("average", "standard-deviation")]
+    lines = [line for line in printed_lines(f"table{number}") if line["attack"] not in SUMMARIES]
     body = section.all("tbody")[0]
     places = [row.all("td")[i : i + 4] for row in body.all("tr") for i in range(0, len(row.all("td")), 4)]
     assert len(places) == len(lines)
@@ -203,6 +201,15 @@ def test_claims_carry_both_verdicts(tiny, monkeypatch):
             assert outcome.value is None or f"{abs(outcome.value):.2f}" in cell.words
             assert outcome.state != UNTESTABLE or "the attack did not take in" in cell.words
         assert all(command in row.text for command in verdict.commands if verdict.ours.state == LACKING)
+
+
+def test_corrected_published_numbers_are_marked_and_explained(page):
+    section = page.one("section", id="fst-table9")
+    marked = [tuple(h.words for h in row.all("th")) for row in section.all("tbody")[0].all("tr") if "§" in row.words]
+    assert marked == [(f"{attack}§", rate) for attack in ("SIG", "LC") for rate in ("5%", "1%", "0.5%")]
+    (note,) = [one.words for one in section.all("p") if one.words.startswith("§")]
+    assert "SIG 5% (printed as SSBA 0.5%)" in note and "published/corrections/table9.yaml" in note
+    assert "§" not in page.one("section", id="fst-table10").words
 
 
 def test_oracles_carry_a_dagger(page):

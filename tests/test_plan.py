@@ -630,6 +630,7 @@ def test_the_schemas_are_those_of_the_models():
         ("track", "tracks/*.yaml"),
         ("table", "papers/*/table*.yaml"),
         ("claims", "papers/*/claims.yaml"),
+        ("corrections", "papers/*/published/corrections/*.yaml"),
     ]
     + [("method", f"{folder}/*.yaml") for folder in KINDS.values()],
 )

@@ -17,7 +17,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, job_counts, with_tiny
+from conftest import ROOT, Project, job_counts, printed_lines, with_tiny
 from depoison.errors import DepoisonError
 from depoison.files import write_json
 from depoison.plan.plan import Plan
@@ -29,12 +29,6 @@ PLAN = Plan(ROOT)
 TABLES = [f"table{i}" for i in range(1, 12)]
 FILES = (".md", ".tex", ".csv", ".json")
 SMALL = "config/papers/fst/small.yaml"
-
-
-def printed(name: str) -> list[dict[str, str]]:
-    """The lines of a published CSV, read without the package."""
-    with (ROOT / f"config/papers/fst/published/{name}.csv").open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines))
 
 
 def fake(table: Table | Tables) -> None:
@@ -82,7 +76,7 @@ def says(line: dict[str, str], row: Row, column: Column) -> bool:
 @pytest.mark.parametrize("name", TABLES)
 def test_each_printed_line_is_of_one_place_and_each_place_has_one(name):
     table = read_table(PLAN, f"reports/{name}")
-    lines = [line for line in printed(name) if line["attack"] not in SUMMARIES]
+    lines = [line for line in printed_lines(name) if line["attack"] not in SUMMARIES]
     places = [(row, column) for row in table.rows for column in table.columns]
     matches = [[place for place in places if says(line, *place)] for line in lines]
     assert [len(found) for found in matches] == [1] * len(lines)
@@ -92,7 +86,7 @@ def test_each_printed_line_is_of_one_place_and_each_place_has_one(name):
 @pytest.mark.parametrize("name", TABLES)
 def test_summaries_are_those_that_are_printed(name):
     table = read_table(PLAN, f"reports/{name}")
-    found = [line for line in printed(name) if line["attack"] in SUMMARIES]
+    found = [line for line in printed_lines(name) if line["attack"] in SUMMARIES]
     expected = [(summary, column.defense.name) for summary in table.file.summary for column in table.columns]
     assert [(line["attack"], line["defense"]) for line in found] == expected
 
@@ -113,9 +107,65 @@ def test_a_made_table_shows_each_printed_number_once(name, there):
     expected = Counter(
         (*(line[key] for key in ("dataset", "model", "attack")), float(line["rate"]) if line["rate"] else "",
          line["variant"], line["defense"], metric, float(line[metric]))
-        for line in printed(name) for metric in ("c_acc", "asr") if line[metric]
+        for line in printed_lines(name) for metric in ("c_acc", "asr") if line[metric]
     )  # fmt: skip
     assert shown == expected and set(shown.values()) == {1}
+
+
+def test_corrected_rows_are_marked_and_told_in_each_format(there):
+    table = read_table(there.plan(), "reports/tiny/table9")
+    files = render(there.plan(), table)
+    told = (
+        "Published numbers that the paper prints in a wrong place, as corrected: SIG 5% (printed as SSBA 0.5%), SIG 1% "
+        "(printed as SIG 5%), SIG 0.5% (printed as SIG 1%), LC 5% (printed as SIG 0.5%), LC 1% (printed as LC 5%), LC 0.5% "
+        "(printed as LC 1%). Left out of the published numbers: what is printed as LC 0.5%. The evidence is in "
+        "config/papers/fst/published/corrections/table9.yaml."
+    )
+    assert f"\n<sup>§</sup> {told}\n" in files[".md"]
+    marked = re.findall(r"^\| (\S+)<sup>§</sup> \| (\S+) \|", files[".md"], re.MULTILINE)
+    assert marked == [(attack, rate) for attack in ("SIG", "LC") for rate in ("5%", "1%", "0.5%")]
+    assert (
+        files[".tex"].count(r"\textsuperscript{\S}") == 7 and r"\textsuperscript{\S} Published numbers" in files[".tex"]
+    )
+    found = {(line["row"], line["rate"]): line["printed_as"] for line in csv.DictReader(io.StringIO(files[".csv"]))}
+    assert {row: told for row, told in found.items() if told} == {
+        ("SIG", "0.05"): "SSBA 0.5%", ("SIG", "0.01"): "SIG 5%", ("SIG", "0.005"): "SIG 1%",
+        ("LC", "0.05"): "SIG 0.5%", ("LC", "0.01"): "LC 5%", ("LC", "0.005"): "LC 1%",
+    }  # fmt: skip
+    content = json.loads(files[".json"])
+    assert content["corrections"]["file"] == "config/papers/fst/published/corrections/table9.yaml"
+    assert "13 of the 16 printed averages" in " ".join(content["corrections"]["evidence"].split())
+    assert content["corrections"]["moves"][0] == {
+        "printed": {"attack": "ssba", "rate": "0.005"}, "belongs": {"attack": "sig", "rate": "0.05"}
+    }  # fmt: skip
+    assert {figure["printed_as"] for figure in content["lines"][9]["figures"][7].values()} == {"SSBA 0.5%"}
+    others = render(there.plan(), read_table(there.plan(), "reports/tiny/table10"))
+    assert "§" not in others[".md"] and json.loads(others[".json"])["corrections"] is None
+
+
+def test_paired_differences_take_the_corrected_numbers(there):
+    """FST less ANP in ASR over the sixteen rows, from the printed file; the row that is printed twice does not count."""
+    table = read_table(there.plan(), "reports/tiny/table9")
+    (found,) = [
+        one for one in json.loads(render(there.plan(), table)[".json"])["comparisons"] if one["second"] == "ANP"
+    ]
+    asr = {
+        defense: [float(line["asr"]) for line in printed_lines("table9") if line["rate"] and line["defense"] == defense]
+        for defense in ("fst", "anp")
+    }
+    assert len(asr["fst"]) == 16 == found["differences"]["asr"]["rows"]
+    assert found["differences"]["asr"]["published"] == pytest.approx(
+        statistics.fmean(asr["fst"]) - statistics.fmean(asr["anp"])
+    )
+
+
+def test_a_table_is_not_current_when_its_correction_changed(there, tmp_path, monkeypatch):
+    project = there.copy(tmp_path / "copy", "results")
+    monkeypatch.chdir(project.path)
+    plan = project.plan()
+    before = read_table(plan, "reports/tiny/table9").definition
+    project.set("config/papers/fst/published/corrections/table9.yaml", "evidence", to="Other words")
+    assert read_table(project.plan(), "reports/tiny/table9").definition != before
 
 
 # --- what table files can say ------------------------------------------------------------------------------------
@@ -585,7 +635,7 @@ def test_cells_that_stand_twice_are_no_evidence_twice(there):
     assert found.rows == len(rows) >= 9 and found.pairs == 2 * len(rows)
     rates = {(row.attack.name, str(row.rate)) for row in rows}
     numbers = {
-        defense: [float(line["asr"]) for line in printed("table5")
+        defense: [float(line["asr"]) for line in printed_lines("table5")
                   if line["defense"] == defense and (line["attack"], line["rate"]) in rates]
         for defense in ("fst", "none")
     }  # fmt: skip
@@ -605,7 +655,7 @@ def test_the_published_differences_of_table_2(there):
         if all(e.cells for e in table.entries if e.row == row and e.column.defense.name in ("fst", "ft-init"))
     }
     numbers = {
-        defense: [float(line["asr"]) for line in printed("table2") if line["defense"] == defense
+        defense: [float(line["asr"]) for line in printed_lines("table2") if line["defense"] == defense
                   and (line["attack"], line["rate"]) in {(row.attack.name, str(row.rate)) for row in have}]
         for defense in ("fst", "ft-init")
     }  # fmt: skip

@@ -6,7 +6,8 @@ from depoison.plan.claims import all_claims, read_claims
 from depoison.plan.config import KINDS
 from depoison.plan.figures import all_figures, read_figure
 from depoison.plan.plan import Plan
-from depoison.plan.tables import all_tables, read_table
+from depoison.plan.published import FOLDER, check_corrections
+from depoison.plan.tables import PAPERS, all_tables, papers_of, read_table
 
 
 def check(plan: Plan) -> str:
@@ -24,6 +25,8 @@ def check(plan: Plan) -> str:
             configuration.method(kind, name)
     for track in configuration.names("track"):
         configuration.track(track)
+    for paper in papers_of(plan.root):
+        check_corrections(plan.root / PAPERS / paper / FOLDER, plan.root)
     tables = [read_table(plan, target) for target in all_tables(plan)]
     cells = {cell.name for table in tables for cell in table.cells()}
     figures = [read_figure(plan, target) for target in all_figures(plan)]

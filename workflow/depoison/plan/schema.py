@@ -8,6 +8,7 @@ from pathlib import Path
 from depoison.plan.claims import ClaimsFile
 from depoison.plan.config import Config, Method, Track
 from depoison.plan.figures import AnyFigureFile
+from depoison.plan.published import CorrectionsFile
 from depoison.plan.tables import TableFile
 
 MODELS = {
@@ -17,6 +18,7 @@ MODELS = {
     "table": TableFile,
     "figure": AnyFigureFile,
     "claims": ClaimsFile,
+    "corrections": CorrectionsFile,
 }
 
 

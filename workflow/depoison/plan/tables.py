@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from depoison.plan.config import Loaded, load_as
 from depoison.plan.documents import Document, folders_in, names_in, read_document
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
+from depoison.plan.published import Corrections, Key, check_places, read_published
 from depoison.plan.specs import fingerprint
 
 PAPERS = "config/papers"
@@ -83,17 +83,6 @@ class Subject(NamedTuple):
 
     dataset: str
     model: str
-
-
-class Key(NamedTuple):
-    """Where a published number stands; rate is "" for summary rows, and where the variant says what a row is."""
-
-    dataset: str
-    model: str
-    attack: str
-    rate: str
-    variant: str
-    defense: str
 
 
 @dataclass(frozen=True)
@@ -163,6 +152,8 @@ class Table:
         dataset, model: as used on this track; `file` has the paper's. A column may have its own.
         entries: row by row.
         comparisons: pairs of columns of one subject, by the pair of defenses that the file asks for.
+        published: the printed numbers, as corrected.
+        corrections: None where none are known.
     """
 
     target: str
@@ -178,6 +169,7 @@ class Table:
     entries: tuple[Entry, ...]
     comparisons: tuple[tuple[tuple[Column, Column], ...], ...]
     published: dict[Key, dict[str, float]]
+    corrections: Corrections | None
     definition: str
 
     def cells(self) -> list[Cell]:
@@ -353,25 +345,21 @@ def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
             cells = () if gap else tuple(plan.cell(CellName(track, *choices, seed=seed)) for seed in seeds)
             entries.append(Entry(row, column, cells, gap))
     plan.note_overruled((cell for entry in entries for cell in entry.cells), document.path)
-    published = _published(path.parent / file.published) if file.published else {}
-    definition = fingerprint([document.data, [[*key, numbers] for key, numbers in sorted(published.items())]])
+    found = read_published(path.parent / file.published, plan.root) if file.published else None
+    published, corrections = (found.numbers(), found.corrections) if found else ({}, None)
+    shown = [document.data, [[*key, numbers] for key, numbers in sorted(published.items())]]
+    definition = fingerprint([*shown, corrections.document.data] if corrections else shown)
     subject = _replaced(plan, track, Subject(file.dataset, file.model))
     comparisons = tuple(_comparisons(file, document, columns))
-    return Table(
-        stem,
-        paper,
-        name,
-        track,
-        file,
-        *subject,
-        seeds,
-        columns,
-        rows,
-        tuple(entries),
-        comparisons,
-        published,
+    table = Table(
+        stem, paper, name, track, file, *subject, seeds, columns, rows, tuple(entries), comparisons, published, corrections,
         definition,
-    )
+    )  # fmt: skip
+    if corrections:
+        known = {table.key(row, column) for row in rows for column in columns}
+        known |= {table.summary_key(summary, column) for summary in file.summary for column in columns}
+        check_places(corrections, known, name)
+    return table
 
 
 def papers_of(root: Path) -> list[str]:
@@ -483,25 +471,3 @@ def _gap(plan: Plan, row: Row, column: Column) -> str:
         if kind != "model" and (why := plan.configuration.excluded(kind, name, dataset=dataset, model=model)):
             return why
     return ""
-
-
-def _published(path: Path) -> dict[Key, dict[str, float]]:
-    """Printed numbers.
-
-    Raises:
-        DepoisonError: no such file, columns that are not the expected ones, or a line that stands twice.
-    """
-    found: dict[Key, dict[str, float]] = {}
-    try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines):
-                if None in row.values() or None in row:
-                    raise ValueError(f"{row}: a value for each column is needed")
-                rate = f"{float(row['rate']):g}" if row["rate"] else ""
-                key = Key(row["dataset"], row["model"], row["attack"], rate, row["variant"], row["defense"])
-                if key in found:
-                    raise ValueError(f"{', '.join(filter(None, key))} stands twice")
-                found[key] = {metric: float(row[metric]) for metric in ("c_acc", "asr") if row[metric]}
-    except (OSError, KeyError, ValueError) as error:
-        raise DepoisonError(f"{path}: not readable as a table of published numbers ({error!r})") from None
-    return found

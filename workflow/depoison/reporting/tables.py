@@ -20,13 +20,14 @@ from depoison.errors import DepoisonError
 from depoison.files import json_text, read_json, write_bytes
 from depoison.plan.plan import Plan
 from depoison.plan.tables import Column, Entry, Subject, Table, Tables
+from depoison.reporting import corrections
 from depoison.reporting.comparison import METRICS, compare, mean_and_interval
 from depoison.reporting.latex import MINUS, escape_latex, name_latex, points, prose_latex, runs, typewriter
 
 SUFFIXES = (".md", ".tex", ".csv", ".json")
 CSV = (
     *("paper", "table", "track", "dataset", "model", "row", "rate", "variant", "column", "oracle", "metric"),
-    *("ours", "interval95", "seeds", "missing", "published", "difference", "rows", "pairs"),
+    *("ours", "interval95", "seeds", "missing", "published", "printed_as", "difference", "rows", "pairs"),
     *("wins", "ties", "losses", "p"),
 )
 NEEDS = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
@@ -60,7 +61,8 @@ class Figure:
         values: one for each of `seeds`.
         missing: seeds whose evaluation is not there.
         rows: of a summary: the places of the rows that it is over.
-        published: as the paper prints it; None: not printed.
+        published: as the paper prints it, or as corrected; None: not printed.
+        printed_as: of a corrected number: what the paper says that it is of.
         best: whether it is the best of its row among the defenses.
     """
 
@@ -71,6 +73,7 @@ class Figure:
     missing: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
     published: float | None = None
+    printed_as: str = ""
     best: bool = False
 
     @property
@@ -94,6 +97,11 @@ class Line:
     variant: str = ""
     summary: bool = False
     note: str = ""
+
+    @property
+    def corrected(self) -> bool:
+        """Whether a published number of the row is not where the paper prints it."""
+        return any(figure.printed_as for column in self.figures for figure in column.values())
 
 
 def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = None) -> list[Line]:
@@ -143,7 +151,8 @@ def numbers_of(
     result = {}
     for metric in names:
         values = {seed: value for seed, found in by_seed.items() if (value := found.get(metric)) is not None}
-        result[metric] = _figure(values, missing=missing, published=printed.get(metric))
+        told = corrections.printed_as(table, entry.row, entry.column, metric)
+        result[metric] = _figure(values, missing=missing, published=printed.get(metric), printed_as=told)
     return result
 
 
@@ -303,7 +312,7 @@ def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
         "number": len(table.columns),
         "wide": len(table.columns) > NARROW,
         "identifier": re.sub(r"[^\w.-]", "-", f"{table.paper}-{table.name}-{table.track}", flags=re.ASCII),
-        "footnotes": {"oracle": ORACLE},
+        "footnotes": {"oracle": ORACLE, "corrected": corrections.footnote(table)},
         "missing": missing,
         "evaluations": len(table.evaluations()),
         "makes_all": command(plan, target or f"{table.target}.md"),
@@ -353,6 +362,7 @@ def _json(content: dict[str, Any]) -> dict[str, Any]:
         "comparisons": [asdict(comparison) for comparison in content["comparisons"]],
         "missing": [cell.name.path for cell in content["missing"]],
         "missing_made_by": content["makes_all"] if missing else None,
+        "corrections": corrections.as_json(table.corrections),
         "cells": [
             {"attack": str(entry.row.attack), "defense": str(entry.column.defense), "gap": entry.gap,
              "missing": [cell.name.path for cell in entry.cells if cell.evaluation.product in missing],
@@ -438,7 +448,7 @@ def _csv(*contents: dict[str, Any]) -> str:
                     writer.writerow(place | {
                         "metric": metric, "ours": figure.ours, "interval95": figure.interval,
                         "seeds": len(figure.values), "missing": len(figure.missing),
-                        "published": figure.published, "difference": figure.difference,
+                        "published": figure.published, "printed_as": figure.printed_as, "difference": figure.difference,
                     })  # fmt: skip
         for comparison in content["comparisons"]:
             for metric, found in comparison.differences.items():

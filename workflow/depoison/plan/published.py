@@ -1,0 +1,290 @@
+"""Numbers that a paper prints: the transcription of a table, and corrections of it, which stand in a file of their own."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from depoison.errors import DepoisonError, unknown
+from depoison.plan.config import load_as
+from depoison.plan.documents import Document, read_document
+
+FOLDER = "published"
+"""Beside a paper's tables; below it `CORRECTIONS`/{table}.yaml corrects {table}.csv."""
+CORRECTIONS = "corrections"
+
+Metric = Literal["c_acc", "asr"]
+METRICS = ("c_acc", "asr")
+
+
+class Key(NamedTuple):
+    """Where a published number stands; rate is "" for summary rows, and where the variant says what a row is."""
+
+    dataset: str
+    model: str
+    attack: str
+    rate: str
+    variant: str
+    defense: str
+
+
+Place = tuple[Key, str]
+"""Of one number: a line of the transcription, and a metric."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NumbersFile(_Strict):
+    """Columns of a transcription and their values: a row without `defense`, a cell with it, a number with `metric`, too."""
+
+    dataset: str | None = None
+    model: str | None = None
+    attack: str | None = None
+    rate: float | None = Field(None, description="the poisoning rate, as a fraction")
+    variant: str | None = None
+    defense: str | None = None
+    metric: Metric | None = None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_named(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("is empty; leave the key out, or name what is meant")
+        return value
+
+
+class MoveFile(_Strict):
+    printed: NumbersFile = Field(description="what the paper says that these numbers are of")
+    belongs: NumbersFile | None = Field(
+        description="what they are of, as far as it differs; null: they belong to nothing, such as a row printed twice"
+    )
+
+
+class CorrectionsFile(_Strict):
+    """config/papers/<paper>/published/corrections/<table>.yaml: which printed numbers stand in the wrong place.
+
+    All are moved at once: what is moved away makes room for what comes there.
+    """
+
+    evidence: str = Field(min_length=1, description="how one knows")
+    moves: list[MoveFile] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Move:
+    """Printed numbers in a wrong place.
+
+    Attributes:
+        printed: by columns of the transcription, and `metric`, those that were said to tell the numbers.
+        belongs: the same with what they are of; None: of nothing.
+        places: where each number was printed, and where it belongs.
+    """
+
+    printed: dict[str, str]
+    belongs: dict[str, str] | None
+    places: tuple[tuple[Place, Place | None], ...]
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The corrections of one table.
+
+    Attributes:
+        document: their file.
+        evidence: how one knows, in one line.
+    """
+
+    document: Document
+    evidence: str
+    moves: tuple[Move, ...]
+
+    @property
+    def path(self) -> str:
+        """Of their file, from the project's root."""
+        return self.document.path
+
+    @cached_property
+    def printed_at(self) -> dict[Place, Place]:
+        """Where a number that was moved was printed, by where it is now."""
+        return {now: printed for move in self.moves for printed, now in move.places if now is not None}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A paper's numbers of one table, as texts.
+
+    Attributes:
+        printed: as the paper prints them, by line and metric.
+        texts: the same as corrected, in the printed order.
+    """
+
+    printed: dict[Place, str]
+    texts: dict[Place, str]
+    corrections: Corrections | None
+
+    def numbers(self) -> dict[Key, dict[str, float]]:
+        """By line and metric."""
+        found: dict[Key, dict[str, float]] = {}
+        for (key, metric), text in self.texts.items():
+            found.setdefault(key, {})[metric] = float(text)
+        return found
+
+
+def read_published(path: Path, root: Path) -> Published:
+    """A transcription, and what its corrections make of it.
+
+    Args:
+        path: of the CSV.
+        root: the project's folder, for messages.
+
+    Raises:
+        DepoisonError: no such file, columns that are not the expected ones, a number that is none, or a line that stands
+            twice; corrections with a fault, or that name what is not there.
+    """
+    printed = _transcription(path)
+    file = path.parent / CORRECTIONS / f"{path.stem}.yaml"
+    if not file.exists():
+        return Published(printed, printed, None)
+    loaded = load_as(CorrectionsFile, read_document(file, root))
+    content, document = loaded
+    moves = tuple(_moves(content, document, printed, path.name))
+    corrections = Corrections(document, " ".join(content.evidence.split()), moves)
+    return Published(printed, _moved(printed, moves, document), corrections)
+
+
+def check_places(corrections: Corrections, known: Container[Key], table: str) -> None:
+    """See that numbers are moved to places of their table.
+
+    Args:
+        known: the lines that a transcription of the table may have.
+        table: its name, for the message.
+
+    Raises:
+        DepoisonError: one is moved elsewhere.
+    """
+    for i, move in enumerate(corrections.moves):
+        for _, now in move.places:
+            if now is not None and now[0] not in known:
+                told = f"{table} has no place {_in_words(now)}"
+                raise _fault(corrections.document, told, "moves", str(i), "belongs")
+
+
+def check_corrections(folder: Path, root: Path) -> None:
+    """See that each file of corrections is one of a table.
+
+    Args:
+        folder: of the transcriptions.
+
+    Raises:
+        DepoisonError: there is none of its name.
+    """
+    known = {path.stem for path in folder.glob("*.csv")}
+    for path in sorted((folder / CORRECTIONS).glob("*")):
+        if path.suffix != ".yaml" or path.stem not in known:
+            shown = path.relative_to(root) if path.is_relative_to(root) else path
+            raise unknown("table", path.name, {f"{name}.yaml" for name in known}, f"{shown}: corrects no transcription")
+
+
+def _transcription(path: Path) -> dict[Place, str]:
+    found: dict[Place, str] = {}
+    lines: set[Key] = set()
+    try:
+        with path.open(encoding="utf-8", newline="") as text:
+            for row in csv.DictReader(text):
+                if None in row.values() or None in row:
+                    raise ValueError(f"{row}: a value for each column is needed")
+                rate = f"{float(row['rate']):g}" if row["rate"] else ""
+                key = Key(row["dataset"], row["model"], row["attack"], rate, row["variant"], row["defense"])
+                if key in lines:
+                    raise ValueError(f"{', '.join(filter(None, key))} stands twice")
+                lines.add(key)
+                for metric in METRICS:
+                    if row[metric]:
+                        float(row[metric])
+                        found[key, metric] = row[metric]
+    except (OSError, KeyError, ValueError) as error:
+        raise DepoisonError(f"{path}: not readable as a table of published numbers ({error!r})") from None
+    return found
+
+
+def _named(file: NumbersFile) -> dict[str, str]:
+    """What is named, as a line has it."""
+    values = {key: getattr(file, key) for key in NumbersFile.model_fields if key in file.model_fields_set}
+    return {key: f"{value:g}" if key == "rate" else value for key, value in values.items()}
+
+
+def _moves(content: CorrectionsFile, document: Document, printed: dict[Place, str], table: str) -> Iterator[Move]:
+    """Each move with the numbers that it is of."""
+    for i, move in enumerate(content.moves):
+        at = ("moves", str(i))
+        of = _named(move.printed)
+        to = None if move.belongs is None else _named(move.belongs)
+        if not of or to == {}:
+            raise _fault(document, "names nothing", *at, "belongs" if of else "printed")
+        chosen = list(printed)
+        for key, value in of.items():
+            known = {_value(place, key) for place in chosen}
+            if value not in known:
+                what = f"{key} of {table}{_among(of, key)}"
+                raise unknown(what, value, known - {""}, _where(document, *at, "printed", key))
+            chosen = [place for place in chosen if _value(place, key) == value]
+        if to is not None and "metric" in to and "metric" not in of:
+            raise _fault(document, "names a metric, `printed` does not", *at, "belongs", "metric")
+        places = tuple((place, None if to is None else _put(place, to)) for place in chosen)
+        if any(printed_at == now for printed_at, now in places):
+            raise _fault(document, "is what `printed` says", *at, "belongs")
+        yield Move(of, None if to is None else of | to, places)
+
+
+def _moved(printed: dict[Place, str], moves: tuple[Move, ...], document: Document) -> dict[Place, str]:
+    """The numbers where they belong, in the printed order of the places."""
+    left, comes = dict(printed), {}
+    for i, move in enumerate(moves):
+        for place, _ in move.places:
+            if left.pop(place, None) is None:
+                raise _fault(document, f"{_in_words(place)} is moved twice", "moves", str(i), "printed")
+    for i, move in enumerate(moves):
+        for place, now in move.places:
+            if now is None:
+                continue
+            if now in left or now in comes:
+                other = "what stands there is not moved away" if now in left else "another number is moved there, too"
+                raise _fault(document, f"{_in_words(now)}: {other}", "moves", str(i), "belongs")
+            comes[now] = printed[place]
+    found = left | comes
+    return {place: found[place] for place in dict.fromkeys([*printed, *comes]) if place in found}
+
+
+def _value(place: Place, key: str) -> str:
+    return place[1] if key == "metric" else getattr(place[0], key)
+
+
+def _put(place: Place, to: dict[str, str]) -> Place:
+    key = place[0]._replace(**{name: value for name, value in to.items() if name != "metric"})
+    return key, to.get("metric", place[1])
+
+
+def _among(of: dict[str, str], key: str) -> str:
+    """What was named before a key, in words."""
+    before = list(of.values())[: list(of).index(key)]
+    return f" at {', '.join(before)}" if before else ""
+
+
+def _in_words(place: Place) -> str:
+    return ", ".join(filter(None, (*place[0], place[1])))
+
+
+def _where(document: Document, *at: str) -> str:
+    return f"{document.place(*at)}: {'.'.join(at)}"
+
+
+def _fault(document: Document, told: str, *at: str) -> DepoisonError:
+    return DepoisonError(f"{_where(document, *at)}: {told}")
