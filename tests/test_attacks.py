@@ -603,10 +603,13 @@ def test_clean_label_rate_is_judged_by_the_whole_training_set_and_met_by_what_th
     everything = classes_of(total)
     count = round((1 - reserve) * total)
     labels = everything[torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]]
-    has, share = (labels == 0).sum().item(), Fraction((everything == 0).sum().item(), total)
+    has, size = (labels == 0).sum().item(), (everything == 0).sum().item()
     wanted = round(rate * count)
     assume(wanted >= 1 and has)
-    if wanted > math.ceil(share * count):
+    # Each of the class's images is in the pool with probability p, two of them together with p (count - 1) / (total - 1).
+    p = Fraction(count, total)
+    variance = size * p * (1 - p) + size * (size - 1) * (p * Fraction(count - 1, total - 1) - p * p)
+    if wanted > math.ceil(size * p + 3 * math.sqrt(variance)):
         with pytest.raises(DepoisonError, match="above the share of the target class 0"):
             chosen(poisoning(rate), CLEAN, labels, everything=everything)
     else:
@@ -621,6 +624,7 @@ def test_class_of_which_the_defenders_draw_left_nothing_is_refused():
 
 SIZES = {
     "cifar10": [5000] * 10, "cifar100": [500] * 100, "tiny-imagenet": [500] * 200,
+    "digits": [142, 146, 142, 146, 145, 146, 145, 143, 139, 144],
     "gtsrb": [
         210, 2220, 2250, 1410, 1980, 1860, 420, 1440, 1410, 1470, 2010, 1320, 2100, 2160, 780, 630, 420, 1110, 1200, 210,
         360, 330, 390, 510, 270, 1500, 600, 240, 540, 270, 450, 780, 240, 689, 420, 1200, 390, 210, 2070, 300, 360, 240, 240,
@@ -633,6 +637,7 @@ def test_clean_label_cells_of_every_table_and_figure_find_their_images_at_every_
     plan, wanted = Plan(Path(__file__).parents[1]), set()
     reports = [read_table(plan, target) for target in all_tables(plan) if target.startswith("reports/fst/")]
     reports += [read_figure(plan, target) for target in all_figures(plan) if target.startswith("reports/fst/")]
+    reports += [read_figure(plan, f"reports/digits/fst/figure{number}") for number in (2, 10)]
     for report in reports:
         cells = report.cells() if isinstance(report, Table) else [c for point in report.points for c in point.cells]
         for cell in cells:
@@ -655,7 +660,7 @@ def test_clean_label_cells_of_every_table_and_figure_find_their_images_at_every_
             assert f"{asked} images of the target class 0 are to be poisoned; " in caplog.messages[-1]
             short.add((dataset, plan.rate, asked))
     assert {(dataset, rate) for dataset, *_, rate, _, _ in wanted} >= {("cifar100", 0.01), ("cifar10", 0.1)}
-    assert short == {("cifar100", 0.01, 475), ("cifar10", 0.1, 4900)}
+    assert short == {("cifar100", 0.01, 475), ("cifar10", 0.1, 4900), ("digits", 0.1, 129)}
 
 
 def test_clean_label_attack_takes_the_whole_class_at_the_maximum():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -218,8 +219,9 @@ def choose(poisoning: Poisoning, attack: Attack, pool: Pool, generator: torch.Ge
     Dirty-label attacks draw from all classes, the target's included, as BackdoorBench does; clean-label attacks from the
     target class. The count is the rate times the size of the whole pool, in both.
 
-    A clean-label rate may be at most the target class's share of the training set, whatever the seed. At that rate the count
-    is what the pool has of the class in the mean over the defender's random draws; where the draw left fewer, all are taken.
+    A clean-label rate may be at most the target class's share of the training set: the count is then what the pool has of
+    the class in the mean over the defender's random draws, and where the draw left fewer, all are taken. So that the seed
+    does not decide, this goes for every count that a draw may leave, up to three standard deviations above the mean.
 
     Returns:
         (n,) int64 indices into the pool, sorted.
@@ -245,7 +247,7 @@ def choose(poisoning: Poisoning, attack: Attack, pool: Pool, generator: torch.Ge
         candidates = candidates[labels == target]
         everything = labels if pool.training_labels is None else pool.training_labels
         size, total = int((everything == target).sum()), len(everything)
-        if count > -(-size * len(labels) // total):  # rounded up: what the rate asks for was rounded, too
+        if count > _most(len(labels), size, total):
             raise DepoisonError(
                 f"poisoning rate {poisoning.rate:g} is above the share of the target class {target}, whose images alone a "
                 f"clean-label attack poisons: {size} of {total}; the maximum rate is {size * 10_000 // total / 10_000:g}"
@@ -259,3 +261,13 @@ def choose(poisoning: Poisoning, attack: Attack, pool: Pool, generator: torch.Ge
             )  # fmt: skip
     chosen = candidates[torch.randperm(len(candidates), generator=generator)[:count]]
     return chosen.sort().values
+
+
+def _most(drawn: int, size: int, total: int) -> int:
+    """The most images of a class of `size` of `total` to be expected among `drawn` of them, drawn at random.
+
+    Three standard deviations above the mean (of the hypergeometric distribution), rounded up.
+    """
+    share = size / total
+    variance = drawn * share * (1 - share) * (total - drawn) / max(1, total - 1)
+    return math.ceil(drawn * size / total + 3 * variance**0.5)
