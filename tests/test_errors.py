@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from conftest import Project, cell
+from depoison.cli import main
 from depoison.errors import DepoisonError
 from depoison.plan.check import check
 from depoison.plan.specs import canonical
@@ -76,6 +77,23 @@ def test_a_cell_that_cannot_be(name, words, untouched):
 def test_debug_shows_the_traceback(untouched):
     done = untouched.depoison("--debug", "explain", cell(defense="fts"))
     assert done.returncode != 0 and "Traceback" in done.stderr and "unknown defense 'fts'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["share", "status", "reports/table1.md"], ["gc"], ["schema"], ["papers", "check"], ["progress"], ["lock"]],
+)
+def test_outside_the_project_commands_say_where_they_belong(command, untouched, monkeypatch, capsys):
+    for folder, where in (
+        (untouched / "config" / "tracks", untouched.path),
+        (untouched.path.parent, "a clone of the pro"),
+    ):
+        monkeypatch.chdir(folder)
+        assert main(command) == 1
+        printed = capsys.readouterr()
+        assert printed.out == "" and len(printed.err.splitlines()) == 1
+        assert f"{folder}: no config/config.yaml here; run this in {where}" in printed.err
+    assert not (untouched.path.parent / "workflow").exists()
 
 
 @pytest.mark.parametrize("spelling", ["lp+lr=0.3+batchnorm=frozen/s0.json", "lp/s00.json", "lp/s٠.json"])

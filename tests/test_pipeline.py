@@ -133,8 +133,10 @@ def test_a_users_value_that_equals_a_default_wins_over_the_track_in_jobs_too(how
 def test_who_changed_code_is_told_what_to_do(ready, monkeypatch, capsys):
     with (ready / "workflow/depoison/defenses/lp.py").open("a", encoding="utf-8") as code:
         code.write("\nCHANGED = 1\n")
+    version = ready.plan().configuration.method("defense", "lp").content.version
     line = (
-        "depoison: defense lp: its code changed since version 1 was locked: raise `version` in config/defenses/lp.yaml"
+        f"depoison: defense lp: its code changed since version {version} was locked: raise `version` in "
+        "config/defenses/lp.yaml to compute anew"
     )
     (ready / TABLE).unlink()
     done = ready.snakemake("--cores", "1", TABLE)
@@ -150,7 +152,7 @@ def test_who_changed_code_is_told_what_to_do(ready, monkeypatch, capsys):
 
     assert main(["lock"]) == main(["table", TABLE]) == 0
     assert line not in capsys.readouterr().err
-    ready.set("config/defenses/lp.yaml", "version", to=2)
+    ready.set("config/defenses/lp.yaml", "version", to=version + 1)
     done = ready.snakemake("-n", TABLE)
     assert job_counts(done.stdout + done.stderr) == {"purify": 2, "evaluate": 2, "table": 1}
     assert (

@@ -13,6 +13,9 @@ from typing import Any
 from depoison.errors import DepoisonError, unknown
 from depoison.worker import ask
 
+PROJECT = "config/config.yaml"
+"""What the project's folder is known by."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -22,6 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
             return code
         options = _parser().parse_args(arguments)
         _set_up_logging(getattr(options, "log", None))
+        if options.command not in (_stage, _worker):
+            _stand_in_the_project()
         return options.command(options) or 0
     except DepoisonError as error:
         if options.debug:
@@ -151,6 +156,18 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("lock", _lock, "accept the code of stages and methods as it is (see docs/architecture.md)")
     return parser
+
+
+def _stand_in_the_project() -> None:
+    """All paths are relative to the project's folder.
+
+    Raises:
+        DepoisonError: the working directory is not the project's folder.
+    """
+    here = Path.cwd()
+    if not (here / PROJECT).exists():
+        above = next((folder for folder in here.parents if (folder / PROJECT).exists()), None)
+        raise DepoisonError(f"{here}: no {PROJECT} here; run this in {above or 'a clone of the project'}")
 
 
 def _set_up_logging(file: str | None) -> None:
