@@ -1,6 +1,6 @@
 """Seconds of one purification by every defense, at the budget of FST's Table 2, from a model and data in memory.
 
-Where a whole purification would take minutes (on a CPU), a few epochs are timed and the budget is worked out from them.
+Where a whole purification would take long, as on a CPU, a few epochs are timed and the budget is worked out from them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def measure(device: torch.device, repeats: int, epochs: int, width: int | None) 
             continue
         parameters = plan.cell(CELL.format(defense)).evaluation.upstream["model"].spec["parameters"]
         recipe = Recipe(**parameters["recipe"]) if parameters["recipe"] else None
-        timed = replace(recipe, epochs=epochs or recipe.epochs, evaluate_every=0) if recipe else None
+        timed = (
+            replace(recipe, epochs=min(epochs or recipe.epochs, recipe.epochs), evaluate_every=0) if recipe else None
+        )
         name = defense.replace("-", "_")
         purify = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
         seconds = []

@@ -36,6 +36,9 @@ from loops import BATCH, SIZE, Work, ours, pictures, plain
 from sharing import complete
 
 MODELS = ("resnet18", "resnet50", "vgg19-bn", "densenet161", "preactresnet18")
+PRECISIONS, LAYOUTS = ("fp32", "tf32", "bf16"), ("NCHW", "NHWC")
+PAPER = "tf32, NHWC"
+"""How the track `paper` computes."""
 CELL = "results/cells/paper/cifar10/resnet18/badnet+epochs=1+evaluate_every=0/fst/s0.json"
 TABLE2 = {"models": 19, "epochs": 100, "images": 49_000, "purifications": 152}
 """Of FST: backdoored models, their epochs, the attacker's images, and the cells with a defense."""
@@ -57,7 +60,6 @@ def main() -> None:
         _job(work)
         return
 
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     data = pictures(steps * BATCH)
     parts: dict[str, tuple[float, Callable[[dict[str, Any]], Any]]] = {
@@ -66,10 +68,10 @@ def main() -> None:
             60,
             lambda found: _each((0, min(8, os.cpu_count() or 1)), lambda workers: _plain(data, workers, work)),
         ),
-        "eager": (60, lambda found: _each(MODELS, lambda model: _eager(data, model, work, found))),
+        "eager": (120, lambda found: _each(MODELS, lambda model: _eager(data, model, work, found))),
         "graphs": (30, lambda found: _speeds(data, work, _graphs)),
         "sharing": (80, lambda found: _each((1, 2, 4, 8), lambda count: _sharing(count, options))),
-        "defenses": (90, lambda found: defenses.measure(device, 2, 1 if options.quick else 0, work.width)),
+        "defenses": (60, lambda found: defenses.measure(device, 2, 1 if options.quick else 10, work.width)),
         "cell": (60, lambda found: _cell(options)),
         "compiled": (90, lambda found: _speeds(data, work, _compiled)),
         "startup": (30, lambda found: _startup(options.device)),
@@ -100,7 +102,7 @@ def _each(items: Sequence[Any], measure: Callable[[Any], Any]) -> dict[str, Any]
 
 
 def _precision(work: Work) -> str:
-    """Many CPUs take seven times as long in bf16: too long to try the script."""
+    """That of graphs and of compiled code. Many CPUs take seven times as long in bf16: too long to try the script."""
     return "bf16" if work.device.type == "cuda" else "fp32"
 
 
@@ -134,19 +136,29 @@ def _shorter(work: Work, times: int) -> Work:
 
 
 def _eager(data: Any, model: str, work: Work, found: dict[str, Any]) -> dict[str, Any]:
-    """Images per second, and the share of the ceiling that they are."""
-    mine = _shorter(replace(work, model=model), 1 if model == "resnet18" else 2)
-    measure = ours(*data, _precision(work), mine)
-    if work.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    speeds = spread([measure() for _ in range(3)])
-    memory = torch.cuda.max_memory_allocated() if work.device.type == "cuda" else None
+    """In each precision and memory layout images per second, the share of the (bf16) ceiling that they are, and memory."""
+    mine = _shorter(replace(work, model=model), 4 if model == "resnet18" else 8)
     flops = _flops(mine)
     ceiling = found.get("ceiling")
-    share = speeds["median"] * flops / ceiling["tflops"] / 1e12 if isinstance(ceiling, dict) else None
-    return {
-        "images_per_second": speeds, "flops_an_image": flops, "share_of_ceiling": share, "device_memory_bytes": memory,
-    }  # fmt: skip
+
+    def way(name: str) -> dict[str, Any]:
+        precision, layout = name.split(", ")
+        measure = ours(*data, precision, mine, _planar if layout == "NCHW" else lambda model: None)
+        if work.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        speeds = spread([measure() for _ in range(3)])
+        share = speeds["median"] * flops / ceiling["tflops"] / 1e12 if isinstance(ceiling, dict) else None
+        memory = torch.cuda.max_memory_allocated() if work.device.type == "cuda" else None
+        return {"images_per_second": speeds, "share_of_ceiling": share, "device_memory_bytes": memory}
+
+    ways = [f"{precision}, {layout}" for precision in PRECISIONS for layout in LAYOUTS]
+    return {"flops_an_image": flops} | _each(ways, way)
+
+
+def _planar(model: Classifier) -> None:
+    """Weights and images in PyTorch's own layout, each channel a plane."""
+    model.to(memory_format=torch.contiguous_format)
+    model.register_forward_pre_hook(lambda model, images: (images[0].contiguous(),))
 
 
 def _flops(work: Work) -> float:
@@ -194,7 +206,7 @@ def _sharing(count: int, options: argparse.Namespace) -> dict[str, Any]:
 
 def _job(work: Work) -> None:
     """Train, say so, and train again when told, several times; prints images per second."""
-    measure = ours(*pictures(work.steps * BATCH), _precision(work), work)
+    measure = ours(*pictures(work.steps * BATCH), PAPER.split(", ")[0], work)
     measure()
     print("ready", flush=True)
     sys.stdin.readline()
@@ -268,7 +280,7 @@ def _made_up_dataset(artifact: Artifact) -> None:
 def _table2(found: dict[str, Any]) -> dict[str, Any]:
     """Minutes for FST's whole Table 2 on this device, from the best of the measured ways."""
     images = TABLE2["models"] * TABLE2["epochs"] * TABLE2["images"]
-    ways = {"one at a time": found["eager"]["resnet18"]["images_per_second"]["median"]}
+    ways = {"one at a time": found["eager"]["resnet18"][PAPER]["images_per_second"]["median"]}
     if isinstance(found["sharing"], dict):
         counted = {count: value for count, value in found["sharing"].items() if isinstance(value, dict)}
         ways |= {f"{count} at a time": value["sum"] for count, value in counted.items()}

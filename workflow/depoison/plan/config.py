@@ -136,6 +136,12 @@ class Track(_Strict):
     attacks: dict[str, Values] = Field(default={}, description="budget of training for one attack")
     defenses: dict[str, Values] = Field(default={}, description="budget of one defense")
 
+    @property
+    def is_papers(self) -> bool:
+        """Whether it leaves the papers' datasets, models and budgets as they are; they name no precision."""
+        content = self.model_dump(exclude={"summary": True, "training": {"precision"}, "tuning": {"precision"}})
+        return content == Track(summary="").model_dump(exclude={"summary"})
+
 
 class Setting(NamedTuple):
     """A value and who set it."""

@@ -182,7 +182,11 @@ SHARED: dict[str, dict[str, Parameter]] = {
             choices=("cosine", "constant", "multistep", "onecycle"),
             help="cosine by epoch, constant, a tenth after 35% and again after 75% of the epochs, or one cycle by step",
         ),
-        "precision": Parameter(type="str", choices=("fp32", "bf16"), help="fp32, or bf16 autocast"),
+        "precision": Parameter(
+            type="str",
+            choices=("fp32", "tf32", "bf16"),
+            help="fp32; fp32 with a GPU's convolutions in TF32, as PyTorch does by default; or bf16 autocast",
+        ),
         "crop": Parameter(type="int", range="[0, 64]", help="zero padding of the random crop, in pixels; 0: no crop"),
         "crop_probability": Parameter(type="float", range="[0, 1]", help="how often an image is cropped"),
         "flip": Parameter(type="float", range="[0, 1]", help="how often an image is mirrored"),

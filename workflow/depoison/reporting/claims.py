@@ -538,8 +538,7 @@ def render(plan: Plan, claims: Claims) -> dict[str, str]:
 
 def is_papers_setting(plan: Plan, track: str) -> bool:
     """Whether a track leaves the papers' datasets, models and budgets as they are."""
-    content = plan.configuration.track(track).content
-    return content == type(content)(summary=content.summary)
+    return plan.configuration.track(track).content.is_papers
 
 
 def _page(plan: Plan, claims: Claims, found: list[Verdict]) -> str:

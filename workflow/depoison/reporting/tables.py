@@ -413,7 +413,7 @@ def _notes(plan: Plan, table: Table) -> list[str]:
     track = plan.configuration.track(table.track).content
     notes = [f"Track {table.track}: {track.summary}."]
     moved = dict.fromkeys(f"{paper} is replaced by {ours}" for paper, ours in replaced(plan, table))
-    if moved or track.models or track.training:
+    if moved or track.models or track.training.keys() - {"precision"}:  # papers name no precision
         because = f" ({'; '.join(moved)})" if moved else ""
         notes.append(
             f"This track does not reproduce the paper's setting{because}: the published numbers show the pattern to look "

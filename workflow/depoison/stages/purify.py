@@ -13,7 +13,7 @@ from depoison.stages.history import Progress, write_history
 from depoison.stages.inputs import read_dataset, read_model, read_spec
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
-from depoison.training.loop import Evaluate, Monitor
+from depoison.training.loop import Evaluate, Monitor, convolutions
 from depoison.training.recipe import Recipe
 
 
@@ -41,7 +41,8 @@ def run(job: Job) -> None:
     name = defense["name"].replace("-", "_")
     purify = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
     tune = Tuner(recipe, Rng(job.seed, "purify"), monitor)
-    purified = purify(model, tuning_set, tune, **defense["parameters"])
+    with convolutions(recipe.precision if recipe else "fp32"):  # for loops of a defense's own
+        purified = purify(model, tuning_set, tune, **defense["parameters"])
     if isinstance(purified, Candidates):
         # Measured as the evaluation will measure it: in the precision that the backdoored model was trained in.
         test, precision = Test.of(backdoored, dataset), read_spec(backdoored)["parameters"]["recipe"]["precision"]

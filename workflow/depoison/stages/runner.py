@@ -175,20 +175,22 @@ def _device(compute: bool, runtime: Runtime) -> Any:
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         import torch
 
+        from depoison.training.loop import convolutions
+
         _keep_freed_memory()
         torch.set_num_threads(runtime.threads)
         torch.manual_seed(0)  # layers that draw, such as dropout, draw the same whatever this process did before
         # The same flag as use_deterministic_algorithms(True), which would import torch's compiler: a second and a half.
         torch.set_deterministic_debug_mode("error")
         torch.backends.cudnn.benchmark = False
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over every new tensor
         usable = bool(wanted) and torch.cuda.is_available()
         if wanted and not usable:
             if runtime.device == "cuda":
                 raise DepoisonError("runtime.device: a GPU was leased but torch sees none; valid here: auto or cpu")
             log.warning("this machine has a GPU that torch cannot use; computing on the CPU")
-        yield torch.device("cuda" if usable else "cpu")
+        with convolutions("fp32"):  # recipes ask for less
+            yield torch.device("cuda" if usable else "cpu")
 
 
 def _record(job: Job, started: float) -> dict[str, Any]:

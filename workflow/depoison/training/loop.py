@@ -239,10 +239,11 @@ def fit(
 
     def gradients(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
-        with autocast(device, recipe.precision):
-            loss, logits = (objective or classification)(model, images, labels)
-        total = loss if extra_loss is None else loss + extra_loss(model)
-        total.backward()
+        with convolutions(recipe.precision):
+            with autocast(device, recipe.precision):
+                loss, logits = (objective or classification)(model, images, labels)
+            total = loss if extra_loss is None else loss + extra_loss(model)
+            total.backward()
         return loss.detach(), logits.detach()
 
     for epoch in range(course.first, recipe.epochs):
@@ -278,9 +279,27 @@ def classification(model: Classifier, images: Tensor, labels: Tensor) -> tuple[T
     return cross_entropy(logits, labels), logits
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """bf16 autocast where a recipe asks for it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+@contextlib.contextmanager
+def convolutions(precision: str) -> Iterator[None]:
+    """A context in which a GPU's convolutions of float32 numbers are TF32's if a recipe asks for it, and else exact.
+
+    Matrix products stay exact, as is PyTorch's default: the classifier is a thousandth of a ResNet's work. A CPU has no TF32.
+    Backward passes must be inside, too.
+    """
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, products.allow_tf32
+    cudnn.allow_tf32, products.allow_tf32 = precision == "tf32", False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, products.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """A context for forward passes: bf16 autocast, or TF32, where a recipe asks for it."""
+    with convolutions(precision), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        yield
 
 
 @contextlib.contextmanager
