@@ -270,6 +270,7 @@ def test_imagefolder_keeps_every_pixel_in_the_order_of_names(tmp_path):
     before = tree(tmp_path)
     loaded = load("imagefolder", tmp_path, 8)
     assert loaded.classes == ["Ant", "bee", "zebra"]
+    assert loaded.remarks == (f"{tmp_path}/train/bee: left out, for their names are no images': more, notes.txt",)
     order = ["10.png", "9.png", "a.bmp", "b.PNG", "c.webp", "d.ppm"]
     for split, images, labels in (
         ("train", loaded.train_images, loaded.train_labels),
@@ -306,6 +307,32 @@ def test_imagefolder_reads_jpeg_and_other_sizes_and_modes(folder):
     assert (means - expected).abs().max() <= 2
 
 
+def test_imagefolder_keeps_the_upper_8_of_16_bits(folder):
+    gray = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    Image.fromarray(gray).save(folder / "train/cat/0.png")
+    (folder / "train/cat/1.ppm").write_bytes(
+        b"P5 8 8 65535\n" + gray.astype(">u2").tobytes()
+    )  # PIL reads it as 32 bits
+    (folder / "train/cat/1.png").unlink()
+    for found in load("imagefolder", folder, 8).train_images[:2]:
+        for channel in found.numpy():
+            assert np.abs(channel - gray / 257).max() <= 0.5
+        assert (found[0].min(), found[0].max()) == (0, 255)
+
+
+def test_imagefolder_reads_16_bits_as_8_where_they_say_the_same(folder):
+    gray = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
+    Image.fromarray(gray * 257).save(folder / "train/cat/0.png")
+    assert torch.equal(load("imagefolder", folder, 8).train_images[0, 0], torch.from_numpy(gray.astype(np.uint8)))
+
+
+def test_a_dataset_of_one_class_is_refused(folder):
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split / "dog")
+    with pytest.raises(DepoisonError, match="dataset source imagefolder: 1 class; valid: at least 2"):
+        load("imagefolder", folder, 8)
+
+
 def test_imagefolder_needs_a_root():
     with pytest.raises(DepoisonError, match="no root given; expected train/<class>/"):
         load("imagefolder", None, 8)
@@ -339,7 +366,9 @@ def test_imagefolder_names_the_classes_that_differ(folder):
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-@pytest.mark.parametrize("broken", ["truncated.jpg", "truncated.png", "text.jpg", "empty.png", "damaged.png"])
+@pytest.mark.parametrize(
+    "broken", ["truncated.jpg", "truncated.png", "text.jpg", "empty.png", "empty.jpg", "damaged.png"]
+)
 def test_imagefolder_names_the_broken_image(folder, monkeypatch, broken, threads):
     whole = encoded(picture(64), "jpeg" if broken.endswith("jpg") else "png")
     content = {
@@ -352,7 +381,7 @@ def test_imagefolder_names_the_broken_image(folder, monkeypatch, broken, threads
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     with pytest.raises(DepoisonError, match="not a readable image") as error:
         load("imagefolder", folder, 8)
-    assert message(error).startswith(f"{folder}/test/cat/{broken}:")
+    assert message(error).startswith(f"{folder}/test/cat/{broken}:") and "0x" not in message(error)
 
 
 def test_imagefolder_names_the_first_of_several_broken_images(folder, monkeypatch):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from depoison.errors import DepoisonError
@@ -41,13 +41,18 @@ def decode(
     def fill(start: int) -> None:
         for index in range(start, min(start + CHUNK, len(names))):
             try:
-                with Image.open(io.BytesIO(read(names[index]))) as image:
-                    image = image.convert("RGB")
+                content = read(names[index])
+                if not content:
+                    raise ValueError("the file is empty")
+                with Image.open(io.BytesIO(content)) as image:
+                    image = _rgb(image)
                     if image.size != (size, size):
                         image = image.resize((size, size), Image.Resampling.BILINEAR)
                     out[index] = np.asarray(image).transpose(2, 0, 1)
             except DepoisonError:  # from `read`, one line already
                 raise
+            except UnidentifiedImageError:  # its text names an object in memory
+                raise DepoisonError(f"{label(names[index])}: not a readable image (of no known format)") from None
             except Exception as error:  # PIL's decoders raise a dozen unrelated types for a broken file
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise DepoisonError(f"{label(names[index])}: not a readable image ({reason})") from error
@@ -57,6 +62,22 @@ def decode(
         for _ in pool.map(fill, range(0, len(names), CHUNK)):
             pass
     return images
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB, 8 bits a channel; PIL would cut 16 gray bits off at 255.
+
+    Raises:
+        ValueError: gray values that are neither 8 nor 16 bits.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError(f"gray values from {values.min()} to {values.max()}; valid: 0 to 255 or to 65535")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 257 is 65535 / 255
+    elif image.mode == "F":
+        raise ValueError("gray values that are fractions; valid: 0 to 255 or to 65535")
+    return image.convert("RGB")
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -21,6 +21,7 @@ class ImageData:
         classes: the class names; their order is what labels mean.
         source: the name of the source that made it.
         checksum: `checksum(...)` of the four tensors.
+        remarks: what the user should know of how they were read, a line each.
     """
 
     train_images: Tensor
@@ -30,6 +31,7 @@ class ImageData:
     classes: list[str]
     source: str
     checksum: str
+    remarks: tuple[str, ...] = ()
 
     def validate(self) -> None:
         """Check everything that the attributes promise, except the checksum.
@@ -53,6 +55,7 @@ class ImageData:
                 low >= 0 and high < len(self.classes),
                 f"{split}_labels are in {low}..{high}; valid: 0..{len(self.classes) - 1}, {len(self.classes)} classes",
             )
+        self._require(len(self.classes) > 1, f"{len(self.classes)} class; valid: at least 2")
         train, test = tuple(self.train_images.shape[1:]), tuple(self.test_images.shape[1:])
         self._require(train == test, f"test images have (C, H, W) = {test}; valid: {train}, as in train")
 
@@ -69,10 +72,11 @@ def image_data(
     *,
     classes: list[str],
     source: str,
+    remarks: tuple[str, ...] = (),
 ) -> ImageData:
     """An ImageData of these tensors (shapes and dtypes as listed there) with its checksum filled in."""
     tensors = [tensor.contiguous() for tensor in (train_images, train_labels, test_images, test_labels)]
-    return ImageData(*tensors, classes=classes, source=source, checksum=checksum(*tensors))
+    return ImageData(*tensors, classes=classes, source=source, checksum=checksum(*tensors), remarks=remarks)
 
 
 def checksum(*tensors: Tensor) -> str:

@@ -17,8 +17,8 @@ LAYOUT = "expected train/<class>/* and test/<class>/*"
 def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
     """The images below `root`, in RGB, resized bilinearly to `size` x `size` px where they differ.
 
-    Classes are ordered by name, images by class and then by file name. Files with other extensions than EXTENSIONS (in
-    any case), hidden files and folders, and folders inside a class are ignored.
+    Classes are ordered by name, images by class and then by file name. What else lies in a class is left out, and a
+    remark names it: files with other extensions than EXTENSIONS (in any case) and folders. Of hidden ones there is none.
 
     Args:
         root: the folder with train/ and test/; only read.
@@ -46,18 +46,24 @@ def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
         ]
         raise DepoisonError(f"{root}: train and test must have the same classes; {'; '.join(only)}")
 
-    tensors = []
+    tensors, remarks = [], []
     for split in ("train", "test"):
         files = [_images(root / split / name) for name in classes]  # list everything before the first decoding
         labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(names) for names in files]))
         names = [name for names in files for name in names]
+        for label, kept in zip(classes, files, strict=True):
+            others = {path.name for path in _visible(root / split / label)} - {Path(name).name for name in kept}
+            if others:
+                remarks.append(
+                    f"{root / split / label}: left out, for their names are no images': {_some(sorted(others))}"
+                )
         tensors += [decode(names, lambda name: Path(name).read_bytes(), size), labels]
-    return image_data(*tensors, classes=classes, source="imagefolder")
+    return image_data(*tensors, classes=classes, source="imagefolder", remarks=tuple(remarks))
 
 
 def _classes(folder: Path) -> list[str]:
     """The names of the class folders in `folder`, sorted."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = sorted(path.name for path in _visible(folder) if path.is_dir())
     if not names:
         raise DepoisonError(f"{folder}: no class folders; {LAYOUT}")
     return names
@@ -65,14 +71,14 @@ def _classes(folder: Path) -> list[str]:
 
 def _images(folder: Path) -> list[str]:
     """The paths of the image files in `folder`, sorted by name."""
-    names = sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    )
+    names = sorted(path.name for path in _visible(folder) if path.suffix.lower() in EXTENSIONS and path.is_file())
     if not names:
         raise DepoisonError(f"{folder}: no images in this class; valid: {', '.join(sorted(EXTENSIONS))}")
     return [str(folder / name) for name in names]
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 def _some(names: list[str], most: int = 10) -> str:

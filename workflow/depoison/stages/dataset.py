@@ -21,6 +21,8 @@ def run(job: Job) -> None:
         raise DepoisonError(
             f"dataset {parameters['name']}: the images' checksum is {images.checksum}, configured is {parameters['checksum']}"
         )
+    for remark in images.remarks:
+        job.warn(remark)
     tensors = {name: getattr(images, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
     write_json(job.folder / "classes.json", images.classes)
     save_tensors(job.folder / "data.safetensors", tensors)

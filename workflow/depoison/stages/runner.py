@@ -64,6 +64,11 @@ class Job:
         """The folder that keeps what was downloaded."""
         return Path(self.runtime.downloads).expanduser()
 
+    def warn(self, remark: str) -> None:
+        """Say what the user should know of what is made, and keep it in run.json, for the end of the run."""
+        log.warning("%s", remark)
+        self.facts.setdefault("warnings", []).append(remark)
+
     def upstream(self, role: str) -> Path:
         """The directory of an artifact that this one is made from."""
         return Path(self.spec["upstream"][role])
