@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -16,8 +17,12 @@ from PIL import Image
 from conftest import Project, cell
 from depoison.cli import main
 from depoison.errors import DepoisonError
+from depoison.files import write_json
 from depoison.plan.check import check
+from depoison.plan.config import Runtime
 from depoison.plan.specs import canonical
+from depoison.stages.purify import tuning_images
+from depoison.stages.runner import Job
 
 Done = subprocess.CompletedProcess[str]
 PROGRESS = "depoison: "
@@ -316,6 +321,41 @@ def test_a_checksum_that_is_not_the_images(tiny):
     done = run(tiny, tiny_cell(), overlay={"datasets": {"digits": {"checksum": "0" * 64}}})
     refused(done, "dataset digits", "checksum", "configured is 000", progress=True)
     assert not list(tiny.path.glob("results/*/*"))
+
+
+@pytest.mark.parametrize("number", [math.nan, -math.inf])
+def test_json_has_no_nan(number, tmp_path):
+    with pytest.raises(DepoisonError, match=re.escape(f"{tmp_path}/x.json: a.1.b is NaN or infinite")):
+        write_json(tmp_path / "x.json", {"a": [1.0, {"b": number}]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_diverged_is_told_and_counts_as_a_failure(made):
+    """Its file is JSON, and nobody reads an ASR of 100% into a class 0 that argmax finds among numbers that are none."""
+    asked = tiny_cell(attack="badnet+rate=0.1+lr=1e30")
+    done = run(made, asked)
+    assert done.returncode == 0, done.stderr
+    assert "the loss is nan: it diverged" in done.stderr and "test images are no numbers" in done.stderr
+    found = json.loads((made / asked).read_text(), parse_constant=pytest.fail)
+    assert found["diverged"] and (found["metrics"]["c_acc"], found["metrics"]["asr"]) == (0.0, 0.0)
+    assert not json.loads((made / "results").glob("evaluate/*badnet-0.1*-lp-*/metrics.json").__next__().read_text())[
+        "diverged"
+    ]
+
+
+@pytest.mark.parametrize(("ratio", "count", "told"), [(0.1, 10, 0), (0.03, 3, 1), (0.02, 2, 1)])
+def test_a_tuning_set_with_fewer_images_than_classes_is_told(ratio, count, told):
+    job = Job({"parameters": {"tuning_ratio": ratio}}, Path(), Path(), Runtime())
+    assert tuning_images(job, 100, 10) == count
+    assert job.facts.get("warnings", []) == told * [
+        f"tuning_ratio {ratio:g} of 100 images: {count} to tune on, fewer than the 10 classes"
+    ]
+
+
+def test_a_tuning_set_of_one_image_is_refused():
+    job = Job({"parameters": {"tuning_ratio": 0.01}}, Path(), Path(), Runtime())
+    with pytest.raises(DepoisonError, match=r"tuning_ratio 0.01 of 100 images: 1 to tune on; the minimum is 0.02"):
+        tuning_images(job, 100, 10)
 
 
 def flip_a_byte(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import nn
 from depoison.attacks.base import Attack, Poisoning
 from depoison.errors import DepoisonError
 from depoison.evaluation.metrics import (
+    NO_LABEL,
     attack_success_rate,
     clean_accuracy,
     defense_effectiveness_rating,
@@ -208,6 +210,24 @@ def test_predictions_are_the_largest_logits_with_running_statistics():
     model.train()
     found = predict(model, images)
     assert found.dtype == torch.int64 and torch.equal(found, running) and not torch.equal(found, batch)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_outputs_that_are_no_numbers_are_failures_and_not_the_target_class(bad):
+    """argmax would name the first class that is no number: 0, every paper's target."""
+
+    class Broken(Reader):
+        def forward(self, images):
+            logits = super().forward(images)
+            logits[images[:, 0, 0, 0] != 1] = bad
+            return logits
+
+    dataset = test_set(LABELS, CLEAN, [0] * 8)
+    assert predict(Broken(3), dataset.test_images).tolist() == [NO_LABEL if c != 1 else 1 for c in CLEAN]
+    found = Test.make(dataset, Switch(), Poisoning(rate=0.1, target=0, labels="all-to-one"), TRIGGER).measure(
+        Broken(3), "fp32"
+    )
+    assert found == {"c_acc": 100 * 3 / 8, "asr": 0.0, "lcr": 0.0}
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 39, 1000])

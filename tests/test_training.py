@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 
 import numpy as np
@@ -508,6 +509,17 @@ def test_before_step_changes_the_gradients_that_the_optimizer_takes():
     found = state_of(trained(plan, before_step=hook))
     assert close(found, tune_by_hand(network(), steps))
     assert hook.rates == pytest.approx([0.1, 0.075, 0.025])
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_saved_and_read_again(loss, tmp_path):
+    first = Monitor(scratch=tmp_path, save_seconds=0.0, history=[{"epoch": 1, "loss": loss, "c_acc": 10.0}])
+    first.save(1, model=network())
+    json.loads((tmp_path / "state.json").read_text(), parse_constant=pytest.fail)
+    again = Monitor(scratch=tmp_path)
+    assert again.resume(model=network()) == 1
+    (row,) = again.history
+    assert (row["epoch"], str(row["loss"]), row["c_acc"]) == (1, str(loss), 10.0)
 
 
 def counted_run(monitor: Monitor) -> Classifier:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,36 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def json_text(value: Any) -> str:
-    """Indented, key-sorted JSON."""
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def json_text(value: Any, where: Path | str = "") -> str:
+    """Indented, key-sorted JSON.
+
+    Args:
+        where: the file that it is for.
+
+    Raises:
+        DepoisonError: NaN or an infinite number, which JSON does not have.
+    """
+    try:
+        return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError:
+        keys = next(_not_finite(value), ())
+        what = f"{'.'.join(keys)} is NaN or infinite, which JSON does not have"
+        raise DepoisonError(f"{where}: {what}" if where else what) from None
+
+
+def _not_finite(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where in a JSON value numbers are that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield keys
+    for key, item in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    ):
+        yield from _not_finite(item, (*keys, str(key)))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented, key-sorted JSON; atomic, as `write_bytes`."""
-    write_bytes(path, json_text(value).encode())
+    """Write indented, key-sorted JSON; atomic, as `write_bytes`, and with the errors of `json_text`."""
+    write_bytes(path, json_text(value, path).encode())
 
 
 def read_json(path: Path) -> Any:

@@ -34,7 +34,7 @@ STAGES: dict[str, Stage] = {
     "poison": Stage(1, ("trigger.safetensors", "poison.safetensors")),
     "train": Stage(2, ("trigger.safetensors", "triggered.safetensors", "history.csv", "model.safetensors")),
     "purify": Stage(1, ("history.csv", "model.safetensors")),
-    "evaluate": Stage(1, ("metrics.json",)),
+    "evaluate": Stage(2, ("metrics.json",)),
     "embedding": Stage(1, ("embedding.csv",)),
     "examples": Stage(1, ("examples.safetensors",)),
 }

@@ -13,7 +13,7 @@ def render_cell(cell: Cell) -> str:
     product = Path(cell.evaluation.product)
     evaluation = read_json(product)
     view = {"cell": cell.name.path, "made_from": sha256_of(product), "evaluation": cell.evaluation.directory}
-    return json_text(view | evaluation)
+    return json_text(view | evaluation, cell.name.path)
 
 
 def cell_is_current(cell: Cell) -> bool:

@@ -139,7 +139,14 @@ def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = Non
 
 def metrics_reader() -> Callable[[str], dict[str, Any]]:
     """Reads the metrics of an evaluation, each once; `NOT_THERE` for one that is not there."""
-    return cache(lambda product: read_json(path)["metrics"] if (path := Path(product)).exists() else NOT_THERE)
+
+    def read(product: str) -> dict[str, Any]:
+        if not Path(product).exists():
+            return NOT_THERE
+        evaluation = read_json(Path(product))
+        return {"diverged": evaluation.get("diverged", False)} | evaluation["metrics"]
+
+    return cache(read)
 
 
 def numbers_of(
@@ -303,7 +310,7 @@ def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
         "compared": [comparison for comparison in comparisons if comparison.rows],
         "gaps": gaps_of(table),
         "untaken": untaken,
-        "notes": [*_notes(plan, table), *filter(None, [untaken])],
+        "notes": [*_notes(plan, table), *filter(None, [untaken, _diverged(table, metrics)])],
         "oracles": [any(e.oracle for e in table.entries if e.column == column) for column in table.columns],
         "by": table.file.by.label if table.file.by else "Rate",
         "groups": any(column.group for column in table.columns),
@@ -430,6 +437,17 @@ def _untaken(table: Table, lines: list[Line]) -> str:
     count = sum(bool(values) and max(values) < TAKEN for values in known)
     told = f"In {count} of {len(table.rows)} rows the attack did not take (ASR without a defense below {TAKEN}%)"
     return f"{told}: what a defense leaves there says nothing about it." if count else ""
+
+
+def _diverged(table: Table, metrics: Callable[[str], dict[str, Any]]) -> str:
+    """A sentence that names the cells whose training or tuning diverged; "" without any."""
+    found = [
+        " ".join(filter(None, [entry.row.label, entry.row.value or percent(entry.row.rate), f"({entry.column.title})"]))
+        for entry in table.entries
+        if any(metrics(cell.evaluation.product).get("diverged") for cell in entry.cells)
+    ]
+    told = "The training or tuning behind these cells diverged, so their numbers say nothing about a method"
+    return f"{told}: {', '.join(found)}." if found else ""
 
 
 def _csv(*contents: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from depoison.evaluation.metrics import defense_effectiveness_rating
+from depoison.evaluation.metrics import NO_LABEL, defense_effectiveness_rating
 from depoison.files import RUN, read_json, write_json
 from depoison.stages.inputs import chain_of, read_dataset, read_model
 from depoison.stages.measure import Test
@@ -10,21 +10,28 @@ from depoison.stages.runner import Job
 
 
 def run(job: Job) -> None:
-    """Write C-Acc, ASR, LCR and DER in percent, their denominators, and where the model came from."""
+    """Write C-Acc, ASR, LCR and DER in percent, their denominators, whether it diverged, and the model's origin."""
     dataset = read_dataset(job.upstream("dataset"))
     backdoored, directory = job.upstream("backdoored"), job.upstream("model")
     test = Test.of(backdoored, dataset)
     model = read_model(directory, dataset).to(job.device)
 
-    metrics = {"c_acc": None, "asr": None, "lcr": None, "der": None} | test.measure(model, job.parameters["precision"])
+    predictions = test.predictions(model, job.parameters["precision"])
+    metrics = {"c_acc": None, "asr": None, "lcr": None, "der": None} | test.measured(*predictions)
     if "undefended" in job.spec["upstream"] and metrics["asr"] is not None:
         before = read_json(job.upstream("undefended") / "metrics.json")["metrics"]
         metrics["der"] = defense_effectiveness_rating(metrics["c_acc"], metrics["asr"], before["c_acc"], before["asr"])
     chain = {name: spec for role in job.spec["upstream"] for name, spec in chain_of(job.upstream(role)).items()}
+    runs = [read_json(path / RUN) for path in dict.fromkeys((backdoored, directory))]
+    unclassified = sum(int((labels == NO_LABEL).sum()) for labels in predictions)
+    if unclassified:
+        images = sum(map(len, predictions))
+        job.warn(f"the outputs for {unclassified} of {images} test images are no numbers: they count as failures")
     result = {
         "metrics": metrics,
+        "diverged": bool(unclassified) or any(run.get("diverged", False) for run in runs),
         "denominators": {"c_acc": len(test.labels), "asr": len(test.kept) or None},
-        "model": {"directory": str(directory), **read_json(directory / RUN)},
+        "model": {"directory": str(directory), **runs[-1]},
         "specs": chain,
     }
     write_json(job.folder / "metrics.json", result)

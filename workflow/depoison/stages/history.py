@@ -7,31 +7,31 @@ import io
 import logging
 import math
 import sys
-from pathlib import Path
 from typing import Any
 
 from depoison.files import write_bytes
+from depoison.stages.runner import Job
 
 COLUMNS = ("epoch", "loss", "train_acc", "c_acc", "asr", "lcr", "images_per_second")
 
 log = logging.getLogger("depoison")
 
 
-def write_history(path: Path, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row an epoch; C-Acc, ASR and LCR (percent) where they were measured.
+def write_history(job: Job, history: list[dict[str, Any]]) -> None:
+    """One row an epoch in history.csv; C-Acc, ASR and LCR (percent) where they were measured.
 
-    Returns:
-        {"diverged": whether the loss ended as no number}, for the record.
+    Whether the loss ended as no number goes into the record as `diverged`, and is said.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
-    write_bytes(path, text.getvalue().encode())
-    diverged = bool(history) and not math.isfinite(history[-1]["loss"])
-    if diverged:
-        log.warning("the loss is %s: the run diverged, its numbers say nothing about the method", history[-1]["loss"])
-    return {"diverged": diverged}
+    write_bytes(job.folder / "history.csv", text.getvalue().encode())
+    job.facts["diverged"] = bool(history) and not math.isfinite(history[-1]["loss"])
+    if job.facts["diverged"]:
+        job.warn(
+            f"the loss is {history[-1]['loss']}: it diverged, and what follows from it says nothing about the method"
+        )
 
 
 class Progress:

@@ -75,9 +75,16 @@ class Test:
 
     def measure(self, model: Classifier, precision: str) -> dict[str, float]:
         """{"c_acc"} and, where there is an attack, {"asr", "lcr"}, in percent."""
-        found = {"c_acc": clean_accuracy(predict(model, self.images, precision), self.labels)}
+        return self.measured(*self.predictions(model, precision))
+
+    def predictions(self, model: Classifier, precision: str) -> tuple[Tensor, Tensor]:
+        """The labels that a model gives the plain test images, (N,) int64, and the triggered ones, (M,)."""
+        return predict(model, self.images, precision), predict(model, self.triggered, precision)
+
+    def measured(self, clean: Tensor, predictions: Tensor) -> dict[str, float]:
+        """`measure` of these predictions."""
+        found = {"c_acc": clean_accuracy(clean, self.labels)}
         if len(self.kept):
-            predictions = predict(model, self.triggered, precision)
             found["asr"] = attack_success_rate(predictions, self.goals)
             found["lcr"] = label_correction_rate(predictions, self.labels[self.kept])
         return found

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from depoison.defenses.tuning import Candidates, Tuner, TuningSet
+from depoison.errors import DepoisonError
 from depoison.files import load_tensors, save_tensors
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
@@ -34,7 +35,7 @@ def run(job: Job) -> None:
         test = Test.of(backdoored, dataset)
         monitor.evaluate = lambda model: test.measure(model, recipe.precision)
     if "tuning_ratio" in job.parameters:
-        defender = defender[: max(2, round(job.parameters["tuning_ratio"] * len(dataset.train_labels)))]
+        defender = defender[: tuning_images(job, len(dataset.train_labels), len(dataset.classes))]
     tuning_set = TuningSet(dataset.train_images[defender], dataset.train_labels[defender])
 
     defense = job.parameters["defense"]
@@ -47,9 +48,26 @@ def run(job: Job) -> None:
         # Measured as the evaluation will measure it: in the precision that the backdoored model was trained in.
         test, precision = Test.of(backdoored, dataset), read_spec(backdoored)["parameters"]["recipe"]["precision"]
         purified, job.facts["selection"] = pick(purified, model, lambda model: test.measure(model, precision))
-    job.facts |= write_history(job.folder / "history.csv", monitor.history)
+    write_history(job, monitor.history)
     save_tensors(job.folder / "model.safetensors", purified.state_dict())
     job.facts |= {"tuning_images": len(defender)} | monitor.facts
+
+
+def tuning_images(job: Job, images: int, classes: int) -> int:
+    """How many images the defender tunes on.
+
+    Raises:
+        DepoisonError: fewer than two.
+    """
+    ratio = job.parameters["tuning_ratio"]
+    count = round(ratio * images)
+    if count < 2:
+        raise DepoisonError(
+            f"tuning_ratio {ratio:g} of {images} images: {count} to tune on; the minimum is {2 / images:.2g}"
+        )
+    if count < classes:
+        job.warn(f"tuning_ratio {ratio:g} of {images} images: {count} to tune on, fewer than the {classes} classes")
+    return count
 
 
 def pick(candidates: Candidates, backdoored: Classifier, measure: Evaluate) -> tuple[Classifier, dict[str, Any]]:

@@ -44,5 +44,5 @@ def run(job: Job) -> None:
     fit(model, batches, recipe, rng, monitor, **batches.hooks(model, rng))
     save_tensors(job.folder / "trigger.safetensors", trigger)
     test.save(job.folder)
-    job.facts |= write_history(job.folder / "history.csv", monitor.history)
+    write_history(job, monitor.history)
     save_tensors(job.folder / "model.safetensors", model.state_dict())

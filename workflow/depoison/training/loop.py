@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -66,7 +67,9 @@ class Monitor:
                 part.load_state_dict(own)
             else:
                 part.load(own)
-        self.history[:] = state["history"]
+        self.history[:] = (
+            {k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in state["history"]
+        )
         log.info("resuming after epoch %d", state["epoch"])
         return state["epoch"]
 
@@ -87,7 +90,9 @@ class Monitor:
         }
         # Tensors and history must be of one epoch: the file names carry it, and the JSON, written last, says which counts.
         save_tensors(self.scratch / f"state-{epoch}.safetensors", tensors)
-        write_json(self.scratch / "state.json", {"epoch": epoch, "history": self.history})
+        # A loss that is no number stands as text, as JSON has no NaN.
+        history = [{k: v if math.isfinite(v) else str(v) for k, v in row.items()} for row in self.history]
+        write_json(self.scratch / "state.json", {"epoch": epoch, "history": history})
         for stale in self.scratch.glob("state-*.safetensors"):
             if stale.name != f"state-{epoch}.safetensors":
                 stale.unlink()
