@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from depoison import data
-from depoison.data import _archive, _cifar, cifar10, cifar100, digits, gtsrb, tiny_imagenet
+from depoison.data import _archive, _cifar, cifar10, cifar100, digits, fashion_mnist, gtsrb, tiny_imagenet
 from depoison.data.dataset import ImageData, checksum, image_data
 from depoison.errors import DepoisonError
 
@@ -77,7 +78,15 @@ def load(source: str, root: Path | None, size: int, **options) -> ImageData:
 
 
 def test_the_sources():
-    assert set(data.SOURCES) >= {"digits", "imagefolder", "cifar10", "cifar100", "gtsrb", "tiny-imagenet"}
+    assert set(data.SOURCES) >= {
+        "digits",
+        "fashion-mnist",
+        "imagefolder",
+        "cifar10",
+        "cifar100",
+        "gtsrb",
+        "tiny-imagenet",
+    }
     assert not {"dataset", "download"} & set(data.SOURCES)
 
 
@@ -235,6 +244,70 @@ def test_digits_are_enlarged_bilinearly():
 def test_digits_have_no_root(tmp_path):
     with pytest.raises(DepoisonError, match="scikit-learn"):
         load("digits", tmp_path, 32)
+
+
+# --- Fashion-MNIST -----------------------------------------------------------------------------------------------
+
+
+def test_fashion_mnist():
+    loaded = load("fashion-mnist", None, 28)
+    assert loaded.train_images.shape == (9000, 3, 28, 28) and loaded.test_images.shape == (2000, 3, 28, 28)
+    assert (
+        loaded.train_labels.bincount().tolist() == [900] * 10 and loaded.test_labels.bincount().tolist() == [200] * 10
+    )
+    assert len(set(loaded.classes)) == 10
+    for images in (loaded.train_images, loaded.test_images):
+        assert images.min() == 0 and images.max() == 255
+        assert torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 0], images[:, 2])
+
+
+def test_no_photograph_stands_twice():
+    """Neither in one part nor in both: what is tested was not trained on."""
+    loaded = load("fashion-mnist", None, 28)
+    photographs = torch.cat([loaded.train_images, loaded.test_images])[:, 0]
+    assert len({photograph.numpy().tobytes() for photograph in photographs}) == 11_000
+
+
+def test_photographs_are_where_the_sheet_shows_them():
+    """The last training and the first test image of the last class: tiles 900 and 901 of its 1,100, 110 in a row."""
+    with Image.open(fashion_mnist.SHEET) as image:
+        sheet = np.asarray(image)
+    assert sheet.shape == (100 * 28, 110 * 28)
+    loaded = load("fashion-mnist", None, 28)
+    for tile, found in ((899, loaded.train_images[-1]), (900, loaded.test_images[-200])):
+        top, left = (90 + tile // 110) * 28, tile % 110 * 28
+        assert np.array_equal(sheet[top : top + 28, left : left + 28], found[0])
+
+
+def test_fashion_mnist_is_enlarged_bilinearly():
+    own, large = load("fashion-mnist", None, 28).test_images[:50], load("fashion-mnist", None, 32).test_images[:50]
+    reference = torch.nn.functional.interpolate(own.double(), size=32, mode="bilinear", align_corners=False)
+    assert (large.double() - reference).abs().max() <= 1.0  # two roundings
+
+
+def test_fashion_mnist_has_no_root(tmp_path):
+    with pytest.raises(DepoisonError, match="the images come with the package"):
+        load("fashion-mnist", tmp_path, 28)
+
+
+def test_a_broken_sheet_is_named(tmp_path, monkeypatch):
+    sheet = tmp_path / "sheet.png"
+    monkeypatch.setattr(fashion_mnist, "SHEET", sheet)
+    for content in (None, b"", b"no image"):
+        if content is not None:
+            sheet.write_bytes(content)
+        with pytest.raises(DepoisonError, match=r"sheet\.png: not readable as an image"):
+            load("fashion-mnist", None, 28)
+
+
+def test_the_sheet_and_its_license_are_part_of_the_package():
+    declared = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-data"
+    ]
+    folder = fashion_mnist.SHEET.parents[1]
+    shipped = {path for pattern in declared["depoison"] for path in folder.glob(pattern)}
+    assert {fashion_mnist.SHEET, fashion_mnist.SHEET.with_suffix(".LICENSE")} <= shipped
+    assert fashion_mnist.SHEET.stat().st_size < 6_000_000
 
 
 # --- imagefolder -------------------------------------------------------------------------------------------------

@@ -108,6 +108,7 @@ class Method(_Strict):
     normalization: Values = Field(
         default={}, description="(models only) mean and std that it was pre-trained with, in place of the dataset's"
     )
+    train_images: int | None = Field(None, ge=4, description="(datasets only) how many training images it has")
     training: Values = Field(default={}, description="(datasets only) how models are trained on it")
     tuning: Values = Field(default={}, description="(datasets only) how models are tuned on it")
 
@@ -124,11 +125,26 @@ class Replace(_Strict):
         return names.get(name, names.get("*", name))
 
 
+class Scaling(_Strict):
+    """What becomes of the poisoning rates of a paper's tables and figures where a track has other datasets."""
+
+    scale: Literal["rate", "images"] = Field(
+        "rate",
+        description="rate: they stay; images: the number of poisoned images does, which is what implants a trigger",
+    )
+    cap: float = Field(0.2, gt=0, lt=1, description="with images: the highest rate")
+    clean_label_cap: float = Field(
+        0.2, gt=0, lt=1, description="the same of attacks that poison the target class alone"
+    )
+
+
 class Track(_Strict):
-    """config/tracks/<name>.yaml: at what budget a table is made. It sets dataset, model and budget, nothing else."""
+    """config/tracks/<name>.yaml: at what budget a table is made. It sets dataset, model, budget and scale, nothing else."""
 
     summary: str = Field(description="one line")
+    paper: str | None = Field(None, description="the paper whose reports a target without one means; default: fst")
     replace: Replace = Replace()
+    poisoning: Scaling = Scaling()
     training: Values = Field(default={}, description="budget of training")
     tuning: Values = Field(default={}, description="budget of tuning")
     datasets: dict[str, Values] = Field(default={}, description="values of a dataset")
@@ -264,7 +280,7 @@ class Configuration:
             raise DepoisonError(f"{document.place('parameters', key)}: {key!r} is the name of a shared hyper-parameter")
         if kind != "dataset":
             self._check_code(kind, name, loaded)
-            for section in ("training", "tuning"):
+            for section in ("training", "tuning", "train_images"):
                 if getattr(method, section):
                     raise DepoisonError(f"{document.place(section)}: only a dataset has a section {section!r}")
         if method.normalization and kind != "model":

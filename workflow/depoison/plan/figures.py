@@ -17,6 +17,7 @@ from depoison.plan.config import load_as
 from depoison.plan.documents import Document, names_in, read_document
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
+from depoison.plan.rates import scaled
 from depoison.plan.specs import Artifact, fingerprint, make_artifact
 from depoison.plan.tables import (
     PAPERS,
@@ -164,11 +165,13 @@ class Part:
 
     Attributes:
         at: its keys in the file.
+        printed: the dataset in the file, which the track may have replaced.
         attack, defense: as in the file, not parsed.
     """
 
     label: str
     at: tuple[str, ...]
+    printed: str | None = None
     dataset: str | None = None
     model: str | None = None
     attack: str | None = None
@@ -377,7 +380,7 @@ class _Reader:
                       for kind, text in methods.items() if text and not text.startswith("+")]  # fmt: skip
             label = ", ".join(self.plan.label(kind, name) for kind, name in named if name)
         without = tuple(getattr(content, "without", ()))
-        return Part(label, at, **replaced, **methods, x=getattr(content, "x", None), without=without)
+        return Part(label, at, content.dataset, **replaced, **methods, x=getattr(content, "x", None), without=without)
 
     def points(self, row: Part, column: Part, line: Part, groups: Sequence[Part]) -> Iterator[Point]:
         """One for each place on the x axis.
@@ -421,8 +424,10 @@ class _Reader:
         ]
         cells: tuple[Cell, ...] = ()
         if not missing:
-            chosen = Choice(dataset), Choice(model), choices["attack"], choices["defense"]
+            printed = next(name for part in reversed(parts) if (name := part.printed))
             try:
+                attack = scaled(self.plan, self.track, choices["attack"], paper=printed, dataset=dataset, model=model)
+                chosen = Choice(dataset), Choice(model), attack, choices["defense"]
                 cells = tuple(self.plan.cell(CellName(self.track, *chosen, seed=seed)) for seed in self.seeds)
             except DepoisonError as error:
                 at = (line.at or column.at or row.at) if drawn is None else drawn.at

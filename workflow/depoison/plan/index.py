@@ -9,7 +9,7 @@ from depoison.errors import DepoisonError, unknown
 from depoison.plan.claims import Claims, has_claims, read_claims
 from depoison.plan.figures import Figure, figures_of, read_figure
 from depoison.plan.plan import Plan
-from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, Table, papers_of, read_table, tables_of
+from depoison.plan.tables import CLAIMS, DEFAULT_TRACK, Table, paper_of, papers_of, read_table, tables_of
 
 FORM = re.compile(r"reports/(?:([^/]+)/)?index(?:\.html)?")
 
@@ -73,9 +73,9 @@ def read_index(plan: Plan, target: str) -> Index:
     track = match[1] or DEFAULT_TRACK
     if track not in (known := plan.configuration.names("track")):
         raise unknown("track", track, known, target)
-    papers = []
-    for name in sorted(papers_of(plan.root), key=lambda name: (name != DEFAULT_PAPER, name)):
-        folder = f"reports/{f'{match[1]}/' if match[1] else ''}{'' if name == DEFAULT_PAPER else f'{name}/'}"
+    papers, default = [], paper_of(plan, track)
+    for name in sorted(papers_of(plan.root), key=lambda name: (name != default, name)):
+        folder = f"reports/{f'{match[1]}/' if match[1] else ''}{'' if name == default else f'{name}/'}"
         papers.append(
             Paper(
                 name,

@@ -33,6 +33,12 @@ def declared_asset(code: Path) -> set[str] | None:
     return _keywords_of(_parsed(code), "make_asset")
 
 
+def declared_clean_label(code: Path) -> bool:
+    """Whether an attack's class says that it poisons images of the target class alone."""
+    public = (node for node in _parsed(code).body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
+    return any(ast.unparse(item) == "clean_label = True" for node in public for item in node.body)
+
+
 def _keywords_of(tree: ast.Module, function: str) -> set[str] | None:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == function:

@@ -18,6 +18,7 @@ from depoison.plan.documents import Document, folders_in, names_in, read_documen
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.published import Corrections, Key, check_places, read_published
+from depoison.plan.rates import scaled
 from depoison.plan.specs import fingerprint
 
 PAPERS = "config/papers"
@@ -184,6 +185,12 @@ class Table:
         """The cells whose evaluation is not there, one for each evaluation."""
         return _missing(self.cells())
 
+    def rates_here(self, row: Row) -> list[float]:
+        """The poisoning rates of a row's cells where they are not the paper's, because the track scales them; ascending."""
+        cells = [cell for entry in self.entries if entry.row == row for cell in entry.cells]
+        found = {cell.settings["attack"]["rate"][-1].value for cell in cells if "rate" in cell.settings["attack"]}
+        return [] if row.rate is None or found <= {row.rate} else sorted(found)
+
     def key(self, row: Row, column: Column) -> Key:
         """Where the published numbers of a place stand."""
         rate = "" if row.variant or row.rate is None else f"{row.rate:g}"
@@ -249,7 +256,20 @@ def locate(plan: Plan, target: str) -> tuple[str, str, str]:
             track = part
         else:
             raise unknown("track or paper", part, [*papers, *tracks], target)
-    return paper or DEFAULT_PAPER, track or DEFAULT_TRACK, match[2]
+    track = track or DEFAULT_TRACK
+    return paper or paper_of(plan, track), track, match[2]
+
+
+def paper_of(plan: Plan, track: str) -> str:
+    """The paper that a target on a track means where it names none.
+
+    Raises:
+        DepoisonError: the track's file names one that is not there.
+    """
+    content, document = plan.configuration.track(track)
+    if content.paper is not None and content.paper not in (papers := papers_of(plan.root)):
+        raise unknown("paper", content.paper, papers, document.place("paper"))
+    return content.paper or DEFAULT_PAPER
 
 
 def parse_target(plan: Plan, target: str) -> tuple[str, str, str]:
@@ -336,13 +356,12 @@ def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
     entries = []
     for row in rows:
         for column in columns:
-            gap = _gap(plan, row, column)
-            choices = (
-                *map(Choice, column.subject),
-                without(row.attack, fixed, "attacks"),
-                without(column.defense, fixed, "defenses"),
-            )
-            cells = () if gap else tuple(plan.cell(CellName(track, *choices, seed=seed)) for seed in seeds)
+            gap, cells = _gap(plan, row, column), ()
+            if not gap:
+                attack = without(row.attack, fixed, "attacks")
+                attack = scaled(plan, track, attack, paper=column.printed.dataset, **column.subject._asdict())
+                choices = (*map(Choice, column.subject), attack, without(column.defense, fixed, "defenses"))
+                cells = tuple(plan.cell(CellName(track, *choices, seed=seed)) for seed in seeds)
             entries.append(Entry(row, column, cells, gap))
     plan.note_overruled((cell for entry in entries for cell in entry.cells), document.path)
     found = read_published(path.parent / file.published, plan.root) if file.published else None

@@ -26,8 +26,8 @@ from depoison.reporting.latex import MINUS, escape_latex, name_latex, points, pr
 
 SUFFIXES = (".md", ".tex", ".csv", ".json")
 CSV = (
-    *("paper", "table", "track", "dataset", "model", "row", "rate", "variant", "column", "oracle", "metric"),
-    *("ours", "interval95", "seeds", "missing", "published", "printed_as", "difference", "rows", "pairs"),
+    *("paper", "table", "track", "dataset", "model", "row", "rate", "rate_here", "variant", "column", "oracle"),
+    *("metric", "ours", "interval95", "seeds", "missing", "published", "printed_as", "difference", "rows", "pairs"),
     *("wins", "ties", "losses", "p"),
 )
 NEEDS = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
@@ -87,6 +87,8 @@ class Line:
 
     Attributes:
         value: what stands beside the label, such as 5%; "" for a summary.
+        rate: the paper's poisoning rate.
+        rates_here: those of the cells, where the track scales rates.
         figures: by column, then by metric.
     """
 
@@ -97,6 +99,7 @@ class Line:
     variant: str = ""
     summary: bool = False
     note: str = ""
+    rates_here: tuple[float, ...] = ()
 
     @property
     def corrected(self) -> bool:
@@ -117,7 +120,14 @@ def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = Non
         for row, part in zip(table.rows, entries, strict=True)
     ]
     lines = [
-        Line(row.label, row.value or percent(row.rate), row.rate, _with_best(table, figures), row.variant)
+        Line(
+            row.label,
+            row.value or rates(row.rate, table.rates_here(row)),
+            row.rate,
+            _with_best(table, figures),
+            row.variant,
+            rates_here=tuple(table.rates_here(row)),
+        )
         for row, figures in rows
     ]
     shown = list(lines)
@@ -402,6 +412,12 @@ def percent(rate: float | None) -> str:
     return "" if rate is None else f"{100 * rate:g}%"
 
 
+def rates(rate: float | None, here: Sequence[float]) -> str:
+    """A poisoning rate, and what a track makes of it: 1% (here 6.1%)."""
+    shown = list(dict.fromkeys(f"{100 * value:.2g}" for value in here))
+    return percent(rate) + (f" (here {'–'.join(dict.fromkeys((shown[0], shown[-1])))}%)" if shown else "")
+
+
 def p_value(p: float | None) -> str:
     """Three decimals; a dash where there is none."""
     return "–" if p is None else "<0.001" if p < 0.0005 else f"{p:.3f}"
@@ -425,6 +441,11 @@ def _notes(plan: Plan, table: Table) -> list[str]:
         notes.append(
             f"This track does not reproduce the paper's setting{because}: the published numbers show the pattern to look "
             "for, and a difference is no verdict."
+        )
+    if any(map(table.rates_here, table.rows)):
+        notes.append(
+            "This track poisons as many images as the paper does, because their number implants a trigger, up to "
+            f"{percent(track.poisoning.cap)} of the attacker's images: the rate in parentheses."
         )
     return notes
 
@@ -459,7 +480,8 @@ def _csv(*contents: dict[str, Any]) -> str:
         table: Table = content["table"]
         where = {"paper": table.paper, "table": table.name, "track": table.track}
         for line in content["lines"]:
-            row = where | {"row": line.label, "rate": line.rate, "variant": line.variant}
+            here = " ".join(f"{rate:g}" for rate in line.rates_here)
+            row = where | {"row": line.label, "rate": line.rate, "rate_here": here, "variant": line.variant}
             for column, oracle, figures in zip(table.columns, content["oracles"], line.figures, strict=True):
                 place = row | column.subject._asdict() | {"column": column.title, "oracle": oracle}
                 for metric, figure in figures.items():

@@ -20,7 +20,7 @@ def where(point: Point) -> Row:
     """The columns of the CSV that say what a number is of."""
     return {
         "row": point.row, "column": point.column, "line": point.line, "dataset": point.dataset, "model": point.model,
-        "attack": str(point.attack), "defense": str(point.defense),
+        "attack": str(point.cells[0].name.attack if point.cells else point.attack), "defense": str(point.defense),
     }  # fmt: skip
 
 

@@ -161,6 +161,8 @@ def footnotes(figure: Figure) -> list[str]:
     """Lines below the picture: the track where it is not the paper's, the seeds, and what is missing."""
     width = 58 if figure.file.width == "column" else 125
     lines = [] if figure.track == "paper" else [f"track {figure.track}: {', '.join(map(plain, figure.subject))}"]
+    if any(cell.name.attack != point.attack for point in figure.points for cell in point.cells):
+        lines.append("poisoning rates are the paper's; here as many images are poisoned as there, up to a cap")
     if len(figure.seeds) > 1:
         lines.append(f"mean of seeds {', '.join(map(str, figure.seeds))}, with its 95% confidence interval")
     if gaps := figure.gaps():

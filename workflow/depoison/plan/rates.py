@@ -1,0 +1,56 @@
+"""Poisoning rates on a track that keeps the number of poisoned images: what a paper's rate becomes there."""
+
+from __future__ import annotations
+
+from depoison.errors import DepoisonError
+from depoison.plan.cells import Choice
+from depoison.plan.config import KINDS, OWN
+from depoison.plan.parameters import text_of
+from depoison.plan.plan import Plan
+from depoison.plan.signatures import declared_clean_label
+
+DIGITS = 6
+"""Of a rate, after the point: below a million images that is less than half of one."""
+
+
+def scaled(plan: Plan, track: str, attack: Choice, *, paper: str, dataset: str, model: str) -> Choice:
+    """An attack of a paper's table or figure with the rate at which this track poisons as many images.
+
+    The number is the rate's part of the attacker's pool, which is the training set without the defender's reserve. It is
+    capped as the track says. A rate that the user's own configuration sets is his, and stays.
+
+    Args:
+        paper: the dataset in the paper.
+        dataset, model: in the place of the paper's on this track.
+
+    Raises:
+        DepoisonError: a dataset's file does not say how many training images it has.
+    """
+    configuration = plan.configuration
+    scaling = configuration.track(track).content.poisoning
+    if scaling.scale == "rate" or dataset == paper or "rate" not in configuration.parameters("attack", attack.name):
+        return attack
+
+    def pool(name: str) -> int:
+        loaded = configuration.method("dataset", name)
+        if (total := loaded.content.train_images) is None:
+            raise DepoisonError(
+                f"{loaded.document.path}: track {track} keeps the number of poisoned images, which needs 'train_images', "
+                "how many training images the dataset has"
+            )
+        settings = configuration.settings(
+            "dataset", name, dataset=name, model=model, track=track, overrides={}, where=loaded.document.path
+        )
+        return total - round(settings["reserve"][-1].value * total)
+
+    overrides = dict(attack.overrides)
+    found = configuration.settings(
+        "attack", attack.name, dataset=dataset, model=model, track=track, overrides=overrides, where=f"track {track}"
+    )["rate"][-1]
+    if found.layer == OWN:
+        return attack
+    code = plan.root / "workflow" / "depoison" / KINDS["attack"] / f"{attack.name.replace('-', '_')}.py"
+    cap = min(scaling.cap, scaling.clean_label_cap) if declared_clean_label(code) else scaling.cap
+    here = pool(dataset)
+    rate = min(max(1, round(found.value * pool(paper))), int(cap * here)) / here
+    return Choice(attack.name, tuple(sorted((overrides | {"rate": text_of(round(rate, DIGITS))}).items())))
