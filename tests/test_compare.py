@@ -480,7 +480,10 @@ def test_outputs(two):
 @pytest.mark.parametrize(
     ("first", "words"),
     [
-        ("no-such", ("'no-such' is neither a track (cifar10-cpu, demo, digits, paper, tiny), nor a folder, nor a revision",)),
+        (
+            "no-such",
+            ("'no-such' is neither a track (cifar10-cpu, demo, digits, paper, tiny), nor a folder, nor a revision",),
+        ),
         ("--output=x", ("unrecognized arguments",)),
         ("paper", ("track paper: holds no evaluation of a cell, below results/ or in reports/*.json",)),
         ("config", ("folder config: holds no evaluation",)),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
@@ -24,9 +24,12 @@ from depoison.plan.tables import (
     UNIMPLEMENTED,
     locate,
     on_every_track,
+    percent,
+    read_table,
     require_known,
     set_by_track,
     stem_of,
+    tables_of,
     without,
 )
 
@@ -141,19 +144,33 @@ class ExamplesFile(FigureFile):
     image: int = Field(0, ge=0, lt=8, description="which of the images that are kept")
 
 
-KINDS: dict[str, type[FigureFile]] = {
+class TradeoffFile(_Strict):
+    """What purification costs and what it leaves, of every row and defense of a table of the same paper."""
+
+    title: str
+    caption: str = Field(description="what the figure shows, in our words")
+    kind: Literal["tradeoff"]
+    width: Literal["column", "full"] = Field("full", description="3.3 or 6.9 inches")
+    table: str = Field(description="the table, such as table2")
+    metrics: ClassVar = ("fall", "asr")
+
+
+KINDS: dict[str, type[_Strict]] = {
     "sweep": SweepFile,
     "epochs": EpochsFile,
     "bars": BarsFile,
     "tsne": TsneFile,
     "examples": ExamplesFile,
+    "tradeoff": TradeoffFile,
 }
 IMAGES_KEPT = 8
 
 
 class AnyFigureFile(
     RootModel[
-        Annotated[SweepFile | EpochsFile | BarsFile | TsneFile | ExamplesFile, Field(discriminator="kind")]
+        Annotated[
+            SweepFile | EpochsFile | BarsFile | TsneFile | ExamplesFile | TradeoffFile, Field(discriminator="kind")
+        ]
     ]
 ):  # fmt: skip
     """For the schema."""
@@ -211,8 +228,8 @@ class Figure:
 
     Attributes:
         target: path without suffix, such as reports/digits/figure6.
-        dataset, model: as used on this track; `file` has the paper's.
-        subject: labels of these two.
+        dataset, model: as used on this track; `printed` are the paper's.
+        subject: labels of the first two.
         groups: along the x axis; only bars have them.
     """
 
@@ -223,6 +240,7 @@ class Figure:
     file: Any
     dataset: str
     model: str
+    printed: tuple[str, str]
     subject: tuple[str, str]
     seeds: tuple[int, ...]
     rows: tuple[Part, ...]
@@ -311,6 +329,8 @@ def read_figure(plan: Plan, target: str) -> Figure:
     file = load_as(KINDS[kind], document).content
     if not re.fullmatch(r"figure\d.*", name):
         raise DepoisonError(f"{document.path}: a figure's name is figure and its number, such as figure6")
+    if isinstance(file, TradeoffFile):
+        return _of_table(plan, target, file, document)
     reader = _Reader(plan, track, file, document)
     rows, columns, lines, groups = map(reader.parts, ("rows", "columns", "lines", "groups"))
     points = tuple(
@@ -323,8 +343,32 @@ def read_figure(plan: Plan, target: str) -> Figure:
     base = reader.base
     subject = plan.label("dataset", base.dataset), plan.label("model", base.model)
     return Figure(
-        stem_of(target), paper, name, track, file, base.dataset, base.model, subject, reader.seeds,
-        rows, columns, lines, groups, points, fingerprint(document.data),
+        stem_of(target), paper, name, track, file, base.dataset, base.model, (file.dataset, file.model), subject,
+        reader.seeds, rows, columns, lines, groups, points, fingerprint(document.data),
+    )  # fmt: skip
+
+
+def _of_table(plan: Plan, target: str, file: TradeoffFile, document: Document) -> Figure:
+    """A figure of a table: a line for each column, a group for each row, and a point for each cell."""
+    paper, track, name = locate(plan, target)
+    if file.table not in (known := tables_of(plan.root, paper)):
+        raise unknown(f"table of {paper}", file.table, known, document.place("table"))
+    table = read_table(plan, f"{target.rpartition('/')[0]}/{file.table}")
+    titles = {row: " ".join(filter(None, (row.label, row.value or percent(row.rate)))) for row in table.rows}
+    points = tuple(
+        Point(
+            "", "", entry.column.title, titles[entry.row], *entry.column.subject, entry.row.attack, entry.column.defense,
+            cells=entry.cells, artifacts=(), gap=entry.gap,
+        )
+        for entry in table.entries
+    )  # fmt: skip
+    lines = tuple(Part(column.title, (), defense=str(column.defense)) for column in table.columns)
+    groups = tuple(Part(titles[row], (), attack=str(row.attack)) for row in table.rows)
+    ours, printed = (table.dataset, table.model), (table.file.dataset, table.file.model)
+    subject = plan.label("dataset", table.dataset), plan.label("model", table.model)
+    return Figure(
+        stem_of(target), paper, name, track, file, *ours, printed, subject, table.seeds,
+        (Part("", ()),), (Part("", ()),), lines, groups, points, fingerprint([document.data, table.definition]),
     )  # fmt: skip
 
 
@@ -499,6 +543,12 @@ def _histories(point: Point) -> Iterator[Artifact]:
             yield cell.evaluation.upstream["model"]
 
 
+def _with_undefended(point: Point) -> Iterator[Artifact]:
+    for cell in point.cells:
+        yield cell.evaluation
+        yield cell.evaluation.upstream.get("undefended", cell.evaluation)
+
+
 def history_of(cell: Cell) -> str:
     """Path of the course of a cell's tuning."""
     return f"{cell.evaluation.upstream['model'].directory}/history.csv"
@@ -510,4 +560,5 @@ _NEEDS: dict[str, Callable[[Point], Iterable[Artifact]]] = {
     "epochs": _histories,
     "tsne": lambda point: [*_evaluations(point), *point.artifacts],
     "examples": lambda point: point.artifacts,
+    "tradeoff": _with_undefended,
 }

@@ -231,6 +231,11 @@ def _missing(cells: list[Cell]) -> list[Cell]:
     return [cell for product, cell in by_product.items() if not Path(product).exists()]
 
 
+def percent(rate: float | None) -> str:
+    """0.005 → 0.5%."""
+    return "" if rate is None else f"{100 * rate:g}%"
+
+
 def stem_of(target: str) -> str:
     """A report's path without its suffix."""
     return re.sub(r"\.[a-z]+$", "", target)

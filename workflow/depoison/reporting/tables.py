@@ -19,7 +19,7 @@ import jinja2
 from depoison.errors import DepoisonError
 from depoison.files import json_text, read_json, write_bytes
 from depoison.plan.plan import Plan
-from depoison.plan.tables import Column, Entry, Subject, Table, Tables
+from depoison.plan.tables import Column, Entry, Subject, Table, Tables, percent
 from depoison.reporting import corrections
 from depoison.reporting.comparison import METRICS, compare, mean_and_interval
 from depoison.reporting.latex import MINUS, escape_latex, name_latex, points, prose_latex, runs, typewriter
@@ -405,11 +405,6 @@ def heading(table: Table) -> str:
     """FST, Table 2."""
     words = re.fullmatch(r"(table|figure)(\d+)(.*)", table.name)
     return f"{table.paper.upper()}, " + (f"{words[1].title()} {words[2]}{words[3]}" if words else table.name)
-
-
-def percent(rate: float | None) -> str:
-    """0.005 → 0.5%."""
-    return "" if rate is None else f"{100 * rate:g}%"
 
 
 def rates(rate: float | None, here: Sequence[float]) -> str:

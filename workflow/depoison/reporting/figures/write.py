@@ -122,7 +122,7 @@ def setting(plan: Plan, figure: Figure) -> str:
     seeds = ", ".join(map(str, figure.seeds))
     text = f"{'; '.join(words)}; {'seeds' if len(figure.seeds) > 1 else 'seed'} {seeds}"
     text += ", means with 95% confidence intervals" if len(figure.seeds) > 1 else ""
-    if any(ours != paper for paper, ours in ((figure.file.dataset, figure.dataset), (figure.file.model, figure.model))):
-        paper = f"{plan.label('dataset', figure.file.dataset)} with {plan.label('model', figure.file.model)}"
+    if figure.printed != (figure.dataset, figure.model):
+        paper = " with ".join(plan.label(*each) for each in zip(("dataset", "model"), figure.printed, strict=True))
         text += f" (the paper: {paper})"
     return f"{text}."
