@@ -22,4 +22,5 @@ include: "workflow/rules/latex.smk"
 rule all:
     default_target: True
     input:
-        "reports/digits/table1.md",
+        "reports/demo/overview.md",
+        "reports/demo/figure1.png",
