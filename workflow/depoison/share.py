@@ -32,7 +32,7 @@ from depoison.plan.figures import all_figures, is_figure, read_figures
 from depoison.plan.lock import disagreement
 from depoison.plan.parts import is_view, parts_of
 from depoison.plan.plan import Plan
-from depoison.plan.specs import STAGES, Artifact
+from depoison.plan.specs import STAGES, Artifact, chain_of
 from depoison.plan.tables import all_tables, read_report
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -128,7 +128,7 @@ def need(asked: Sequence[Artifact], models: bool = False) -> Need:
 
     for artifact in asked:
         walk(artifact)
-    wanted.chain = list({a.directory: a for made in asked for a in made.chain().values()}.values())
+    wanted.chain = list(chain_of(asked).values())
     for artifact in wanted.chain:
         if artifact.directory in seen or _is_here(artifact):
             continue
@@ -164,7 +164,7 @@ def push(plan: Plan, targets: Sequence[str]) -> str:
         DepoisonError: no DVC repository or remote, or DVC failed.
     """
     store = _store(new=True)
-    chain = {a.directory: a for made in artifacts(plan, targets) for a in made.chain().values()}
+    chain = chain_of(artifacts(plan, targets))
     files = [file for artifact in chain.values() for file in heavy_files(artifact) if file.exists()]
     if not files:
         raise DepoisonError(f"{' '.join(targets)}: nothing to push; make it first with snakemake")
@@ -305,9 +305,7 @@ def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -
     Returns:
         One line for each artifact, and the sum.
     """
-    reached: set[str] = set()
-    for artifact in artifacts(plan, [*all_tables(plan), *all_figures(plan), *_cells_made(plan), *keep]):
-        reached.update(artifact.chain())
+    reached = chain_of(artifacts(plan, [*all_tables(plan), *all_figures(plan), *_cells_made(plan), *keep]))
     stray = [path for stage in STAGES for path in sorted(Path("results", stage).glob("*")) if path.is_dir()]
     stray = [path for path in stray if str(path) not in reached and not path.name.startswith(".")]
     heavy = {path: files for path in stray if (files := sorted(path.glob("*.safetensors")))}

@@ -21,7 +21,7 @@ from depoison.errors import DepoisonError
 from depoison.files import write_json
 from depoison.plan.config import KINDS
 from depoison.plan.plan import Plan
-from depoison.plan.specs import STAGES, Artifact
+from depoison.plan.specs import STAGES, Artifact, chain_of
 
 LOCK = "workflow/depoison.lock.json"
 PACKAGE = Path("workflow/depoison")
@@ -91,9 +91,7 @@ def disagreement(root: Path, artifacts: Iterable[Artifact]) -> str | None:
         return None
     if not sentences:
         return None
-    behind = dict.fromkeys(
-        name for artifact in artifacts for made in artifact.chain().values() for name in _behind(made)
-    )
+    behind = dict.fromkeys(name for artifact in chain_of(artifacts).values() for name in _behind(artifact))
     told = [sentences[name] for name in sorted(behind, key=lambda name: name.startswith("stage ")) if name in sentences]
     more = f" (and {len(told) - 1} more: `depoison check` lists them)" if len(told) > 1 else ""
     return told[0] + more if told else None

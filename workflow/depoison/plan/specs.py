@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,11 +81,22 @@ class Artifact:
 
     def chain(self) -> dict[str, Artifact]:
         """This artifact and all that it is made from, by directory, upstream first."""
-        found: dict[str, Artifact] = {}
-        for artifact in self.upstream.values():
-            found.update(artifact.chain())
-        found[self.directory] = self
-        return found
+        return chain_of([self])
+
+
+def chain_of(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
+    """These artifacts and all that they are made from, by directory, each once, upstream first."""
+    found: dict[str, Artifact] = {}
+
+    def walk(artifact: Artifact) -> None:
+        if artifact.directory not in found:
+            for upstream in artifact.upstream.values():
+                walk(upstream)
+            found[artifact.directory] = artifact
+
+    for artifact in artifacts:
+        walk(artifact)
+    return found
 
 
 def directory_of(spec: dict[str, Any]) -> str:
