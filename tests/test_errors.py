@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -15,14 +16,16 @@ import pytest
 from PIL import Image
 
 from conftest import Project, cell
+from depoison.attacks.pictures import checkerboard
 from depoison.cli import main
 from depoison.errors import DepoisonError
 from depoison.files import write_json
 from depoison.plan.check import check
 from depoison.plan.config import Runtime
+from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import canonical
 from depoison.stages.purify import tuning_images
-from depoison.stages.runner import Job
+from depoison.stages.runner import Job, run_stage
 
 Done = subprocess.CompletedProcess[str]
 PROGRESS = "depoison: "
@@ -307,6 +310,150 @@ def test_folders_of_images(tiny, tmp_path):
     (root / "test/b/3.png").write_bytes(b"no image")
     refused(made_from(root), f"{root}/test/b/3.png: not a readable image", progress=True)
     assert not list(tiny.path.glob("results/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "attack", *["words"]),
+    [
+        ("cifar10", "badnet+target=10", ("target label 10", "valid: 0 to 9")),
+        ("gtsrb", "badnet+target=43", ("target label 43", "valid: 0 to 42")),
+        ("tiny-imagenet", "sig+target=200", ("target label 200", "valid: 0 to 199")),
+        ("cifar10", "badnet+size=40", ("a patch of 40 pixels", "the maximum is 32")),
+        ("tiny-imagenet", "bypass-patch+size=33", ("a patch of 33 pixels", "the maximum is 32")),
+    ],
+)
+def test_an_attack_that_does_not_fit_the_dataset_is_known_when_planning(dataset, attack, words, untouched):
+    plan, name = untouched.plan(), cell(track="paper", dataset=dataset, attack=attack)
+    with pytest.raises(DepoisonError) as error:
+        plan.cell(name)
+    assert all(word in str(error.value) for word in (name, *words))
+    plan.cell(cell(track="paper", dataset="tiny-imagenet", attack="badnet+size=64+enlarge=false"))
+
+
+@pytest.mark.parametrize("enlarge", [True, False])
+@pytest.mark.parametrize("side", [8, 31, 32, 33, 63, 64, 65, 96, 100, 224])
+def test_planning_and_the_attack_agree_on_how_large_a_patch_may_be(side, enlarge, untouched):
+    def told(call: Callable[[], object]) -> str:
+        try:
+            call()
+        except DepoisonError as error:
+            return str(error)[str(error).index("the maximum is") :]
+        return ""
+
+    name = cell(dataset=f"digits+size={side}", attack=f"badnet+enlarge={str(enlarge).lower()}+size=64")
+    assert told(lambda: untouched.plan().cell(name)) == told(lambda: checkerboard(64, enlarge, (3, side, side)))
+
+
+def folder_cell(project: Project, root: Path, **values: Any) -> Cell:
+    dataset = {"source": "imagefolder", "root": str(root), "reserve": 0.5, **values}
+    (project / "mine.yaml").write_text(json.dumps({"datasets": {"digits": dataset}}))
+    return project.plan("mine.yaml").cell(tiny_cell(defense="none"))
+
+
+def test_the_classes_of_a_folder_are_counted_when_planning(tiny, tmp_path):
+    root = folder_of_images(tmp_path / "images")
+    folder_cell(tiny, root)
+    tiny.set("config/attacks/badnet.yaml", "values", "target", to=2)
+    with pytest.raises(DepoisonError, match="target label 2 is none of the dataset's; valid: 0 to 1"):
+        folder_cell(tiny, root)
+    shutil.rmtree(root / "train/b")
+    with pytest.raises(DepoisonError, match=f"{root}: dataset digits has 1 class; valid: at least 2"):
+        folder_cell(tiny, root)
+
+
+def test_a_folder_that_is_not_there_is_refused_when_planning(tiny, tmp_path):
+    folder_cell(tiny, tmp_path / "nowhere")
+    done = tiny.snakemake("-n", "--configfile", "mine.yaml", "--", tiny_cell(defense="none"))
+    refused(done, f"{tmp_path}/nowhere: no such folder", "root of dataset digits", "train/<class>")
+    refused(
+        tiny.depoison("run", "--configfile", "mine.yaml", tiny_cell(defense="none")),
+        f"{tmp_path}/nowhere: no such folder",
+    )
+
+
+@pytest.fixture
+def read_folder(tiny, tmp_path, monkeypatch) -> tuple[Path, Callable[[], Plan]]:
+    """A folder of images that was read, and what plans a cell of it."""
+    monkeypatch.chdir(tiny.path)
+    root = folder_of_images(tmp_path / "images")
+    for part in ("train", "test"):
+        shutil.copytree(root / part / "a", root / part / "c")
+    dataset = folder_cell(tiny, root).evaluation.upstream["dataset"]
+    run_stage(dataset.spec, dataset.directory, Runtime(), str(root))
+
+    def planned() -> Plan:
+        plan = tiny.plan("mine.yaml")
+        plan.cell(tiny_cell(defense="none"))
+        plan.require_unchanged()
+        return plan
+
+    return root, planned
+
+
+def moved_away(root: Path) -> None:
+    (root / "train/b").rename(root.parent / "away")
+
+
+CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "class moved": ("train/b", moved_away),
+    "image moved": ("test/a", lambda root: (root / "test/a/1.png").unlink()),
+    "image added": ("train/a", lambda root: (root / "train/a/new.png").write_bytes(b"x")),
+    "image renamed": ("train/a", lambda root: (root / "train/a/1.png").rename(root / "train/a/9.png")),
+    "time": ("train/a", lambda root: os.utime(root / "train/a/1.png", (1, 1))),
+    "class added": ("train/d", lambda root: (root / "train/d").mkdir()),
+}
+
+
+@pytest.mark.parametrize(("where", "change"), CHANGES.values(), ids=list(CHANGES))
+def test_a_folder_that_changed_after_it_was_read_is_noticed(where, change, read_folder):
+    root, planned = read_folder
+    assert not planned().notes
+    change(root)
+    with pytest.raises(DepoisonError, match=f"{root}/{where}: changed since results/dataset/digits-[0-9a-f]*") as error:
+        planned()
+    assert "\n" not in str(error.value) and "`checksum`" in str(error.value)
+    (listing,) = Path("results/dataset").glob("*/listing.json")
+    assert str(listing) in str(error.value)
+    listing.unlink()
+    planned()
+
+
+def test_what_was_put_back_is_no_change(read_folder):
+    root, planned = read_folder
+    moved_away(root)
+    (root.parent / "away").rename(root / "train/b")
+    planned()
+
+
+def test_a_folder_that_is_gone_is_told(read_folder):
+    root, planned = read_folder
+    shutil.rmtree(root)
+    (note,) = planned().notes.values()
+    assert re.fullmatch(
+        rf"{root}: not there any more; dataset digits is what was read from it on 20\d\d-\d\d-\d\d", note
+    )
+
+
+def test_a_changed_folder_stops_every_run(read_folder, tiny):
+    root, _ = read_folder
+    moved_away(root)
+    for done in (
+        tiny.depoison("run", "--configfile", "mine.yaml", tiny_cell(defense="none")),
+        tiny.snakemake("-n", "--configfile", "mine.yaml", "--", tiny_cell(defense="none")),
+    ):
+        refused(done, f"{root}/train/b: changed since")
+
+
+def test_a_folder_that_is_known_by_its_content_may_change(read_folder, tiny):
+    root, planned = read_folder
+    (run_json,) = Path("results/dataset").glob("*/run.json")
+    dataset = folder_cell(tiny, root, checksum=json.loads(run_json.read_text())["checksum"]).evaluation.upstream[
+        "dataset"
+    ]
+    run_stage(dataset.spec, dataset.directory, Runtime(), str(root))
+    assert not Path(dataset.directory, "listing.json").exists()
+    os.utime(root / "train/a/1.png", (1, 1))
+    planned()
 
 
 def test_any_dataset_may_be_a_folder_of_images(tiny, tmp_path):

@@ -209,6 +209,7 @@ def _tell(plan: Any, options: argparse.Namespace, targets: list[str], makes: boo
     from depoison.share import notices
 
     if getattr(options, "log", None) is None:
+        plan.require_unchanged()
         for note in [*plan.notes.values(), *notices(plan, targets, makes)]:
             print(f"depoison: {note}", file=sys.stderr)
 
@@ -256,6 +257,7 @@ def _run(options: argparse.Namespace) -> None:
     drawn = [*figures, *(figure for paper in papers for figure in paper.figures)]
     lacking = missing([cell.evaluation for cell in wanted] + [one for figure in drawn for one in figure.artifacts()])
     _tell(plan, options, options.targets, makes=True)
+    plan.require_sources(lacking)
     board = Board({one.directory: item_of(one, uses={"cores": 1}) for one in lacking}, {"cores": 1})
     with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
         for number, artifact in enumerate(lacking, 1):

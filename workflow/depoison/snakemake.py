@@ -151,6 +151,8 @@ class Lookup:
             artifact = self._artifact(stage, wildcards)
             if Path(artifact.product).exists():
                 return []
+            with _refusing():
+                self.plan.require_sources([artifact])
             return [flag(needed.product, "ancient") for needed in artifact.upstream.values()]
 
         return upstream
@@ -257,6 +259,9 @@ class Lookup:
             self._say_notes()
             for line in lines:
                 _say(line)
+        with _refusing():
+            self.plan.require_unchanged()
+        self._say_notes()
 
     @cached_property
     def _asked(self) -> set[str]:

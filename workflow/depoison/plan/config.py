@@ -109,6 +109,9 @@ class Method(_Strict):
         default={}, description="(models only) mean and std that it was pre-trained with, in place of the dataset's"
     )
     train_images: int | None = Field(None, ge=4, description="(datasets only) how many training images it has")
+    classes: int | None = Field(
+        None, ge=2, description="(datasets only) how many its own source has, so that a wrong target is refused at once"
+    )
     training: Values = Field(default={}, description="(datasets only) how models are trained on it")
     tuning: Values = Field(default={}, description="(datasets only) how models are tuned on it")
 

@@ -24,6 +24,7 @@ class Parameter(BaseModel):
         range: the valid interval in the usual notation, such as "(0, 1]" or "[0, inf)"; for `floats`, of each number.
         choices: the valid values, where there are few.
         optional: whether "none" is valid.
+        patch: whether it is the side, in pixels, of what must fit into the image.
         budget: whether a track may set it, as it may epochs.
         source: where in which paper the default stands.
         help: one line on what it does.
@@ -36,6 +37,7 @@ class Parameter(BaseModel):
     range: str | None = None
     choices: tuple[Any, ...] | None = None
     optional: bool = False
+    patch: bool = False
     budget: bool = False
     source: str = ""
     help: str

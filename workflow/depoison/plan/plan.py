@@ -13,6 +13,8 @@ from depoison.files import sha256_of
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.config import CELLS_NAME, KINDS, OWN, Configuration, Setting
 from depoison.plan.documents import read_document
+from depoison.plan.folders import SOURCE as FOLDER_SOURCE
+from depoison.plan.folders import classes_of, require_root, require_unchanged
 from depoison.plan.parameters import SHARED, text_of
 from depoison.plan.specs import Artifact, make_artifact
 
@@ -59,6 +61,7 @@ class Plan:
         """By a dataset's directory, the local copy that the configuration names: no part of the spec."""
         self._cells: dict[CellName, Cell] = {}
         self._checksums: dict[Path, str] = {}
+        self._folder_classes: dict[str | None, int | None] = {}
         self._settings_of: dict[tuple[Any, ...], dict[str, list[Setting]]] = {}
 
     def cell(self, name: CellName | str) -> Cell:
@@ -98,6 +101,26 @@ class Plan:
             )
         return self.artifacts[directory]
 
+    def require_sources(self, datasets: Iterable[Artifact]) -> None:
+        """See, before anything is made, that what datasets that are not there will be read from is there.
+
+        Raises:
+            DepoisonError: it is not.
+        """
+        for dataset in datasets:
+            if dataset.stage == "dataset" and (root := self.local_copies.get(dataset.directory)):
+                require_root(dataset, root)
+
+    def require_unchanged(self) -> None:
+        """See that each folder of images, of the cells that were resolved, is what it was when it was read; note those gone.
+
+        Raises:
+            DepoisonError: one changed.
+        """
+        for directory, root in self.local_copies.items():
+            if root and directory in self.artifacts and (gone := require_unchanged(self.artifacts[directory], root)):
+                self.notes[f"folder {root}"] = gone
+
     def label(self, kind: str, name: str) -> str:
         """How tables call a method; its name where it has no implementation."""
         known = name in self.configuration.names(kind)
@@ -116,6 +139,7 @@ class Plan:
         for kind in KINDS:
             self._check_not_excluded(kind, name)
         value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
+        self._require_fit(name, value)
         dataset = make_artifact("dataset", {}, self._dataset_parameters(name.dataset.name, value["dataset"]))
         self.local_copies[dataset.directory] = value["dataset"]["root"]
         reserve = {key: value["dataset"][key] for key in ("reserve", "stratified")}
@@ -237,9 +261,40 @@ class Plan:
         method = self.configuration.method("dataset", name).content
         own = {key: values[key] for key in method.parameters if values["source"] == method.values["source"]}
         parameters = {"name": name, "version": method.version, **shared, "options": own}
-        if values["source"] == "imagefolder" and values["checksum"] is None:
+        if values["source"] == FOLDER_SOURCE and values["checksum"] is None:
             parameters["root"] = values["root"]
         return parameters
+
+    def _require_fit(self, name: CellName, value: Mapping[str, Mapping[str, Any]]) -> None:
+        """See that the attack fits the dataset, as far as that is known before any image is read.
+
+        Raises:
+            DepoisonError: a dataset of one class, a target label that is none, or a patch that is larger than the image.
+        """
+        attack, dataset = value["attack"], value["dataset"]
+        classes = self._classes(name.dataset.name, dataset["source"], dataset["root"])
+        if classes == 1:
+            raise DepoisonError(f"{dataset['root']}: dataset {name.dataset.name} has 1 class; valid: at least 2")
+        if classes is not None and attack.get("target", 0) >= classes:
+            raise DepoisonError(
+                f"{name.path}: target label {attack['target']} is none of the dataset's; valid: 0 to {classes - 1}"
+            )
+        # As `enlargement` has it: what is drawn for 32 pixels grows with the image.
+        maximum = dataset["size"] // (max(1, dataset["size"] // 32) if attack.get("enlarge") else 1)
+        for key, parameter in self.configuration.method("attack", name.attack.name).content.parameters.items():
+            if parameter.patch and attack[key] > maximum:
+                raise DepoisonError(
+                    f"{name.path}: {key}: a patch of {attack[key]} pixels is larger than the image; the maximum is {maximum}"
+                )
+
+    def _classes(self, name: str, source: str, root: str | None) -> int | None:
+        """How many classes a dataset has; None where nobody knows before it is read."""
+        if source == FOLDER_SOURCE:
+            if root not in self._folder_classes:
+                self._folder_classes[root] = classes_of(Path(root).expanduser()) if root else None
+            return self._folder_classes[root]
+        method = self.configuration.method("dataset", name).content
+        return method.classes if source == method.values["source"] else None
 
     @staticmethod
     def _tuning(name: CellName, value: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

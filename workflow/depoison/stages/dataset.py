@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from depoison import data
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors, write_json
+from depoison.plan.folders import LISTING, listing_of
 from depoison.stages.runner import Job
 
 
@@ -15,6 +18,8 @@ def run(job: Job) -> None:
         DepoisonError: what is wrong with the source, or a checksum that is not the configured one.
     """
     parameters = job.parameters
+    if parameters.get("root") is not None:  # a folder that is known by its path: planning compares it with what it was
+        write_json(job.folder / LISTING, listing_of(Path(job.root or "").expanduser()))
     where = {"root": job.root, "cache": job.runtime.downloads, "size": parameters["size"]}
     images = data.load(parameters["source"], **where, **parameters["options"])
     if parameters["checksum"] not in (None, images.checksum):

@@ -1,0 +1,92 @@
+"""Folders of images: whether they are there, how many classes they have, and whether they are what was read from them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from depoison.errors import DepoisonError
+from depoison.files import read_json
+from depoison.plan.specs import Artifact
+
+LISTING = "listing.json"
+"""What the folder held when a dataset was read from it, beside the artifact; no part of it, and true on this machine only."""
+
+SOURCE = "imagefolder"
+PARTS = ("train", "test")
+
+
+def classes_of(root: Path) -> int | None:
+    """How many classes a folder of images has; None where it is not there, or is none."""
+    return sum(entry.is_dir() for entry in _entries(root / PARTS[0])) or None
+
+
+def listing_of(root: Path) -> dict[str, str]:
+    """By class folder, such as train/cat, a hash of the names, sizes and times of its files."""
+    found = {}
+    for part in PARTS:
+        folders = [entry for entry in _entries(root / part) if entry.is_dir()]
+        for folder in folders:
+            files = sorted((entry.name, entry.stat()) for entry in _entries(Path(folder.path)) if entry.is_file())
+            text = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in files)
+            found[f"{part}/{folder.name}"] = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+    return found
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def require_root(dataset: Artifact, root: str) -> None:
+    """See that what a dataset is to be read from is there.
+
+    Raises:
+        DepoisonError: it is not.
+    """
+    name, folder = dataset.spec["parameters"]["name"], Path(root).expanduser()
+    if dataset.spec["parameters"]["source"] != SOURCE:
+        needed, layout = [folder], ""
+    else:
+        needed, layout = (
+            [folder, *(folder / part for part in PARTS)],
+            "; expected train/<class>/* and test/<class>/* below it",
+        )
+    for path in needed:
+        if not path.exists():
+            raise DepoisonError(f"{path}: no such folder or file; {root} is the root of dataset {name}{layout}")
+
+
+def require_unchanged(dataset: Artifact, root: str) -> str:
+    """See that a folder of images is what it was when the dataset was read from it.
+
+    Returns:
+        A line for the user where the folder is gone; "" otherwise.
+
+    Raises:
+        DepoisonError: names, sizes or times of its files changed.
+    """
+    path, folder = Path(dataset.directory, LISTING), Path(root).expanduser()
+    parameters = dataset.spec["parameters"]
+    if parameters.get("root") is None or not path.exists() or not Path(dataset.product).exists():
+        return ""  # known by its content, read on another machine, or not read yet
+    if not folder.is_dir():
+        read = time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
+        return f"{root}: not there any more; dataset {parameters['name']} is what was read from it on {read}"
+    before: dict[str, Any] = read_json(path)
+    now = listing_of(folder)
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise DepoisonError(
+            f"{root}/{changed[0]}{more}: changed since {dataset.directory} was read from there; put it back, or give dataset "
+            f"{parameters['name']} a `checksum` (after any text the run says which), which makes it another set, or, if only "
+            f"times changed, delete {path}"
+        )
+    return ""
