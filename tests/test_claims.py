@@ -459,7 +459,7 @@ def test_claims_over_a_sweep_and_over_bars(here):
     assert judged(here, over=alpha | {"x_from": 0.2}).ours.value == 15.0
     assert judged(here, over=alpha | {"x": [0.1, 0.3]}, statistic="range").ours.value == pytest.approx(6.0)
     assert judged(here, over=alpha | {"x": 0.5, "rates": 0.01, "attacks": "badnet"}).cells == 1
-    bars = {"figure": "figure16", "lines": "FST-all", "x": ["Ba 1%", "Bl 1%"]}
+    bars = {"figure": "figure16", "lines": "FST-all", "x": ["BadNet 1%", "Blended 1%"]}
     found = judged(here, over=bars, minus={"lines": "FST-last"}, statistic="mean")
     assert (found.ours.value, found.cells) == (-7.0, 4)
 

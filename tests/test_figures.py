@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import small
-from conftest import ROOT, Project, job_counts
+from conftest import ROOT, Project, job_counts, printed_lines
 from depoison.errors import DepoisonError
 from depoison.plan.figures import Figure, all_figures, history_of, read_figure, read_page
 from depoison.plan.plan import Plan
+from depoison.reporting.figures import bars, examples, sweep
 from depoison.reporting.figures.examples import amplification
+from depoison.reporting.figures.style import footnotes
 from depoison.reporting.figures.write import figure_is_current, page_is_current, render_figure, write_figure, write_page
 from depoison.share import artifacts
 from depoison.stages.embedding import embed, features_of, sample
@@ -325,6 +328,123 @@ def test_numbers_of_example_images(drawn):
         if not point.gap:
             assert (row["index"], row["largest"], row["mean"], row["amplified"]) == ("5", "7", "7.0", "18")
             assert row["pixels"] == point.artifacts[0].product
+
+
+# --- what the paper prints beside ours ---------------------------------------------------------------------------
+
+TABLE_OF = {"vgg19-bn": "table9", "resnet50": "table10", "densenet161": "table11"}
+GROUPS = [(attack, rate) for attack in ("BadNet", "Blended") for rate in ("5%", "1%", "0.5%")]
+
+
+def printed_bars(model: str) -> dict[tuple[str, str, str], str]:
+    """By line, group and metric, read without the package."""
+    names = {"badnet": "BadNet", "blended": "Blended", "none": "No defense", "fst": "FST"}
+    return {
+        (names[line["defense"]], f"{names[line['attack']]} {100 * float(line['rate']):g}%", metric): line[metric]
+        for line in printed_lines(TABLE_OF[model])
+        for metric in ("c_acc", "asr")
+        if line["attack"] in names and line["defense"] in names
+    }
+
+
+@pytest.mark.parametrize("model", TABLE_OF)
+def test_figure_8_has_the_printed_numbers_of_its_tables(model):
+    points = [p for p in read_figure(Plan(ROOT), "reports/figure8").points if p.model == model]
+    found = {(p.line, p.x, metric): texts for p in points for metric, texts in p.published.items()}
+    assert found == {place: (text,) for place, text in printed_bars(model).items()} and len(found) == 24
+
+
+def test_what_a_track_makes_the_same_has_the_printed_numbers_of_all(drawn):
+    figure, rows = made(drawn, "figure8")
+    expected = [printed_bars(model) for model in TABLE_OF]
+    assert len(rows) == 24
+    for row in rows:
+        assert row["published"].split() == [numbers[row["line"], row["x"], row["metric"]] for numbers in expected]
+    note = "black ticks: as the paper prints them, one each of VGG19-BN, ResNet-50, DenseNet-161 on CIFAR-10"
+    assert note in footnotes(figure)
+
+
+def test_printed_numbers_are_drawn_as_ticks_on_their_bars(drawn):
+    figure = read_figure(drawn.plan(), "reports/paper/figure8")
+    fake(figure)
+    rows = bars.numbers(figure)
+    canvas = bars.draw(figure, rows)
+    panels = [axes for axes in canvas.axes if axes.patches]
+    assert len(panels) == 6
+    for axes, (metric, column) in zip(panels, product(("c_acc", "asr"), figure.columns), strict=True):
+        shown = [row for row in rows if (row["column"], row["metric"]) == (column.label, metric)]
+        # Bars and ticks stand in the order of the rows, each tick over the width of its bar.
+        for row, bar, tick in zip(shown, axes.patches, axes.lines, strict=True):
+            assert bar.get_height() == row["mean"]
+            assert set(tick.get_ydata()) == {float(row["published"])} and tick.get_color() == "black"
+            assert tick.get_xdata() == pytest.approx([bar.get_x(), bar.get_x() + bar.get_width()])
+        for number, row in zip(axes.texts, shown, strict=True):  # no tick strikes a number out
+            assert not number.xy[1] < float(row["published"]) < number.xy[1] + bars.ROOM
+    (legend,) = canvas.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["No defense", "FST", "published"]
+    assert footnotes(figure) == ["black ticks: as the paper prints them"]
+
+
+def test_bars_without_printed_numbers_have_no_ticks(drawn):
+    figure, rows = made(drawn, "figure16")
+    assert "published" not in rows[0] and not figure.published_of
+    assert not any(axes.lines for axes in bars.draw(figure, bars.numbers(figure)).axes)
+
+
+def test_a_printed_number_is_of_no_hyper_parameter(drawn):
+    put(drawn, "figure8", lines=[{"label": "FST", "defense": "fst+alpha=0.1"}])
+    assert not any(point.published for point in read_figure(drawn.plan(), "reports/paper/figure8").points)
+    put(drawn, "figure8", published=["../published/table99.csv"])
+    with pytest.raises(DepoisonError, match=r"published/table99\.csv: not readable"):
+        read_figure(drawn.plan(), "reports/paper/figure8")
+
+
+@pytest.mark.parametrize("name", ["figure8", "figure16"])
+def test_groups_of_bars_are_spelled_out(name, drawn):
+    """The attack once below its rates, in the lowest panels."""
+    figure, _ = made(drawn, name)
+    assert [part.label for part in figure.groups] == [" ".join(group) for group in GROUPS]
+    axes = bars.draw(figure, bars.numbers(figure)).axes[-1]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [rate for _, rate in GROUPS]
+    (below,) = axes.child_axes
+    assert [label.get_text().strip() for label in below.get_xticklabels()] == ["BadNet", "Blended"]
+    assert list(below.get_xticks()) == [1, 4]
+
+
+def test_groups_that_share_nothing_stand_in_full(drawn):
+    put(
+        drawn,
+        "figure8",
+        groups=[
+            {"label": "BadNet at 5%", "attack": "badnet+rate=0.05"},
+            {"label": "Blended", "attack": "blended+rate=0.05"},
+        ],
+    )
+    figure, _ = made(drawn, "figure8")
+    axes = bars.draw(figure, bars.numbers(figure)).axes[-1]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "BadNet\nat\n5%",
+        "Blended",
+    ] and not axes.child_axes
+
+
+def test_an_axis_is_labeled_where_nothing_is_drawn_below(drawn):
+    """LC is not shown on GTSRB: its panel above has the rates."""
+    figure = read_figure(drawn.plan(), "reports/paper/figure10")
+    fake(figure)
+    canvas = sweep.draw(figure, sweep.numbers(figure))
+    panels = np.array(canvas.axes).reshape(6, 4)
+    labels = [[axes.get_xlabel() for axes in row] for row in panels]
+    assert labels[3] == ["", "", "", "Poisoning rate"] and labels[5] == ["Poisoning rate"] * 3 + [""]
+    shown = [[any(label.get_visible() for label in axes.get_xticklabels()) for axes in row] for row in panels]
+    assert shown[3] == [False, False, False, True] and shown[5][:3] == [True] * 3
+
+
+def test_white_images_have_an_edge(drawn):
+    figure = read_figure(drawn.plan(), "reports/tiny/figure9")
+    fake(figure)
+    for axes in examples.draw(figure, examples.numbers(figure)).axes:
+        assert all(spine.get_visible() for spine in axes.spines.values()) == bool(axes.images)
 
 
 @pytest.mark.parametrize(

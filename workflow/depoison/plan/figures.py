@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -17,6 +17,7 @@ from depoison.plan.config import load_as
 from depoison.plan.documents import Document, names_in, read_document
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
+from depoison.plan.published import Key, read_published
 from depoison.plan.rates import scaled
 from depoison.plan.specs import Artifact, fingerprint, make_artifact
 from depoison.plan.tables import (
@@ -125,6 +126,7 @@ class BarsFile(_CurvesFile):
 
     kind: Literal["bars"]
     groups: list[PartFile] = Field(min_length=1, description="along the x axis of each panel")
+    published: list[str] = Field(default=[], description="CSVs of the paper's tables with printed numbers of the bars")
 
 
 class TsneFile(FigureFile):
@@ -183,12 +185,14 @@ class Part:
     Attributes:
         at: its keys in the file.
         printed: the dataset in the file, which the track may have replaced.
+        subjects: its dataset and model in the file, and those of parts that the track makes the same.
         attack, defense: as in the file, not parsed.
     """
 
     label: str
     at: tuple[str, ...]
     printed: str | None = None
+    subjects: tuple[tuple[str | None, str | None], ...] = ((None, None),)
     dataset: str | None = None
     model: str | None = None
     attack: str | None = None
@@ -204,6 +208,7 @@ class Point:
     Attributes:
         row, column, line: labels of the parts.
         x: the value of the x axis' hyper-parameter, or the label of a group of bars.
+        published: the paper's numbers, by metric; several where the track makes several of its bars the same.
         cells: one for each seed; empty where a method has no implementation.
         artifacts: further ones that are drawn, in the order of the cells.
         gap: the method that has none, "" where there is a cell.
@@ -220,6 +225,7 @@ class Point:
     cells: tuple[Cell, ...]
     artifacts: tuple[Artifact, ...]
     gap: str
+    published: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -231,6 +237,7 @@ class Figure:
         dataset, model: as used on this track; `printed` are the paper's.
         subject: labels of the first two.
         groups: along the x axis; only bars have them.
+        published_of: labels of the datasets and models that printed numbers are of; empty where none are shown.
     """
 
     target: str
@@ -249,6 +256,7 @@ class Figure:
     groups: tuple[Part, ...]
     points: tuple[Point, ...]
     definition: str
+    published_of: tuple[tuple[str, str], ...] = ()
 
     def artifacts(self) -> list[Artifact]:
         """Every artifact that the figure reads, each once."""
@@ -344,7 +352,7 @@ def read_figure(plan: Plan, target: str) -> Figure:
     subject = plan.label("dataset", base.dataset), plan.label("model", base.model)
     return Figure(
         stem_of(target), paper, name, track, file, base.dataset, base.model, (file.dataset, file.model), subject,
-        reader.seeds, rows, columns, lines, groups, points, fingerprint(document.data),
+        reader.seeds, rows, columns, lines, groups, points, fingerprint(document.data), tuple(reader.published_of),
     )  # fmt: skip
 
 
@@ -383,6 +391,8 @@ class _Reader:
         if isinstance(file, TsneFile | ExamplesFile):
             self.seeds = self.seeds[:1]  # a picture of one run
         self.base = self._part(file, (), "")
+        self.printed = self._read_published()
+        self.published_of: dict[tuple[str, str], None] = {}
 
     def _place(self, *keys: str) -> str:
         """`file:line` of a key; of an item in a list, where it begins."""
@@ -404,6 +414,8 @@ class _Reader:
                 raise DepoisonError(
                     f"{place}: {key}.{i}: the label {part.label!r} stands twice; labels tell parts apart"
                 )
+            if twin is not part:
+                found[part.label] = replace(twin, subjects=(*twin.subjects, *part.subjects))
         return tuple(found.values())
 
     def _part(self, content: Any, at: tuple[str, ...], label: str | None) -> Part:
@@ -424,7 +436,41 @@ class _Reader:
                       for kind, text in methods.items() if text and not text.startswith("+")]  # fmt: skip
             label = ", ".join(self.plan.label(kind, name) for kind, name in named if name)
         without = tuple(getattr(content, "without", ()))
-        return Part(label, at, content.dataset, **replaced, **methods, x=getattr(content, "x", None), without=without)
+        subjects = ((content.dataset, content.model),)
+        x = getattr(content, "x", None)
+        return Part(label, at, content.dataset, subjects, **replaced, **methods, x=x, without=without)
+
+    def _read_published(self) -> dict[Key, dict[str, str]]:
+        """The paper's numbers of the files that the figure names, as corrected.
+
+        Raises:
+            DepoisonError: as `read_published`.
+        """
+        found: dict[Key, dict[str, str]] = {}
+        folder = (self.plan.root / self.document.path).parent
+        for name in getattr(self.file, "published", []):
+            for (key, metric), text in read_published((folder / name).resolve(), self.plan.root).texts.items():
+                found.setdefault(key, {})[metric] = text
+        return found
+
+    def _published(self, parts: list[Part], methods: dict[str, Choice]) -> dict[str, tuple[str, ...]]:
+        """The printed numbers of a point, by metric: of its dataset and model in the paper, or of several.
+
+        A printed number is of an attack at a rate and of a defense as the paper has it: hyper-parameters have none.
+        """
+        attack, defense = methods["attack"], methods["defense"]
+        rate = dict(attack.overrides).get("rate")
+        if not self.printed or defense.overrides or len(attack.overrides) != 1 or rate is None:
+            return {}
+        found: dict[str, list[str]] = {}
+        for subjects in product(*(part.subjects for part in parts)):
+            names = [next(name for name in reversed(each) if name) for each in zip(*subjects, strict=True)]
+            key = Key(*names, attack.name, f"{float(rate):g}", "", defense.name)
+            for metric, text in self.printed.get(key, {}).items():
+                found.setdefault(metric, []).append(text)
+                labels = (self.plan.label(*each) for each in zip(("dataset", "model"), names, strict=True))
+                self.published_of[tuple(labels)] = None
+        return {metric: tuple(texts) for metric, texts in found.items()}
 
     def points(self, row: Part, column: Part, line: Part, groups: Sequence[Part]) -> Iterator[Point]:
         """One for each place on the x axis.
@@ -479,10 +525,11 @@ class _Reader:
         made = tuple(self._artifact(cell) for cell in cells) if isinstance(self.file, TsneFile | ExamplesFile) else ()
         for artifact in made:
             self.plan.artifacts.update(artifact.chain())
-        gap = ", ".join(missing)
+        gap, published = ", ".join(missing), self._published(parts, choices)
         return Point(
-            row.label, column.label, line.label, x, dataset, model, **choices, cells=cells, artifacts=made, gap=gap
-        )
+            row.label, column.label, line.label, x, dataset, model, **choices, cells=cells, artifacts=made, gap=gap,
+            published=published,
+        )  # fmt: skip
 
     def _choice(self, kind: str, parts: list[Part], drawn: list[Part]) -> Choice:
         """The method that the parts name, with their overrides, less those that the track sets."""

@@ -171,6 +171,7 @@ def _figure(plan: Plan, figure: Figure) -> dict[str, Any]:
         "file": figure.file,
         "path": path.name,
         "there": there,
+        "published": figure.published_of,
         "sha256": sha256_of(path) if there else None,
         "setting": setting(plan, figure),
         "gaps": figure.gaps(),

@@ -57,7 +57,7 @@ def amplification(residual: Any) -> float:
 def draw(figure: Figure, rows: list[Row]) -> Any:
     columns = len(figure.points)
     side = WIDTHS[figure.file.width] / (columns + 0.6)
-    canvas = new_canvas(figure, 3 * side + 0.45)
+    canvas = new_canvas(figure, 3 * side + 0.55)
     grid = canvas.subplots(3, columns, squeeze=False)
     for i, (point, row) in enumerate(zip(figure.points, rows, strict=True)):
         panels: list[Any] = [None, None, None]
@@ -65,10 +65,10 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             clean, backdoored, _ = _images(figure, point.artifacts[0])
             changed = (128 + residual_of(clean, backdoored) * row["amplified"]).clip(0, 255).astype("uint8")
             panels = [clean, backdoored, changed]
-            grid[2][i].set_xlabel(f"× {row['amplified']:g}, at most {row['largest']}")
+            grid[2][i].set_xlabel(f"× {row['amplified']:g}\nat most {row['largest']} of 255")
         for axes, pixels in zip(grid[:, i], panels, strict=True):
             axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+            axes.spines[:].set(visible=pixels is not None, color="#bbbbbb", linewidth=0.4)  # white images have an edge
             if pixels is not None:
                 picture = pixels.transpose(1, 2, 0)
                 gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if picture.shape[2] == 1 else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from depoison.plan.figures import Figure, Part
 
-VERSION = 2
+VERSION = 3
 """Raised when figures look otherwise for the same numbers: then all are drawn again."""
 
 WIDTHS = {"column": 3.3, "full": 6.9}
@@ -118,9 +118,12 @@ def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: b
     grid = canvas.subplots(
         len(rows), len(figure.columns), squeeze=False, sharey="row", sharex="col" if share_x else False
     )
+    lowest: dict[int, tuple[Any, str]] = {}
     for i, (row, metric) in enumerate(rows):
-        for axes, column in zip(grid[i], figure.columns, strict=True):
+        for j, (axes, column) in enumerate(zip(grid[i], figure.columns, strict=True)):
             fill(axes, row, column, metric)
+            drawn, label = lowest.get(j, (None, ""))
+            lowest[j] = axes if axes.has_data() else drawn, axes.get_xlabel() or label
             if metric == "asr":
                 axes.set_ylim(-4, 104)
                 axes.set_yticks([0, 25, 50, 75, 100])
@@ -130,6 +133,10 @@ def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: b
                 there = any((point.row, point.column) == (row.label, column.label) for point in figure.points)
                 blank(axes, "not available" if there else "not shown")
         grid[i][0].set_ylabel("\n".join(filter(None, [plain(row.label), METRICS[metric]])))
+    for axes, label in lowest.values():
+        if axes is not None:  # where nothing is drawn in the panels below, these do not say what is on the axis
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel(label)
     canvas.align_ylabels(list(grid[:, 0]))
     return canvas
 
@@ -158,13 +165,20 @@ def new_canvas(figure: Figure, height: float) -> Any:
 
 
 def footnotes(figure: Figure) -> list[str]:
-    """Lines below the picture: the track where it is not the paper's, the seeds, and what is missing."""
+    """Lines below the picture: the track where it is not the paper's, the seeds, what ticks are, and what is missing."""
     width = 58 if figure.file.width == "column" else 125
     lines = [] if figure.track == "paper" else [f"track {figure.track}: {', '.join(map(plain, figure.subject))}"]
     if any(cell.name.attack != point.attack for point in figure.points for cell in point.cells):
         lines.append("poisoning rates are the paper's; here as many images are poisoned as there, up to a cap")
     if len(figure.seeds) > 1:
         lines.append(f"mean of seeds {', '.join(map(str, figure.seeds))}, with its 95% confidence interval")
+    if figure.published_of:
+        several = max(len(texts) for point in figure.points for texts in point.published.values()) > 1
+        by_dataset = {
+            dataset: [model for of, model in figure.published_of if of == dataset] for dataset, _ in figure.published_of
+        }
+        of = "; ".join(f"{', '.join(map(plain, models))} on {plain(dataset)}" for dataset, models in by_dataset.items())
+        lines.append(f"black ticks: as the paper prints them{f', one each of {of}' if several else ''}")
     if gaps := figure.gaps():
         lines.append(f"not implemented: {', '.join(map(plain, gaps))}")
     return [part for line in lines for part in _wrapped(line, width)]

@@ -10,7 +10,7 @@ from depoison.errors import DepoisonError
 from depoison.files import read_json
 from depoison.plan.figures import Figure
 from depoison.reporting.figures.curves import Row, where
-from depoison.reporting.figures.style import blank, legend, new_canvas, plain
+from depoison.reporting.figures.style import WIDTHS, blank, legend, new_canvas, plain
 
 # Petroff's ten colors, which the color-blind can tell apart; red is kept for the target class, as in the paper.
 TARGET = "#bd1f01"
@@ -49,7 +49,8 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
     panels = [(row, column) for row in figure.rows for column in figure.columns]
     per_row = (figure.file.per_row if len(figure.rows) == 1 else None) or len(figure.columns)
     down = -(-len(panels) // per_row)
-    canvas = new_canvas(figure, 6.9 / max(per_row, 3) * down * (0.5 if figure.file.width == "column" else 1.0) + 0.4)
+    side = WIDTHS[figure.file.width] / max(per_row, 2 if figure.file.width == "column" else 3)
+    canvas = new_canvas(figure, (0.9 * side + 0.3) * down + 0.4)
     grid = canvas.subplots(down, per_row, squeeze=False).ravel()
     colors: dict[int, Any] = {}
     for axes, (row, column) in zip(grid, panels, strict=False):
