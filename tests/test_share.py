@@ -336,7 +336,9 @@ def test_dvc_shows_a_tables_numbers_and_what_changed(published):
 
     # Another learning rate for FST: DVC runs the table's stage, and says which numbers it moved.
     config = clone.folder / "config/tracks/tiny.yaml"
-    config.write_text(config.read_text() + "defenses: {fst: {lr: 0.5}}\n")
+    track = yaml.safe_load(config.read_text())
+    track.setdefault("defenses", {})["fst"] = {"lr": 0.5}
+    config.write_text(yaml.safe_dump(track))
     clone.depoison("share", "pull", REPORT)
     clone.run("dvc", "repro", "-q", stage)
     moved = json.loads(clone.run("dvc", "metrics", "diff", "--json"))
