@@ -1,4 +1,4 @@
-"""The pages docs/adding-a-defense.md and docs/adding-an-attack.md, followed step by step."""
+"""The pages docs/adding-a-defense.md and docs/adding-an-attack.md, followed step by step, and what README.md shows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from depoison.plan.cells import CellName
+from depoison.plan.plan import Plan
+from depoison.plan.tables import read_table
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -53,3 +57,33 @@ def test_page_leads_to_a_cell(page, tmp_path):
             [words[0], "-n", *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert "Nothing to be done" in done.stdout + done.stderr and line in done.stderr.splitlines()
+
+
+def rows_below(text: str, words: str) -> list[str]:
+    """The lines of the first table below some words."""
+    return re.search(r"(?:^\|.*\n)+", text[text.index(words) :], re.MULTILINE)[0].splitlines()
+
+
+def test_the_readme_begins_with_what_was_measured():
+    """Its first table is the demo's; of its second, each number stands in the measurements on CIFAR-10."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    measured = {
+        name: (ROOT / f"docs/measurements/{name}.md").read_text(encoding="utf-8") for name in ("demo", "cifar10-cpu")
+    }
+    picture = readme.index("](docs/demo.png)")
+    assert (ROOT / "docs/demo.png").stat().st_size < 200_000
+    table = rows_below(readme[picture:], "docs/measurements/demo.md")
+    assert table == rows_below(measured["demo"], "| Attack |")
+    columns = read_table(Plan(ROOT), "reports/demo/overview").columns
+    assert [cell.split("<")[0].strip() for cell in table[0].split("|")[3:-1]] == [column.title for column in columns]
+    photographs = re.findall(r"\d+\.\d+", "\n".join(rows_below(readme, "docs/measurements/cifar10-cpu.md")))
+    assert len(photographs) >= 20 and set(photographs) <= set(re.findall(r"\d+\.\d+", measured["cifar10-cpu"]))
+
+
+def test_the_readmes_cells_can_be_planned_and_their_attack_takes():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    cells = dict.fromkeys(re.findall(r"results/cells/\S+/s0\.json", readme))
+    (name,) = (CellName.parse(cell) for cell in cells)
+    plan = Plan(ROOT)
+    shown = {str(cell.name.attack) for cell in read_table(plan, "reports/demo/overview").cells()}
+    assert plan.cell(name).evaluation.stage == "evaluate" and (name.track, str(name.attack) in shown) == ("demo", True)

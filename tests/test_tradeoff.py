@@ -116,6 +116,29 @@ def test_color_and_filling_tell_defenses_apart_and_the_marker_attacks(here):
     assert len({found[one].get_marker() for one, _ in pairs}) == 1
 
 
+def test_the_seventh_defense_has_the_first_filling_and_a_black_edge(here):
+    """What is filled alike must differ in grayscale."""
+    labels = ("none", "lp", "ft", "fe-tuning", "ft-init", "ft-sam", "anp", "fst")
+    here.set("config/papers/fst/small.yaml", "columns", to=[{"defense": name, "label": name} for name in labels])
+    here.edit(FILE, lambda data: data.update(title="Costs", caption="Costs", kind="tradeoff", table="small"))
+    figure = read_figure(here.plan(), "reports/tiny/figure99")
+    rows = [
+        {
+            "x": figure.groups[0].label,
+            "line": name,
+            "metric": metric,
+            "mean": float(i),
+            "interval95": None,
+            "undefended_asr": 99.0,
+        }
+        for i, name in enumerate(labels)
+        for metric in ("fall", "asr")
+    ]
+    lines = [line for line in draw(figure, rows).axes[0].lines if len(line.get_xdata())]
+    seen = [(line.get_fillstyle(), line.get_markeredgecolor() == "black") for line in lines]
+    assert len(set(seen[1:])) == 7 and seen[1] == ("full", False) and seen[-1] == ("full", True)
+
+
 def test_a_lost_network_leaves_the_others_room(here, monkeypatch):
     figure = evaluated(here)
     assert draw(figure, numbers(figure)).axes[0].get_yscale() == "symlog"

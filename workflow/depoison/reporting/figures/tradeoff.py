@@ -15,7 +15,7 @@ from depoison.reporting.figures.style import blank, looks, new_canvas, plain
 from depoison.reporting.tables import TAKEN
 
 FILLS = ("full", "left", "none", "right", "bottom", "top")
-"""How the markers of a defense are filled, one after the other: what tells defenses apart without colors."""
+"""How the markers of a defense are filled, one after the other, then again with black edges: they differ in gray, too."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 """Those of attacks, in the order of the rows."""
 STEEP, LINEAR = 12, 4
@@ -59,16 +59,16 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
     points = list(drawn(rows))
     names = {point.x: point.attack.name for point in figure.points}
     shapes = dict(zip(dict.fromkeys(names.values()), MARKERS * len(names), strict=False))
-    fills = {part.label: FILLS[i % len(FILLS)] for i, part in enumerate(p for p in figure.lines if not _is_none(p))}
+    fills = {part.label: divmod(i, len(FILLS)) for i, part in enumerate(p for p in figure.lines if not _is_none(p))}
     look = looks(figure)
 
     def style(line: str, marker: str) -> dict[str, Any]:
         if line not in fills:  # no defense
             return {"marker": marker, "color": "#9a9a9a", "markersize": 4, "fillstyle": "none", "markeredgewidth": 0.7}
-        color = look[line].color
+        color, (again, fill) = look[line].color, fills[line]
         return {
-            "marker": marker, "color": color, "markersize": 6.5, "fillstyle": fills[line], "markeredgecolor": color,
-            "markerfacecoloralt": "white", "markeredgewidth": 1.0,
+            "marker": marker, "color": color, "markersize": 6.5, "fillstyle": FILLS[fill], "markerfacecoloralt": "white",
+            "markeredgecolor": "black" if again else color, "markeredgewidth": 1.0,
         }  # fmt: skip
 
     canvas = new_canvas(figure, 3.2)
@@ -83,11 +83,12 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
         blank(axes, "none of the attacks took")
         return canvas
     falls = [fall["mean"] for fall, _ in points]
-    if max(falls) > STEEP:
+    steep = max(falls) > STEEP
+    if steep:
         axes.set_yscale("symlog", linthresh=LINEAR, linscale=1.2)
         ticks = [tick for tick in (0, 1, 2, 3, 4, 6, 10, 20, 40, 80) if tick <= 1.2 * max(falls)]
         axes.set_yticks(ticks, ticks)
-    axes.set_ylim(min(-0.6, 1.2 * min(falls)), 1.25 * max(*falls, 1.0))
+    axes.set_ylim(min(falls) - 0.7, (1.5 if steep else 1.1) * max(*falls, 2.0))
     axes.set_xlim(-4, 104)
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.set_xlabel("Remaining ASR (%)")
