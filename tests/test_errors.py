@@ -200,7 +200,7 @@ FILES: dict[str, tuple[Any, ...]] = {
     "model of a table": (put(TABLE, "model", to="resnet81"), f"{TABLE}:", "'resnet81'; did you mean 'resnet18'?"),
     "method of a figure": (replaced(FIGURE, "defense: ft-sam", "defense: ft-sm"), f"{FIGURE}:14", "did you mean 'ft-sam'?"),
     "a source that is none": (put(DIGITS, "values", "source", to="download"), "unknown source 'download'"),
-    "a source's name": (put(DIGITS, "values", "source", to="digit"), "'digits'?", "digits, gtsrb, imagefolder"),
+    "a source's name": (put(DIGITS, "values", "source", to="digit"), "'digits'?", "gtsrb, imagefolder"),
     "track and paper": (write("config/tracks/fst.yaml", "summary: x"), "config/papers/fst and config/tracks/fst.yaml"),
     "a name that is taken": (write("config/papers/fst/index.yaml", "title: x"), "fst/index.yaml", "another"),
     **{
