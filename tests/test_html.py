@@ -25,7 +25,7 @@ from depoison.reporting.html.page import embedded, index_is_current, render_inde
 from depoison.reporting.html.records import POINTS, thinned
 from depoison.reporting.tables import SUMMARIES, Figure
 from depoison.share import artifacts
-from pages import COMMIT, PACKAGES, Element, data_of, fake_run, parsed, put, row_of
+from pages import COMMIT, PACKAGES, Element, data_of, fake_artifact, fake_run, parsed, put, row_of
 
 TARGET = "reports/tiny/index.html"
 HOSTILE = [
@@ -44,7 +44,10 @@ def page_of(project: Project, draw: bool = False) -> Element:
 
 
 def only(project: Project, *figures: str) -> None:
-    """Remove the other figures, as to draw one takes a second, and the claims, which are over all."""
+    """Remove the other figures, as to draw one takes a second, the claims, which are over all, and the other papers."""
+    for folder in (project / "config/papers").iterdir():
+        if folder.name != "fst":
+            shutil.rmtree(folder)
     (project / "config/papers/fst/claims.yaml").unlink(missing_ok=True)
     for path in (project / "config/papers/fst/figures").glob("*.yaml"):
         if path.stem not in figures:
@@ -100,6 +103,9 @@ def cell_file(project: Project, attack: str, defense: str, seed: int = 0) -> Pat
 @pytest.mark.parametrize("number", range(1, 12))
 def test_each_number_is_that_of_the_files(number, page, faked):
     """Against the published CSV and the evaluations, read without the package."""
+    if not page.all("section", id=f"fst-table{number}"):  # all its cells are those of Table 2
+        assert f"Table {number} (" in page.one("section", id="fst-table2").one("p", **{"class": "same-as"}).text
+        return
     section, data = page.one("section", id=f"fst-table{number}"), data_of(page)
     lines = [line for line in printed_lines(f"table{number}") if line["attack"] not in SUMMARIES]
     body = section.all("tbody")[0]
@@ -114,7 +120,9 @@ def test_each_number_is_that_of_the_files(number, page, faked):
         metrics = json.loads((faked / evaluation / "metrics.json").read_text())["metrics"]
         for metric, shown in zip(("c_acc", "asr", "der", "lcr"), cells, strict=True):
             assert f"m-{metric}" in shown.attributes["class"].split()
-            assert shown.text == ("–" if metrics[metric] is None else f"{metrics[metric]:.2f}")
+            ours, *lcr = shown.text.split(" LCR ")
+            assert ours == ("–" if metrics[metric] is None else f"{metrics[metric]:.2f}")
+            assert lcr in ([], [f"{metrics['lcr']:.0f}"] if metric == "asr" else [])
             if published := line.get(metric):
                 assert shown.attributes["data-p"] == f"{float(published):.2f}"
                 difference = shown.attributes["data-d"].replace("−", "-").replace("±", "")
@@ -142,17 +150,20 @@ def test_averages_and_comparisons_are_those_of_the_markdown(page, faked, monkeyp
     assert done.returncode == 0, done.stderr
     content = json.loads((faked.path.parent / "markdown/reports/tiny/table1.json").read_text())
     section = page.one("section", id="fst-table1")
-    (average,) = [line for line in content["lines"] if line["label"] == "Average"]
-    shown = [
-        cell for cell in row_of(section, "Average").all("td") if re.search("m-(c_acc|asr)", cell.attributes["class"])
-    ]
-    expected = [column[metric]["ours"] for column in average["figures"] for metric in ("c_acc", "asr")]
-    assert [cell.text for cell in shown] == [f"{number:.2f}" for number in expected]
+    for average in (line for line in content["lines"] if line["label"] in ("Average", "Average, all rows")):
+        label = average["label"] + "*" * bool(average["note"])
+        row = row_of(section, " ".join(filter(None, [label, average["value"]])))
+        shown = [cell for cell in row.all("td") if re.search("m-(c_acc|asr)", cell.attributes["class"])]
+        expected = [column[metric]["ours"] for column in average["figures"] for metric in ("c_acc", "asr")]
+        assert [cell.text.split(" LCR")[0] for cell in shown] == [
+            "–" if number is None else f"{number:.2f}" for number in expected
+        ]
     pairs = section.all("table")[1]
     found = {tuple(row.all("th")[0].words.split(" − ")): row.all("td") for row in pairs.one("tbody").all("tr")}
     for one in content["comparisons"]:
         cells = found[one["first"], one["second"]]
-        assert cells[0].words == str(one["differences"]["c_acc"]["rows"])
+        left_out = f" ({one['left_out']} left out)" if one["left_out"] else ""
+        assert cells[0].words == f"{one['differences']['c_acc']['rows']}{left_out}"
         assert f"{abs(one['differences']['c_acc']['mean']):.2f}" in cells[1].words
         assert f"± {one['differences']['asr']['interval']:.2f}" in cells[5].words
 
@@ -181,6 +192,109 @@ def test_seeds_that_only_some_rows_have(small):
     assert row_of(section, "Average*").all("td")[5].text.startswith(f"{statistics.fmean(common):.2f} ± ")
 
 
+def change(project: Project, attack: str, defense: str, **metrics: float) -> None:
+    """Change what an evaluation of the table `small` says."""
+    path = cell_file(project, attack, defense)
+    content = json.loads(path.read_text())
+    put(path, content | {"metrics": content["metrics"] | metrics})
+
+
+def test_a_row_in_which_the_attack_did_not_take_is_gray(small):
+    """Neither bold nor colored, and in no average: the strongest color stood where nothing was to be removed."""
+    small.edit("config/papers/fst/small.yaml", lambda data: data.update(
+        published="published/table1.csv", columns=[*data["columns"], {"defense": "ft", "label": "FT"}],
+        rows=[row | {"rates": [0.01]} for row in data["rows"]], compare=[["ft", "lp"]],
+    ))  # fmt: skip
+    fake_run(index_of(small)[1])
+    table = read_table(small.plan(), "reports/tiny/small")
+    asr = {("badnet", "none"): 49.0, ("blended", "none"): 98.0, ("badnet", "lp"): 0.0, ("blended", "lp"): 0.0}
+    for cell in table.cells():
+        path, place = Path(cell.evaluation.product), (cell.name.attack.name, cell.name.defense.name)
+        metrics = {"c_acc": 90.0, "asr": asr.get(place, 3.0), "lcr": 87.0, "der": None}
+        put(path, json.loads(path.read_text()) | {"metrics": metrics})
+    section = page_of(small).one("section", id="fst-small")
+    badnet, blended = (row_of(section, label, "1%") for label in ("BadNet", "Blended"))
+    assert badnet.attributes["class"] == "untaken" and "class" not in blended.attributes
+    for cell in badnet.all("td"):
+        assert cell.attributes["class"].split() == ["n", cell.attributes["class"].split()[1], "untaken"]
+    # Published: 100.00 with LP for BadNet, 98.98 for Blended; ours, 0, is better by more than 20 where there is a backdoor.
+    assert "b3" in blended.all("td")[5].attributes["class"].split()
+    assert "best" in blended.all("td")[5].attributes["class"].split()
+    average = row_of(section, "Average* 1 of 2 rows").all("td")
+    assert [cell.text for cell in average if "m-asr" in cell.attributes["class"]] == ["98.00", "0.00", "3.00"]
+    every = row_of(section, "Average, all rows*").all("td")
+    assert [cell.text for cell in every if "m-asr" in cell.attributes["class"]] == ["73.50", "0.00", "3.00"]
+    assert not any({"best", "b1", "b2", "b3", "w3"} & set(cell.attributes["class"].split()) for cell in every)
+    assert section.all("table")[1].one("tbody").all("td")[0].text == "1 (1 left out)"
+    assert "¶ In 1 of 2 rows the attack did not take (ASR without a defense below 50%)" in section.words
+
+
+def test_lcr_stands_with_an_asr_that_is_no_rescue(small):
+    change(small, "badnet", "none", asr=100.0)
+    change(small, "badnet", "lp", c_acc=90.0, asr=0.0, lcr=11.2)
+    section = page_of(small).one("section", id="fst-small")
+    cell = row_of(section, "BadNet", "10%").all("td")[5]
+    assert cell.text == "0.00 LCR 11" and cell.one("small").text == " LCR 11"
+    assert not {"best", "b1", "b2", "b3"} & set(cell.attributes["class"].split())
+    assert "LCR n: only n% of the triggered images" in section.words
+    change(small, "badnet", "lp", lcr=80.0)
+    section = page_of(small).one("section", id="fst-small")
+    assert row_of(section, "BadNet", "10%").all("td")[5].text == "0.00"
+
+
+def test_an_own_table_comes_first_and_tables_without_a_cell_collapse(tiny, monkeypatch):
+    only(tiny)
+    monkeypatch.chdir(tiny.path)
+    for number in (3, 4, 5, 6, 7, 8, 9):
+        (tiny / f"config/papers/fst/table{number}.yaml").unlink()
+    order = lambda: [each.attributes["id"] for each in page_of(tiny).all("section", **{"class": "table"})]  # noqa: E731
+    shipped = ["fst-table1", "fst-table2"]
+    assert order() == ["fst-many", "fst-small", *shipped]  # nothing is there yet; the names' order
+    (tiny / "config/papers/mine").mkdir()
+    shutil.move(tiny / "config/papers/fst/small.yaml", tiny / "config/papers/mine/first.yaml")
+    shutil.move(tiny / "config/papers/fst/many.yaml", tiny / "config/papers/fst/table99.yaml")
+    assert order() == [*shipped, "fst-table99", "mine-first"]
+    cell = read_table(tiny.plan(), "reports/tiny/mine/first").cells()[0]
+    for artifact in cell.evaluation.chain().values():
+        fake_artifact(artifact)
+    assert order() == ["mine-first", *shipped, "fst-table99"]
+    page = page_of(tiny)
+    for section in page.all("section", **{"class": "table"}):
+        collapsed = section.all("details", **{"class": "empty"})
+        assert bool(collapsed) == (section.attributes["id"] != "mine-first")
+        if collapsed:
+            assert re.match(r"None of its \d+ evaluations is there", collapsed[0].one("summary").words)
+            assert "open" not in collapsed[0].attributes and collapsed[0].all("table")
+    for cell in read_table(tiny.plan(), "reports/tiny/fst/table99").cells():
+        for artifact in cell.evaluation.chain().values():
+            fake_artifact(artifact)
+    assert order()[:2] == ["mine-first", "fst-table99"]
+    # What the track does not tell from Table 2 is named there.
+    told = page_of(tiny).one("section", id="fst-table2").one("p", **{"class": "same-as"}).words
+    assert "Table 10 (CIFAR-10, ResNet-50) and Table 11 (CIFAR-10, DenseNet-161)" in told
+    assert "snakemake -- reports/tiny/table10.md reports/tiny/table11.md" in told
+    assert "and Table 10, Table 11" in page_of(tiny).one("nav").words
+
+
+def test_trainings_are_titled_in_words(page):
+    data = data_of(page)
+    titles = [each["title"] for each in data["artifacts"] if each["stage"] == "train" and "history" in each]
+    assert "BadNet 1%, ResNet-18, Digits" in titles and "Blended 0.5%, ResNet-18, Digits" in titles
+    assert "Adaptive-Patch 0.3%, ResNet-18, Digits, regularization 300" in titles
+    assert len(set(titles)) == len(titles)
+
+
+def test_what_a_purification_began_with_is_known(page, faked):
+    data = data_of(page)
+    for cell in data["cells"]:
+        evaluations = [data["artifacts"][n] for n in cell["chain"] if data["artifacts"][n]["stage"] == "evaluate"]
+        before = [each for each in evaluations if "undefended" not in each["upstream"]]
+        assert ("before" in cell) == (len(evaluations) == 2)
+        if "before" in cell:
+            metrics = json.loads((faked / before[0]["directory"] / "metrics.json").read_text())["metrics"]
+            assert cell["before"] == metrics
+
+
 def test_claims_carry_both_verdicts(tiny, monkeypatch):
     monkeypatch.chdir(tiny.path)
     for number, cell in enumerate(read_table(tiny.plan(), "reports/tiny/table1").cells()):
@@ -203,13 +317,19 @@ def test_claims_carry_both_verdicts(tiny, monkeypatch):
         assert all(command in row.text for command in verdict.commands if verdict.ours.state == LACKING)
 
 
-def test_corrected_published_numbers_are_marked_and_explained(page):
+def test_corrected_published_numbers_are_marked_and_explained(tiny, monkeypatch):
+    monkeypatch.chdir(tiny.path)
+    only(tiny)
+    for name in tables_of(tiny.path, "fst"):  # with the others Table 9 would be shown once with Table 2
+        if name not in ("table1", "table9"):
+            (tiny / f"config/papers/fst/{name}.yaml").unlink()
+    page = page_of(tiny)
     section = page.one("section", id="fst-table9")
     marked = [tuple(h.words for h in row.all("th")) for row in section.all("tbody")[0].all("tr") if "§" in row.words]
     assert marked == [(f"{attack}§", rate) for attack in ("SIG", "LC") for rate in ("5%", "1%", "0.5%")]
     (note,) = [one.words for one in section.all("p") if one.words.startswith("§")]
     assert "SIG 5% (printed as SSBA 0.5%)" in note and "published/corrections/table9.yaml" in note
-    assert "§" not in page.one("section", id="fst-table10").words
+    assert "§" not in page.one("section", id="fst-table1").words
 
 
 def test_oracles_carry_a_dagger(page):
@@ -295,6 +415,8 @@ def test_run_times_and_memory(page, faked):
 
 
 def test_a_missing_cell_is_a_dash_with_its_command(small):
+    for attack in ("badnet", "blended"):
+        change(small, attack, "none", asr=100.0)
     missing = cell_file(small, "badnet", "lp")
     missing.unlink()
     page = page_of(small)
@@ -311,7 +433,7 @@ def test_a_missing_cell_is_a_dash_with_its_command(small):
     assert not missing.exists()
     # The average is over the row that is there, and says so.
     asr = json.loads(cell_file(small, "blended", "lp").read_text())["metrics"]["asr"]
-    assert row_of(section, "Average*").all("td")[5].text == f"{asr:.2f}"
+    assert row_of(section, "Average* 1 of 2 rows").all("td")[5].text.split()[0] == f"{asr:.2f}"
 
 
 def test_nothing_there_at_all(small):
@@ -398,7 +520,7 @@ def test_hostile_names_are_text(small):
     page = parsed(text)
     words = [" ".join(each.split()) for each in HOSTILE]
     section = page.one("section", id="fst-small")
-    assert [row.all("th")[0].words for row in section.one("tbody").all("tr")] == words
+    assert [row.all("th")[0].words.rstrip("¶") for row in section.one("tbody").all("tr")] == words
     assert [head.words for head in section.all("th", scope="colgroup")] == [f"{each}|" for each in words]
     assert section.one("h2").words.endswith(words[0]) and page.one("header").words.count(words[1]) == 1
     assert len(page.all("script")) == 2 and not page.all("img") and not page.all("b", onerror="")
@@ -529,7 +651,7 @@ def test_snakemake_makes_the_page_from_what_is_there(made):
     # A cell that is asked for at the same time is on the page; and nothing else is computed.
     cell = "results/cells/tiny/digits/resnet18/badnet+rate=0.01/lp/s0.json"
     over = {"table": "table1", "attacks": ["badnet"], "rates": [0.01], "columns": ["lp"]}
-    claim = {"says": "It falls", "where": "here", "over": over, "of": "asr", "statistic": "max", "is": "< 50"}
+    claim = {"says": "It falls", "where": "here", "over": over, "of": "c_acc", "statistic": "max", "is": "< 50"}
     made.set("config/papers/fst/claims.yaml", "claims", "it", to=claim)
     both = made.snakemake("--cores", "2", "--", TARGET, "reports/tiny/claims.md", cell)
     assert both.returncode == 0, both.stderr
@@ -539,7 +661,7 @@ def test_snakemake_makes_the_page_from_what_is_there(made):
     table = parsed((made / TARGET).read_text(encoding="utf-8")).one("section", id="fst-table1")
     assert f"{metrics['c_acc']:.2f}" in [found.text for found in row_of(table, "BadNet", "1%").all("td")]
     (verdict,) = json.loads((made / "reports/tiny/claims.json").read_text(encoding="utf-8"))["claims"]
-    assert verdict["ours"]["value"] == pytest.approx(metrics["asr"])
+    assert verdict["ours"]["value"] == pytest.approx(metrics["c_acc"])
     assert (
         job_counts((again := made.snakemake("-n", "--", TARGET, "reports/tiny/claims.md")).stdout + again.stderr) == {}
     )

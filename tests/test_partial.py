@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from conftest import Project, job_counts
 from depoison.errors import DepoisonError
 from depoison.files import write_json
-from depoison.plan.tables import Table, read_report, read_table
+from depoison.plan.tables import Table, read_report, read_table, told_apart
 from depoison.reporting.comparison import compare
 from depoison.reporting.tables import lines_of, render, table_is_current
 
@@ -97,10 +97,14 @@ def test_any_part_of_the_evaluations_makes_a_table(sparse, places):
     found = comparison.differences["c_acc"]
     assert (found.rows, found.pairs) == (len(rows), sum(map(len, pairs.values())))
     assert found.mean == (pytest.approx(statistics.fmean(rows)) if rows else None)
+    # Averages are over the rows that all columns have, less those columns that have nothing.
+    having = {place[1] for place in places}
+    rated = [rate for rate in (0.1, 0.05) if having and having <= {d for r, d, _ in places if r == rate}]
+    assert lines[2].rows == tuple((0.1, 0.05).index(rate) for rate in rated)
+    assert lines[2].value == ("" if len(rated) == 2 else f"{len(rated)} of 2 rows")
     for i, defense in enumerate(("none", "lp", "ft")):
-        have = {rate: {s for s in SEEDS if (rate, defense, s) in places} for rate in (0.1, 0.05)}
-        rated = [rate for rate, seeds in have.items() if seeds]
-        shared = set.intersection(*(have[rate] for rate in rated)) if rated else set()
+        have = {rate: {s for s in SEEDS if (rate, defense, s) in places} for rate in rated if defense in having}
+        shared = set.intersection(*have.values()) if have else set()
         expected = [statistics.fmean(number((rate, defense, s), "asr") for rate in rated) for s in sorted(shared)]
         assert lines[2].figures[i]["asr"].values == pytest.approx(tuple(expected))
     marked = len(re.findall("‡</sup>(?! Not)", files[".md"]))
@@ -190,7 +194,18 @@ def test_all_tables_may_be_partial(there):
     with pytest.raises(DepoisonError, match=r"reports/tiny/all\.md: \d+ of \d+ evaluations are missing"):
         render(there.plan(), report)
     files = render(there.plan(), report, partial=True)
-    assert files[".md"].count("\n<sup>‡</sup> Not computed yet") == len(report.tables)
+    shown = [table for table, _ in told_apart(report.tables)]
+    for suffix in (".md", ".tex"):  # of a table without a number only the heading is left
+        text = files[suffix].replace(r"\allowbreak{}", "")
+        assert len(re.findall(r"None of its \d+ evaluations is there", text)) == len(shown)
+        assert "\n|" not in text and "tabular" not in text
+        for table in shown:
+            assert f"reports/tiny/{table.name}.md" in text
+    table = put(there, {(0.05, "lp", 1)})
+    found = render(there.plan(), read_report(there.plan(), "reports/tiny/all"), partial=True)[".md"]
+    assert found.count("Not computed yet") == 1 and "17 of 18 evaluations are missing" in found
+    put(there, set())
+    assert "\n|" in render(there.plan(), table, partial=True)[".md"]  # asked for alone it is shown
 
 
 @pytest.mark.pipeline

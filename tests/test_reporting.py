@@ -27,6 +27,7 @@ from depoison.reporting.tables import (
     SUMMARIES,
     Line,
     escape_markdown,
+    leaves_wrong,
     lines_of,
     mean_and_interval,
     percent,
@@ -73,7 +74,7 @@ def measured(project: Project, of: Callable[[str, str, int], tuple[float, float]
             c_acc, asr = of(entry.row.attack.name, entry.column.defense.name, cell.name.seed)
             product = project / cell.evaluation.product
             product.parent.mkdir(parents=True, exist_ok=True)
-            write_json(product, {"metrics": {"c_acc": c_acc, "asr": asr, "lcr": 1.0, "der": None}})
+            write_json(product, {"metrics": {"c_acc": c_acc, "asr": asr, "lcr": max(0.0, c_acc - asr), "der": None}})
     return table
 
 
@@ -145,7 +146,135 @@ def test_summaries_are_of_the_rows_that_we_have(reported):
     assert [average[i, "c_acc"].published for i in range(4)] == [95.0, 91.5, pytest.approx(91.31), None]
     assert average[1, "asr"].published is None  # Blended with LP is not printed
     assert by_label(lines, "Average, as printed")[0, "asr"].published == 88.88
-    assert all("rows that we have" in line.note for line in lines if line.label in ("Average", "Standard deviation"))
+    for line in (line for line in lines if line.label in ("Average", "Standard deviation")):
+        assert line.rows == (0, 1) and line.value == "2 of 3 rows"
+        assert line.note == (
+            "over the rows that all columns have, less columns without a number, in ours and in published alike"
+        )
+
+
+def test_averages_are_over_the_rows_that_all_columns_have(reported):
+    """FST's average over two rows beside FT-init's over eight compared nothing."""
+    table = measured(reported)
+    (gone,) = [e for e in table.entries if (e.row.attack.name, e.column.defense.name) == ("badnet", "ft")]
+    Path(gone.cells[0].evaluation.product).unlink()
+    lines = lines_of(table)
+    average = by_label(lines, "Average")
+    assert [average[i, "asr"].ours for i in range(4)] == [90.0, 0.0, 5.0, None]
+    assert [average[i, "c_acc"].published for i in range(4)] == [96.0, 90.0, 90.5, None]  # of the same row
+    (line,) = [line for line in lines if line.label == "Average"]
+    assert line.rows == (1,) and line.value == "1 of 3 rows"
+    for attack in ("badnet", "blended"):  # a column without a number does not count
+        (entry,) = [e for e in table.entries if (e.row.attack.name, e.column.defense.name) == (attack, "ft")]
+        Path(entry.cells[0].evaluation.product).unlink(missing_ok=True)
+    average = by_label(lines_of(table), "Average")
+    assert [average[i, "asr"].ours for i in range(4)] == [95.0, 1.5, None, None]
+
+
+def untaken(attack: str, defense: str, seed: int) -> tuple[float, float]:
+    """As `value`, but that Blended does not take."""
+    c_acc, asr = value(attack, defense, seed)
+    return c_acc, {"none": 49.99, "lp": 1.0, "ft": 40.0}[defense] if attack == "blended" else asr
+
+
+def test_rows_in_which_the_attack_did_not_take(reported):
+    lines = lines_of(measured(reported, untaken))
+    assert [line.untaken for line in lines[:3]] == [False, True, False]
+    assert {f.untaken for f in by_label(lines, "Blended").values()} == {True}
+    assert not any(f.untaken for line in lines if line.label != "Blended" for c in line.figures for f in c.values())
+    assert not any(figure.best for figure in by_label(lines, "Blended").values())
+    average, every = by_label(lines, "Average"), by_label(lines, "Average, all rows")
+    assert [average[i, "asr"].ours for i in range(3)] == [100.0, 3.0, 1.0]
+    assert [average[i, "asr"].published for i in range(3)] == [100.0, 99.99, 1.0]
+    assert [every[i, "asr"].ours for i in range(3)] == [pytest.approx(74.995), 2.0, 20.5]
+    assert [every[i, "asr"].published for i in range(3)] == [99.0, None, pytest.approx(4.125)]
+    assert average[2, "asr"].best and not any(figure.best for figure in every.values())
+    assert [line.label for line in lines[3:]] == [
+        "Average", "Average, all rows", "Standard deviation", "Average, as printed",
+    ]  # fmt: skip
+    assert [line.value for line in lines[3:6]] == ["1 of 3 rows", "2 of 3 rows", "1 of 3 rows"]
+
+
+def test_an_attack_that_takes_just_so(reported):
+    lines = lines_of(measured(reported, lambda *cell: (90.0, 50.0)))
+    assert not any(line.untaken for line in lines) and "Average, all rows" not in [line.label for line in lines]
+
+
+def test_whether_an_attack_took_is_known_without_a_column_of_no_defense(reported):
+    table = measured(reported, untaken)
+    reported.edit("config/papers/fst/small.yaml", lambda data: data["columns"].pop(0))
+    fewer = read_table(reported.plan(), TARGET)
+    assert len(fewer.columns) == len(table.columns) - 1
+    assert [line.untaken for line in lines_of(fewer)[:3]] == [False, True, False]
+
+
+def test_rows_in_which_the_attack_did_not_take_in_each_file(reported):
+    reported.edit("config/papers/fst/small.yaml", lambda data: data.update(compare=[["ft", "lp"]]))
+    files = written(reported, of=untaken)
+    rows = {row[0]: row for row in rows_of(files[".md"])}
+    assert rows["Blended<sup>¶</sup>"][2:6] == [
+        "*94.00*<br><sub>96.00 (−2.00)</sub>", "*49.99*<br><sub>98.00 (−48.01)</sub>",
+        "*91.00*<br><sub>90.00 (+1.00)</sub>", "*1.00*",
+    ]  # fmt: skip
+    assert rows["Average<sup>*</sup>"][1] == "1 of 3 rows"
+    told = "In 1 of 3 rows the attack did not take (ASR without a defense below 50%)"
+    assert f"<sup>¶</sup> {told}" in files[".md"] and told.replace("%", r"\%") in files[".tex"]
+    assert r"\textcolor[gray]{.5}{Blended}$^\mathparagraph$" in files[".tex"]
+    assert r"\textcolor[gray]{.5}{49.99}" in files[".tex"] and r"\textcolor[gray]{.5}{95.00}" not in files[".tex"]
+    frame = frame_of(files[".csv"])
+    assert set(frame[frame.untaken == True].row) == {"Blended"}  # noqa: E712
+    (pair,) = json.loads(files[".json"])["comparisons"]
+    assert pair["left_out"] == 1 and pair["differences"]["asr"]["rows"] == 1
+    assert pair["differences"]["asr"]["mean"] == -2.0 and "| 1 (1 left out) |" in files[".md"]
+    assert set(frame[frame.row == "paired difference"].left_out) == {1}
+    untaken_ = [line["untaken"] for line in json.loads(files[".json"])["lines"]]
+    assert untaken_[:3] == [False, True, False]
+
+
+@pytest.mark.parametrize(("c_acc", "asr", "lcr", "wrong"), [
+    (84.0, 0.0, 11.0, True), (83.75, 0.0, 79.2, False), (90.0, 0.0, 70.0, True), (90.0, 0.0, 70.01, False),
+    (90.0, 60.0, 25.0, False), (90.0, 60.0, 10.0, True), (90.0, 100.0, 0.0, False), (90.0, 0.0, None, False),
+    (None, None, None, False),
+])  # fmt: skip
+def test_a_defense_that_leaves_images_wrong(c_acc, asr, lcr, wrong):
+    assert leaves_wrong(c_acc, asr, lcr) == wrong
+
+
+def test_lcr_stands_beside_an_asr_that_is_no_rescue(reported):
+    """FT leaves no image as the attack wants, and few as they should be: LP is the best although its ASR is higher."""
+    table = measured(reported, lambda attack, defense, seed: (90.0, {"none": 95.0, "lp": 4.0, "ft": 0.0}[defense]))
+    for entry in table.entries:
+        for cell in entry.cells:
+            product, lcr = Path(cell.evaluation.product), {"none": 3.0, "lp": 80.0, "ft": 11.0}
+            metrics = read_json(product)["metrics"] | {"lcr": lcr[entry.column.defense.name]}
+            write_json(product, {"metrics": metrics})
+    badnet = by_label(lines_of(table), "BadNet")
+    assert [badnet[i, "asr"].left_wrong for i in range(3)] == [False, False, True]
+    assert [badnet[i, "asr"].best for i in range(3)] == [False, True, False]
+    assert [badnet[i, "asr"].lcr for i in range(3)] == [3.0, 80.0, 11.0]
+    assert by_label(lines_of(table), "Average")[2, "asr"].left_wrong
+    files = render(reported.plan(), table)
+    assert rows_of(files[".md"])[1][7] == "0.00<br><sub>LCR 11</sub><br><sub>1.00 (−1.00)</sub>"
+    assert files[".tex"].count(r"{\tiny LCR 11}") == 3 and files[".md"].count("<sub>LCR 11</sub>") == 3
+    for suffix in (".md", ".tex"):
+        assert "only n" in files[suffix] and "left these images wrong" in files[suffix]
+    frame = frame_of(files[".csv"])
+    wrong = frame[(frame.left_wrong == True) & (frame.metric == "asr")]  # noqa: E712
+    assert set(wrong.column) == {"Vanilla FT"} and set(wrong.lcr) == {11.0} and len(wrong) == 3
+    assert "LCR" not in written(reported)[".md"]
+
+
+def test_nothing_is_said_of_published_numbers_where_there_are_none(reported):
+    files = written(reported)
+    assert "published" in files[".md"] and "published" in files[".tex"]
+    reported.edit("config/papers/fst/small.yaml", lambda data: data.update(compare=[["ft", "lp"]]))
+    reported.edit("config/papers/fst/small.yaml", lambda data: data.pop("published"))
+    files = written(reported)
+    for suffix in (".md", ".tex"):
+        assert "ublished" not in files[suffix] and "below it" not in files[suffix]
+    reported.edit("config/papers/fst/small.yaml", lambda data: data["columns"].append({"defense": "fst", "label": "F"}))
+    wide = render(reported.plan(), read_table(reported.plan(), TARGET), partial=True)
+    assert "ublished" not in wide[".md"] and "ublished" not in wide[".tex"]
 
 
 @pytest.mark.parametrize(("name", "c_acc", "asr"), [("average", 93.07, 0.52), ("standard-deviation", 0.70, 0.78)])
@@ -167,7 +296,8 @@ def test_the_average_of_published_numbers_over_our_rows_of_table_2(reported):
     table = read_table(reported.plan(), "reports/table2")
     for cell in (cell for entry in table.entries for cell in entry.cells):
         Path(cell.evaluation.product).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(cell.evaluation.product), {"metrics": {"c_acc": 90.0, "asr": 1.0}})
+        asr = 99.0 if cell.name.defense.name == "none" else 1.0
+        write_json(Path(cell.evaluation.product), {"metrics": {"c_acc": 90.0, "asr": asr}})
     ours = {row.attack.name for row in table.rows} & set(reported.plan().configuration.names("attack"))
     assert ours == {"badnet", "blended", "wanet", "sig"}
     average = by_label(lines_of(table), "Average")
@@ -384,9 +514,7 @@ def test_hostile_labels_break_no_csv(hostile):
 def compiles(text: str, folder: Path) -> None:
     if shutil.which("pdflatex") is None:
         pytest.skip("needs pdflatex")
-    document = (
-        "\\documentclass{article}\\usepackage{booktabs}\\usepackage{graphicx}\\begin{document}\n%s\n\\end{document}"
-    )
+    document = "\\documentclass{article}\\usepackage{booktabs,graphicx,xcolor}\\begin{document}\n%s\n\\end{document}"
     (folder / "table.tex").write_text(document % text, encoding="utf-8")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", check=False)

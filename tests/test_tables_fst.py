@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import scipy.stats
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +22,18 @@ from conftest import ROOT, Project, job_counts, printed_lines, with_tiny
 from depoison.errors import DepoisonError
 from depoison.files import write_json
 from depoison.plan.plan import Plan
-from depoison.plan.tables import Column, Row, Subject, Table, Tables, all_tables, parse_target, read_report, read_table
+from depoison.plan.tables import (
+    Column,
+    Row,
+    Subject,
+    Table,
+    Tables,
+    all_tables,
+    parse_target,
+    read_report,
+    read_table,
+    told_apart,
+)
 from depoison.reporting.comparison import compare, mean_and_interval, sign_test
 from depoison.reporting.tables import NARROW, SUMMARIES, lines_of, p_value, percent, render, table_is_current
 
@@ -37,7 +49,9 @@ def fake(table: Table | Tables) -> None:
         numbers = random.Random(cell.name.path)
         product = Path(cell.evaluation.product)
         product.parent.mkdir(parents=True, exist_ok=True)
-        write_json(product, {"metrics": {"c_acc": 90 + 3 * numbers.random(), "asr": 100 * numbers.random() ** 3}})
+        c_acc, asr = 90 + 3 * numbers.random(), 100 * numbers.random() ** 3
+        taken = cell.name.defense.name == "none"
+        write_json(product, {"metrics": {"c_acc": c_acc, "asr": 100 - asr / 4 if taken else asr}})
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +287,7 @@ def test_the_best_of_a_row_is_sought_within_a_dataset(tiny, monkeypatch):
     tiny.edit(SMALL, change)
     monkeypatch.chdir(tiny.path)
     table = read_table(tiny.plan(), "reports/paper/small")
-    asr = {"cifar10": {"none": 0.0, "lp": 9.0, "ft": 5.0}, "gtsrb": {"none": 1.0, "lp": 2.0, "ft": 3.0}}
+    asr = {"cifar10": {"none": 95.0, "lp": 9.0, "ft": 5.0}, "gtsrb": {"none": 96.0, "lp": 2.0, "ft": 3.0}}
     for cell in table.cells():
         path = Path(cell.evaluation.product)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -438,18 +452,53 @@ def test_tables_that_a_track_makes_alike_share_cells(there):
     assert second == tenth  # the same rows and columns, with a model that is replaced
 
 
+def test_tables_that_a_track_cannot_tell_apart(tiny):
+    told = {table.name: [o.name for o in others] for table, others in told_apart(_all(tiny, "tiny").tables)}
+    assert told["table2"] == ["table4", "table6", "table9", "table10", "table11"]
+    assert {name for name, others in told.items() if others} == {"table2"}
+    assert set(told) | set(told["table2"]) == {*TABLES, "small", "many"}
+    of = {table.name: set(table.evaluations()) for table in _all(tiny, "tiny").tables}
+    assert all(of[other] <= of["table2"] for other in told["table2"])
+    # Where nothing is replaced each is of its own.
+    assert not any(others for _, others in told_apart(_all(tiny, "paper").tables))
+    # A user's own table is shown, whatever has the same cells; so is a part of a table on the same dataset and model.
+    part = yaml.safe_load((tiny / "config/papers/fst/table2.yaml").read_text())
+    part["rows"] = part["rows"][1:]
+    (tiny / "config/papers/fst/part.yaml").write_text(yaml.safe_dump(part))
+    own = part | {"model": "resnet50"}
+    del own["published"]
+    (tiny / "config/papers/fst/own.yaml").write_text(yaml.safe_dump(own))
+    again = {table.name: [o.name for o in others] for table, others in told_apart(_all(tiny, "tiny").tables)}
+    assert again == told | {"part": [], "own": []}
+
+
+def _all(project: Project, track: str) -> Tables:
+    report = read_report(project.plan(), f"reports/{track}/all")
+    assert isinstance(report, Tables)
+    return report
+
+
 def test_all_tables_in_one_document(there):
     report = read_report(there.plan(), "reports/tiny/all")
     tables = {table.name: render(there.plan(), table) for table in report.tables}
+    same = {table.name: [other.name for other in others] for table, others in told_apart(report.tables)}
     files = render(there.plan(), report)
     entries = re.findall(r"^- \[(.*)\]\(#(.*)\)$", files[".md"], re.MULTILINE)
     headings = re.findall(r'^<a id="(.*)"></a>\n\n## (.*)$', files[".md"], re.MULTILINE)
-    assert entries == [(title, name) for name, title in headings] and [name for name, _ in headings] == list(tables)
+    assert entries == [(title, name) for name, title in headings] and [name for name, _ in headings] == list(same)
+    assert same["table2"] == ["table4", "table6", "table9", "table10", "table11"] and len(same) == len(tables) - 5
     assert re.findall(r"^# .*$", files[".md"], re.MULTILINE) == ["# FST, all tables"]
-    for texts in tables.values():
-        assert texts[".md"].split("\n# ", 1)[1] in files[".md"]
-        assert texts[".tex"].split("graphicx}.\n", 1)[1] in files[".tex"]
-    assert len(set(re.findall(r"\\label\{(.*?)\}", files[".tex"]))) == len(tables)
+    for name, others in same.items():
+        text = tables[name][".md"].split("\n# ", 1)[1]
+        if others:  # a line below the heading names them
+            before, told, after = re.split(r"(The track tiny does not tell .*\n\n)", files[".md"])
+            assert all(f"Table {other.removeprefix('table')} (" in told for other in others)
+            assert f"snakemake -- {' '.join(f'reports/tiny/{other}.md' for other in others)}" in told
+            assert text in before[-len(text) :] + after
+        else:
+            assert text in files[".md"] and tables[name][".tex"].split("xcolor}.\n", 1)[1] in files[".tex"]
+    assert len(set(re.findall(r"\\label\{(.*?)\}", files[".tex"]))) == len(same)
+    assert files[".tex"].count("The track tiny does not tell") == 1
     header, *lines = files[".csv"].splitlines()
     assert lines == [line for texts in tables.values() for line in texts[".csv"].splitlines()[1:]]
     assert {texts[".csv"].splitlines()[0] for texts in tables.values()} == {header}
@@ -552,6 +601,7 @@ def compared(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
             "published": "published/small.csv",
             "seeds": [0, 1],
             "summary": [],
+            "unimplemented": ["no-such"],
         }
 
     tiny.edit(SMALL, change)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.claims import Claims, has_claims, read_claims
@@ -64,6 +65,8 @@ def is_index(target: str) -> bool:
 def read_index(plan: Plan, target: str) -> Index:
     """Resolve every table, figure and claim of the project on the track that reports/[{track}/]index.html names.
 
+    A user's own tables come first, and so do papers of none but these, as far as there is anything of them.
+
     Raises:
         DepoisonError: not of that form, an unknown track, or as `read_table`, `read_figure` and `read_claims`.
     """
@@ -79,9 +82,17 @@ def read_index(plan: Plan, target: str) -> Index:
         papers.append(
             Paper(
                 name,
-                tuple(read_table(plan, folder + table) for table in tables_of(plan.root, name)),
+                tuple(
+                    sorted((read_table(plan, folder + table) for table in tables_of(plan.root, name)), key=_after_own)
+                ),
                 tuple(read_figure(plan, folder + figure) for figure in figures_of(plan.root, name)),
                 read_claims(plan, folder + CLAIMS) if has_claims(plan.root, name) else None,
             )
         )
+    papers.sort(key=lambda paper: not paper.tables or any(map(_after_own, paper.tables)))
     return Index(f"{target.removesuffix('.html')}.html", track, tuple(papers))
+
+
+def _after_own(table: Table) -> bool:
+    """Whether a table comes after a user's own: it is of a paper, or nothing of it is there."""
+    return not (table.own and any(Path(product).exists() for product in table.evaluations()))

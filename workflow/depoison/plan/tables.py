@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -173,6 +173,11 @@ class Table:
     corrections: Corrections | None
     definition: str
 
+    @property
+    def own(self) -> bool:
+        """Whether it is a user's own: nothing of it is printed anywhere."""
+        return self.file.published is None
+
     def cells(self) -> list[Cell]:
         """Every cell, in the table's order; a track may give several places of the table the same."""
         return [cell for entry in self.entries for cell in entry.cells]
@@ -224,6 +229,28 @@ class Tables:
 
     def made_from(self) -> str:
         return fingerprint([table.made_from() for table in self.tables])
+
+
+def told_apart(tables: Sequence[Table]) -> list[tuple[Table, tuple[Table, ...]]]:
+    """The tables of a paper less those that the track does not tell from another, each with these.
+
+    A track that replaces datasets and models gives the tables of several of them the same cells. A table that is left no
+    cell but those of another one, though the paper's is of another dataset or model, goes with that. A user's own does not.
+    """
+    cells = [set(table.evaluations()) for table in tables]
+    subjects = [{column.printed for column in table.columns} for table in tables]
+    same: dict[int, list[int]] = {}
+    for i in sorted(range(len(tables)), key=lambda i: (-len(cells[i]), i)):
+        larger = (
+            j
+            for j in same
+            if cells[i] <= cells[j] and subjects[i] != subjects[j] and not (tables[i].own or tables[j].own)
+        )
+        if cells[i] and (found := next(larger, None)) is not None:
+            same[found].append(i)
+        else:
+            same[i] = []
+    return [(tables[i], tuple(tables[j] for j in sorted(same[i]))) for i in sorted(same)]
 
 
 def _missing(cells: list[Cell]) -> list[Cell]:

@@ -16,10 +16,10 @@ from depoison.plan.claims import Chosen, Claim, Claims, Condition, Place, Statis
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
 from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK
-from depoison.reporting.comparison import mean_and_interval
+from depoison.reporting.comparison import TAKEN, mean_and_interval
 from depoison.reporting.figures.epochs import course
 from depoison.reporting.mixing import mixing
-from depoison.reporting.tables import MINUS, TAKEN, escape_markdown, percent, signed
+from depoison.reporting.tables import MINUS, escape_markdown, percent, signed
 
 SUFFIXES = (".md", ".json")
 HOLDS, FAILS, UNCERTAIN = "holds", "does not hold", "uncertain"

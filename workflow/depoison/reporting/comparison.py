@@ -9,13 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from depoison.plan.tables import Entry, Table
+from depoison.plan.tables import Entry, Row, Subject, Table
 
 METRICS = {"c_acc": "C-Acc", "asr": "ASR"}
 BETTER = {"c_acc": 1, "asr": -1}
 """The sign of a difference that is an improvement."""
 TIE = 0.005
 """Differences below this are shown as 0.00."""
+TAKEN = 50
+"""An attack with a lower ASR without a defense, in percent, is said not to have taken."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two defenses, by their columns' labels, and their difference in each metric."""
+    """Two defenses, by their columns' labels, and their difference in each metric.
+
+    Attributes:
+        left_out: how many rows that both have count for nothing, as the attack did not take there.
+    """
 
     first: str
     second: str
     differences: dict[str, Difference]
+    left_out: int
 
     @property
     def rows(self) -> int:
@@ -65,6 +72,11 @@ class Comparison:
     @property
     def pairs(self) -> int:
         return max(found.pairs for found in self.differences.values())
+
+    def counted(self, several_seeds: bool) -> str:
+        """Over how many rows: 6 (18 pairs; 2 left out)."""
+        more = [f"{self.pairs} pairs"] * several_seeds + [f"{self.left_out} left out"] * bool(self.left_out)
+        return f"{self.rows} ({'; '.join(more)})" if more else f"{self.rows}"
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -83,23 +95,48 @@ def sign_test(wins: int, losses: int) -> float | None:
     return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n) if n else None
 
 
+def undefended_asr(table: Table, metrics: Callable[[str], dict[str, Any]]) -> dict[tuple[Row, Subject], float]:
+    """ASR without a defense, in percent, the mean over the seeds, by row and by what the columns are printed of.
+
+    It is known without a column of its own, as the evaluation of a defense is made from that of the backdoored model.
+
+    Args:
+        metrics: reads the metrics of an evaluation by its path.
+    """
+    found: dict[tuple[Row, Subject], dict[int, float]] = defaultdict(dict)
+    for entry in table.entries:
+        for cell in entry.cells:
+            backdoored = cell.evaluation.upstream.get("undefended", cell.evaluation)
+            if (asr := metrics(backdoored.product).get("asr")) is not None:
+                found[entry.row, entry.column.printed][cell.name.seed] = asr
+    return {place: statistics.fmean(by_seed.values()) for place, by_seed in found.items()}
+
+
 def compare(table: Table, metrics: Callable[[str], dict[str, Any]]) -> list[Comparison]:
-    """Each pair of defenses that the table's file asks for, over all rows and, where there are several, all subjects.
+    """Each pair of defenses that the table's file asks for, over the rows and, where there are several, all subjects.
+
+    Rows in which the attack did not take are left out: a defense that has nothing to remove is no better or worse there.
 
     Args:
         metrics: reads the metrics of an evaluation by its path.
     """
     entries = {(entry.row, entry.column): entry for entry in table.entries}
+    before = undefended_asr(table, metrics)
     result = []
     for pair in table.comparisons:
         # What a track makes the same, such as two datasets that it replaces by one, is one row and not evidence twice.
-        places = defaultdict(list)
+        taken, untaken = defaultdict(list), defaultdict(list)
         for row in table.rows:
             for first, second in pair:
                 place = entries[row, first], entries[row, second]
+                places = untaken if before.get((row, first.printed), TAKEN) < TAKEN else taken
                 places[tuple(cell.evaluation.product for entry in place for cell in entry.cells)].append(place)
-        differences = {metric: _difference(table, list(places.values()), metric, metrics) for metric in METRICS}
-        result.append(Comparison(*(column.label for column in pair[0]), differences))
+        found, left_out = (
+            {metric: _difference(table, list(places.values()), metric, metrics) for metric in METRICS}
+            for places in (taken, untaken)
+        )
+        labels = (column.label for column in pair[0])
+        result.append(Comparison(*labels, found, max(difference.rows for difference in left_out.values())))
     return result
 
 

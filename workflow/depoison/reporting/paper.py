@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from depoison.plan.papers import Paper
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, fingerprint
-from depoison.plan.tables import Table
+from depoison.plan.tables import Table, told_apart
 from depoison.reporting.comparison import METRICS
 from depoison.reporting.figures.write import figure_is_current, setting, write_figure
 from depoison.reporting.latex import compile_latex, points, read_bibliography, reference
@@ -76,7 +76,7 @@ def paper_is_current(plan: Plan, paper: Paper) -> bool:
 def render_paper(plan: Plan, paper: Paper) -> str:
     """The document; what is not there is left out."""
     figures = [_figure(plan, figure) for figure in paper.figures]
-    tables = [_table(plan, paper, table) for table in paper.tables.tables]
+    tables = [_table(plan, paper, table, same) for table, same in told_apart(paper.tables.tables)]
     methods = _methods(plan, paper)
     path = plan.root / BIBLIOGRAPHY
     entries = read_bibliography(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -105,9 +105,9 @@ def render_paper(plan: Plan, paper: Paper) -> str:
     return text.replace("MADE-FROM", f"depoison-{fingerprint([text, shown])}", 1)
 
 
-def _table(plan: Plan, paper: Paper, table: Table) -> dict[str, Any]:
-    content = content_of(plan, table, f"{paper.folder}/{table.name}.md")
-    return content | _layout(content)
+def _table(plan: Plan, paper: Paper, table: Table, same: Sequence[Table]) -> dict[str, Any]:
+    content = content_of(plan, table, f"{paper.folder}/{table.name}.md", same)
+    return content | ({"page": "portrait", "need": 60} if content["empty"] else _layout(content))
 
 
 def _layout(content: dict[str, Any]) -> dict[str, Any]:
@@ -118,7 +118,11 @@ def _layout(content: dict[str, Any]) -> dict[str, Any]:
     """
 
     def place(page: str, size: str, *parts: list[int]) -> dict[str, Any]:
-        cells = (2.0 + any(figure.interval for column in line.figures for figure in column.values()) for line in lines)
+        figures = [[figure for column in line.figures for figure in column.values()] for line in lines]
+        cells = (
+            2.0 + any(figure.interval for figure in line) + any(figure.left_wrong for figure in line)
+            for line in figures
+        )
         height = 70 + LEADING[size] * (3 + sum(cells)) + 3 * len(lines)
         need = height if height <= HEIGHTS[page] else HEIGHTS[page] / 2
         return {"page": page, "size": size, "parts": list(parts), "need": round(need)}

@@ -19,23 +19,28 @@ import jinja2
 from depoison.errors import DepoisonError
 from depoison.files import json_text, read_json, write_bytes
 from depoison.plan.plan import Plan
-from depoison.plan.tables import Column, Entry, Subject, Table, Tables, percent
+from depoison.plan.tables import Column, Entry, Row, Subject, Table, Tables, percent, told_apart
 from depoison.reporting import corrections
-from depoison.reporting.comparison import METRICS, compare, mean_and_interval
+from depoison.reporting.comparison import METRICS, TAKEN, compare, mean_and_interval, undefended_asr
 from depoison.reporting.latex import MINUS, escape_latex, name_latex, points, prose_latex, runs, typewriter
 
 SUFFIXES = (".md", ".tex", ".csv", ".json")
 CSV = (
     *("paper", "table", "track", "dataset", "model", "row", "rate", "rate_here", "variant", "column", "oracle"),
-    *("metric", "ours", "interval95", "seeds", "missing", "published", "printed_as", "difference", "rows", "pairs"),
+    *("metric", "ours", "interval95", "seeds", "missing", "published", "printed_as", "difference"),
+    *("untaken", "lcr", "left_wrong", "rows", "pairs", "left_out"),
     *("wins", "ties", "losses", "p"),
 )
-NEEDS = "% Needs \\usepackage{booktabs} and \\usepackage{graphicx}.\n"
+NEEDS = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage{xcolor}.\n"
 ORACLE = "Its threshold was chosen by looking at the test set."
+WRONG = 20
+"""LCR stands beside an ASR where so many percent of the triggered images are wrong that a clean image would not be."""
+LEFT_WRONG = (
+    "LCR n: only n% of the triggered images are classified as what they show, although few or none are as the attack wants "
+    f"(C-Acc − ASR − LCR ≥ {WRONG}). The defense stopped the attack and left these images wrong; it is no best of its row."
+)
 NARROW = 4
 """A table of more columns has no room for differences, and intervals stand in lines of their own."""
-TAKEN = 50
-"""An attack with a lower ASR without a defense, in percent, is said not to have taken."""
 FEW = 6
 """So many cells that are missing are named one by one."""
 SUMMARIES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
@@ -64,6 +69,9 @@ class Figure:
         published: as the paper prints it, or as corrected; None: not printed.
         printed_as: of a corrected number: what the paper says that it is of.
         best: whether it is the best of its row among the defenses.
+        untaken: whether it says nothing of a defense, as the attack did not take.
+        lcr: of an ASR: the LCR of the same triggered images, mean over the seeds.
+        left_wrong: of an ASR: whether the LCR must be seen with it (`leaves_wrong`).
     """
 
     ours: float | None = None
@@ -75,6 +83,9 @@ class Figure:
     published: float | None = None
     printed_as: str = ""
     best: bool = False
+    untaken: bool = False
+    lcr: float | None = None
+    left_wrong: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -86,10 +97,14 @@ class Line:
     """A row as it is shown.
 
     Attributes:
-        value: what stands beside the label, such as 5%; "" for a summary.
+        value: what stands beside the label, such as 5%; of a summary that is not over all rows, over how many.
         rate: the paper's poisoning rate.
         rates_here: those of the cells, where the track scales rates.
         figures: by column, then by metric.
+        summary: its name, such as average; "" for a row of the table.
+        printed: whether it is a summary as the paper prints it, and none of ours.
+        untaken: whether the attack did not take, for all columns or some.
+        rows: of a summary: the places of the rows that it is over.
     """
 
     label: str
@@ -97,7 +112,10 @@ class Line:
     rate: float | None
     figures: list[dict[str, Figure]]
     variant: str = ""
-    summary: bool = False
+    summary: str = ""
+    printed: bool = False
+    untaken: bool = False
+    rows: tuple[int, ...] = ()
     note: str = ""
     rates_here: tuple[float, ...] = ()
 
@@ -110,41 +128,102 @@ class Line:
 def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = None) -> list[Line]:
     """All rows of a table: its cells, then its summaries over the rows that we have, then those that the paper prints.
 
+    A summary is over the same rows in each column: those that all columns have, less columns that have none, and in which
+    the attack took. Where that leaves out some, a second average is over all that the columns have.
     An evaluation that is not there leaves its place empty.
     """
     metrics = metrics or metrics_reader()
     grid = len(table.columns)
-    entries = [table.entries[i : i + grid] for i in range(0, len(table.entries), grid)]
-    rows = [
-        (row, [numbers_of(table, entry, metrics) for entry in part])
-        for row, part in zip(table.rows, entries, strict=True)
-    ]
-    lines = [
-        Line(
-            row.label,
-            row.value or rates(row.rate, table.rates_here(row)),
-            row.rate,
-            _with_best(table, figures),
-            row.variant,
-            rates_here=tuple(table.rates_here(row)),
+    before = undefended_asr(table, metrics)
+    shown = []
+    for i, row in enumerate(table.rows):
+        figures = [_judged(table, entry, metrics, before) for entry in table.entries[i * grid : (i + 1) * grid]]
+        shown.append(
+            Line(
+                row.label,
+                row.value or rates(row.rate, table.rates_here(row)),
+                row.rate,
+                _with_best(table, figures),
+                row.variant,
+                untaken=any(column["asr"].untaken for column in figures),
+                rates_here=tuple(table.rates_here(row)),
+            )
         )
-        for row, figures in rows
-    ]
-    shown = list(lines)
-    shown_figures = [figure for line in lines for column in line.figures for figure in column.values()]
-    complete = all(figure.ours is not None and not figure.missing for figure in shown_figures)
-    seeds = " and the seeds that these share" if len(table.seeds) > 1 and any(f.missing for f in shown_figures) else ""
+    lines = list(shown)
+    all_rows = shared_rows(shown)
+    rows = tuple(i for i in all_rows if not shown[i].untaken)
+    note = _note(table, shown, rows, all_rows)
     for name in table.file.summary:
-        title, function = SUMMARIES[name]
-        ours = [summary_of(function, [line.figures[i] for line in shown]) for i in range(grid)]
-        note = "" if complete else f"over the rows that we have{seeds}, in ours and in published alike"
-        shown_ours = _with_best(table, ours) if name == "average" else ours
-        lines.append(Line(title, "", None, shown_ours, summary=True, note=note))
+        lines.append(_summary(table, name, shown, rows, note))
+        if name == "average" and rows != all_rows:
+            lines.append(_summary(table, name, shown, all_rows, note))
     for name in table.file.summary:
         printed = [_printed(table, name, column) for column in table.columns]
         if any(figure.published is not None for column in printed for figure in column.values()):
-            lines.append(Line(f"{SUMMARIES[name][0]}, as printed", "", None, printed, summary=True))
+            lines.append(Line(f"{SUMMARIES[name][0]}, as printed", "", None, printed, summary=name, printed=True))
     return lines
+
+
+def _summary(table: Table, name: str, shown: Sequence[Line], rows: tuple[int, ...], note: str) -> Line:
+    """A line of ours below the others, over these rows; if the attack did not take in some, nothing is the best in it."""
+    title, function = SUMMARIES[name]
+    ours = [summary_of(function, [line.figures[j] for line in shown], rows) for j in range(len(table.columns))]
+    every = any(shown[i].untaken for i in rows)
+    if name == "average" and not every:
+        ours = [_marked_wrong(column, figures) for column, figures in zip(table.columns, ours, strict=True)]
+        ours = _with_best(table, ours)
+    value = "" if len(rows) == len(shown) else f"{len(rows)} of {len(shown)} rows"
+    return Line(title + ", all rows" * every, value, None, ours, summary=name, rows=rows, note=note)
+
+
+def shared_rows(lines: Sequence[Line]) -> tuple[int, ...]:
+    """The places of the rows that every column has; a column that has none at all does not count."""
+    columns = range(len(lines[0].figures))
+    has = {j: {i for i, line in enumerate(lines) if line.figures[j]["c_acc"].ours is not None} for j in columns}
+    having = [rows for rows in has.values() if rows]
+    return tuple(sorted(set.intersection(*having))) if having else ()
+
+
+def _note(table: Table, shown: Sequence[Line], rows: tuple[int, ...], all_rows: tuple[int, ...]) -> str:
+    """What the summaries are over, where that is not simply the table."""
+    missing = any(figure.missing for line in shown for column in line.figures for figure in column.values())
+    which = []
+    if len(all_rows) < len(shown):
+        which.append("that all columns have, less columns without a number")
+    if rows != all_rows:
+        which.append("in which the attack took")
+    seeds = " and the seeds that these share" if len(table.seeds) > 1 and missing else ""
+    alike = ", in ours and in published alike" if table.published else ""
+    return f"over the rows {' and '.join(which)}{seeds}{alike}" if which or seeds else ""
+
+
+def _judged(
+    table: Table,
+    entry: Entry,
+    metrics: Callable[[str], dict[str, Any]],
+    before: dict[tuple[Row, Subject], float],
+) -> dict[str, Figure]:
+    """The numbers of a place, and whether the attack took there and the defense left images wrong."""
+    figures = numbers_of(table, entry, metrics)
+    undefended = before.get((entry.row, entry.column.printed))
+    if undefended is not None and undefended < TAKEN:
+        return {metric: replace(figure, untaken=True) for metric, figure in figures.items()}
+    fell = undefended is not None and figures["asr"].ours is not None and figures["asr"].ours < undefended
+    return _marked_wrong(entry.column, figures) if fell else figures
+
+
+def _marked_wrong(column: Column, figures: dict[str, Figure]) -> dict[str, Figure]:
+    wrong = column.defense.name != "none" and leaves_wrong(*(figures[m].ours for m in METRICS), figures["asr"].lcr)
+    return figures | {"asr": replace(figures["asr"], left_wrong=wrong)}
+
+
+def leaves_wrong(c_acc: float | None, asr: float | None, lcr: float | None) -> bool:
+    """Whether a low ASR is no rescue: triggered images go neither where the attack wants them nor where they belong.
+
+    These are 100 - ASR - LCR percent of them; of clean images 100 - C-Acc percent are wrong anyway. `WRONG` is how many more
+    it takes.
+    """
+    return None not in (c_acc, asr, lcr) and c_acc - asr - lcr >= WRONG
 
 
 def metrics_reader() -> Callable[[str], dict[str, Any]]:
@@ -165,11 +244,13 @@ def numbers_of(
     printed = table.published.get(table.key(entry.row, entry.column), {})
     by_seed = {cell.name.seed: metrics(cell.evaluation.product) for cell in entry.cells}
     missing = tuple(seed for seed, found in by_seed.items() if found is NOT_THERE)
+    lcr = [found["lcr"] for found in by_seed.values() if found.get("lcr") is not None]
     result = {}
     for metric in names:
         values = {seed: value for seed, found in by_seed.items() if (value := found.get(metric)) is not None}
+        more = {"lcr": statistics.fmean(lcr)} if metric == "asr" and lcr else {}
         told = corrections.printed_as(table, entry.row, entry.column, metric)
-        result[metric] = _figure(values, missing=missing, published=printed.get(metric), printed_as=told)
+        result[metric] = _figure(values, missing=missing, published=printed.get(metric), printed_as=told, **more)
     return result
 
 
@@ -184,11 +265,19 @@ def _printed(table: Table, name: str, column: Column) -> dict[str, Figure]:
     return {metric: Figure(published=numbers.get(metric)) for metric in METRICS}
 
 
-def summary_of(function: Callable[[Sequence[float]], float], columns: list[dict[str, Figure]]) -> dict[str, Figure]:
-    """A summary of the rows that we have; the published numbers of the same rows beside it."""
+def summary_of(
+    function: Callable[[Sequence[float]], float], columns: list[dict[str, Figure]], rows: Sequence[int]
+) -> dict[str, Figure]:
+    """A summary of a column over these rows; the published numbers of the same rows beside it.
+
+    Args:
+        columns: the column's numbers in each row of the table.
+        rows: places in it. A column that has none of them has no summary; one without defense has no DER, and a clean
+            model no ASR.
+    """
     result = {}
     for metric in columns[0]:
-        have = {i: column[metric] for i, column in enumerate(columns) if column[metric].ours is not None}
+        have = {i: columns[i][metric] for i in rows if columns[i][metric].ours is not None}
         by_seed = [dict(zip(figure.seeds, figure.values, strict=True)) for figure in have.values()]
         # One summary for each seed that all rows have, over the rows; its mean and interval over the seeds.
         seeds = [seed for seed in by_seed[0] if all(seed in row for row in by_seed)] if by_seed else []
@@ -196,14 +285,17 @@ def summary_of(function: Callable[[Sequence[float]], float], columns: list[dict[
         values = {seed: value for seed, value in found.items() if not math.isnan(value)}
         known = [figure.published for figure in have.values() if figure.published is not None]
         published = function(known) if values and len(known) == len(have) else None
-        result[metric] = _figure(values, rows=tuple(have), published=published)
+        lcr = [figure.lcr for figure in have.values() if figure.lcr is not None]
+        more = {"lcr": function(lcr)} if values and lcr and len(lcr) == len(have) else {}
+        result[metric] = _figure(values, rows=tuple(have), published=published, **more)
     return result
 
 
 def _with_best(table: Table, columns: list[dict[str, Figure]]) -> list[dict[str, Figure]]:
     """Mark the highest C-Acc and the lowest ASR among the defenses of a subject; no defense does not compete.
 
-    Nothing is marked where they are not means over the same seeds and rows.
+    Nothing is marked where they are not means over the same seeds and rows, or where the attack did not take. A defense
+    that leaves images wrong does not compete for the lowest ASR.
     """
     result = [dict(column) for column in columns]
     for subject in {column.printed for column in table.columns}:
@@ -214,7 +306,8 @@ def _with_best(table: Table, columns: list[dict[str, Figure]]) -> list[dict[str,
             found = {i: figure for i in defended if (figure := columns[i][metric]).ours is not None}
             if len(found) < 2 or len({(figure.seeds, figure.rows) for figure in found.values()}) > 1:
                 continue
-            best = best_of(round(figure.ours, 2) for figure in found.values())
+            found = {i: figure for i, figure in found.items() if not (figure.untaken or figure.left_wrong)}
+            best = best_of((round(figure.ours, 2) for figure in found.values()), default=None)
             for i, figure in found.items():
                 if round(figure.ours, 2) == best:
                     result[i][metric] = replace(figure, best=True)
@@ -268,15 +361,17 @@ def render(plan: Plan, table: Table | Tables, partial: bool = False) -> dict[str
             ".csv": _csv(content),
             ".json": json_text({"made_from": made_from} | _json(content)),
         }
-    contents = [content_of(plan, each) for each in table.tables]
+    folder = table.target.rpartition("/")[0]
+    everything = [content_of(plan, each) for each in table.tables]
+    contents = [content_of(plan, each, f"{folder}/{each.name}.md", same) for each, same in told_apart(table.tables)]
     entries = [f"- [{escape_markdown(content['title'])}](#{content['table'].name})" for content in contents]
-    pages = [f'<a id="{c["table"].name}"></a>\n\n{_page(".md", c, level="##")}' for c in contents]
+    pages = [f'<a id="{c["table"].name}"></a>\n\n{_page(".md", c, level="##", collapse=True)}' for c in contents]
     head = f"<!-- made from {made_from} -->\n# {escape_markdown(table.tables[0].paper.upper())}, all tables\n\n"
     return {
         ".md": head + "\n".join(entries) + "\n\n" + "\n".join(pages),
-        ".tex": f"% made from {made_from}\n{NEEDS}" + "\n".join(_page(".tex", content) for content in contents),
-        ".csv": _csv(*contents),
-        ".json": json_text([{"made_from": c["table"].made_from()} | _json(c) for c in contents]),
+        ".tex": f"% made from {made_from}\n{NEEDS}" + "\n".join(_page(".tex", c, collapse=True) for c in contents),
+        ".csv": _csv(*everything),
+        ".json": json_text([{"made_from": c["table"].made_from()} | _json(c) for c in everything]),
     }
 
 
@@ -295,13 +390,14 @@ def command(plan: Plan, *targets: str) -> str:
     return shlex.join(["snakemake", *configfiles, "--", *targets])
 
 
-def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
+def content_of(plan: Plan, table: Table, target: str = "", same: Sequence[Table] = ()) -> dict[str, Any]:
     """Everything that a table's files show.
 
     Args:
         target: what to ask for where evaluations are missing; default: the table.
+        same: tables that the track does not tell from this one (`told_apart`).
     """
-    missing = table.missing()
+    folder, missing = table.target.rpartition("/")[0], table.missing()
     names = [cell.name.path for cell in missing]
     labels = {
         kind: list(dict.fromkeys(plan.label(kind, getattr(column.subject, kind)) for column in table.columns))
@@ -309,7 +405,7 @@ def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
     }
     metrics = metrics_reader()
     lines = lines_of(table, metrics)
-    untaken = _untaken(table, lines)
+    figures = [figure for line in lines for column in line.figures for figure in column.values()]
     return {
         "table": table,
         "title": f"{heading(table)}: {table.file.title}",
@@ -317,10 +413,12 @@ def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
         "setting": ", ".join(" and ".join(names) for names in labels.values()),
         "lines": lines,
         "comparisons": (comparisons := compare(table, metrics)),
-        "compared": [comparison for comparison in comparisons if comparison.rows],
+        "compared": [comparison for comparison in comparisons if comparison.rows or comparison.left_out],
         "gaps": gaps_of(table),
-        "untaken": untaken,
-        "notes": [*_notes(plan, table), *filter(None, [untaken, _diverged(table, metrics)])],
+        "prints": any(figure.published is not None for figure in figures),
+        "untaken": _untaken(table, lines),
+        "left_wrong": LEFT_WRONG if any(figure.left_wrong for figure in figures) else "",
+        "notes": [*_notes(plan, table), *filter(None, [_diverged(table, metrics)])],
         "oracles": [any(e.oracle for e in table.entries if e.column == column) for column in table.columns],
         "by": table.file.by.label if table.file.by else "Rate",
         "groups": any(column.group for column in table.columns),
@@ -331,13 +429,35 @@ def content_of(plan: Plan, table: Table, target: str = "") -> dict[str, Any]:
         "identifier": re.sub(r"[^\w.-]", "-", f"{table.paper}-{table.name}-{table.track}", flags=re.ASCII),
         "footnotes": {"oracle": ORACLE, "corrected": corrections.footnote(table)},
         "missing": missing,
+        "empty": len(missing) == len(table.evaluations()),
+        "same": _same(plan, table, same),
+        "same_made_by": command(plan, *(f"{folder}/{other.name}.md" for other in same)) if same else "",
         "evaluations": len(table.evaluations()),
         "makes_all": command(plan, target or f"{table.target}.md"),
         "makes_each": command(plan, *names) if len(missing) <= FEW else "",
     }
 
 
-def _page(suffix: str, content: dict[str, Any], **more: Any) -> str:
+def _same(plan: Plan, table: Table, same: Sequence[Table]) -> str:
+    """A sentence that names the tables that this one stands for, too."""
+    told = [
+        f"{name_of(other)} ({plan.label('dataset', other.file.dataset)}, {plan.label('model', other.file.model)})"
+        for other in same
+    ]
+    names, one = [", ".join(told[:-1]), *told[-1:]] if len(told) > 1 else told, len(told) == 1
+    return (
+        f"The track {table.track} does not tell {' and '.join(names)} from this table: it replaces what "
+        f"{'it differs' if one else 'they differ'} in, and all {'its' if one else 'their'} cells stand here. "
+        f"In {'a file of its' if one else 'files of their'} own {'it stands' if one else 'they stand'} beside "
+        f"{'its' if one else 'their'} own published numbers:"
+        if told
+        else ""
+    )
+
+
+def _page(suffix: str, content: dict[str, Any], collapse: bool = False, **more: Any) -> str:
+    """Args: collapse: whether of a table without a single number only the heading is left."""
+    content = content | {"collapsed": collapse and content["empty"]}
     return templates().get_template(f"table{suffix}.jinja").render(content | more, c=content)
 
 
@@ -403,8 +523,13 @@ def _metrics(table: Table, lines: list[Line]) -> dict[str, Any]:
 
 def heading(table: Table) -> str:
     """FST, Table 2."""
+    return f"{table.paper.upper()}, {name_of(table)}"
+
+
+def name_of(table: Table) -> str:
+    """Table 2, or its file's name where that has no number."""
     words = re.fullmatch(r"(table|figure)(\d+)(.*)", table.name)
-    return f"{table.paper.upper()}, " + (f"{words[1].title()} {words[2]}{words[3]}" if words else table.name)
+    return f"{words[1].title()} {words[2]}{words[3]}" if words else table.name
 
 
 def rates(rate: float | None, here: Sequence[float]) -> str:
@@ -436,6 +561,8 @@ def _notes(plan: Plan, table: Table) -> list[str]:
         notes.append(
             f"This track does not reproduce the paper's setting{because}: the published numbers show the pattern to look "
             "for, and a difference is no verdict."
+            if table.published
+            else f"This track is not the table's setting{because}."
         )
     if any(map(table.rates_here, table.rows)):
         notes.append(
@@ -447,12 +574,12 @@ def _notes(plan: Plan, table: Table) -> list[str]:
 
 def _untaken(table: Table, lines: list[Line]) -> str:
     """A sentence on the rows in which the attack did not take, as nothing is learned there of a defense; "" without any."""
-    undefended = [i for i, column in enumerate(table.columns) if column.defense.name == "none"]
-    asr = [[line.figures[i]["asr"].ours for i in undefended] for line in lines[: len(table.rows)]]
-    known = [[value for value in values if value is not None] for values in asr]
-    count = sum(bool(values) and max(values) < TAKEN for values in known)
-    told = f"In {count} of {len(table.rows)} rows the attack did not take (ASR without a defense below {TAKEN}%)"
-    return f"{told}: what a defense leaves there says nothing about it." if count else ""
+    count = sum(line.untaken for line in lines)
+    some = " in some columns or all" if len({column.printed for column in table.columns}) > 1 else ""
+    told = f"In {count} of {len(table.rows)} rows the attack did not take{some} (ASR without a defense below {TAKEN}%)"
+    left_out = " Paired differences and averages, but for the one of all rows, leave them out."
+    below = left_out if table.file.summary or table.comparisons else ""
+    return f"{told}: what a defense leaves there says nothing about it.{below}" if count else ""
 
 
 def _diverged(table: Table, metrics: Callable[[str], dict[str, Any]]) -> str:
@@ -484,13 +611,16 @@ def _csv(*contents: dict[str, Any]) -> str:
                         "metric": metric, "ours": figure.ours, "interval95": figure.interval,
                         "seeds": len(figure.values), "missing": len(figure.missing),
                         "published": figure.published, "printed_as": figure.printed_as, "difference": figure.difference,
+                        "untaken": figure.untaken, "lcr": figure.lcr,
+                        "left_wrong": figure.left_wrong if metric == "asr" else None,
                     })  # fmt: skip
         for comparison in content["comparisons"]:
             for metric, found in comparison.differences.items():
                 writer.writerow(where | {
                     "row": "paired difference", "column": f"{comparison.first} {MINUS} {comparison.second}",
                     "metric": metric, "ours": found.mean, "interval95": found.interval, "published": found.published,
-                    "difference": found.difference, "rows": found.rows, "pairs": found.pairs, "wins": found.wins,
+                    "difference": found.difference, "rows": found.rows, "pairs": found.pairs,
+                    "left_out": comparison.left_out, "wins": found.wins,
                     "ties": found.ties, "losses": found.losses, "p": found.p,
                 })  # fmt: skip
     return text.getvalue()

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -22,9 +23,10 @@ from depoison.files import write_bytes
 from depoison.plan.claims import Claims
 from depoison.plan.figures import Figure
 from depoison.plan.index import Index, Paper
+from depoison.plan.parameters import text_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES
-from depoison.plan.tables import Entry, Table
+from depoison.plan.tables import Entry, Table, told_apart
 from depoison.reporting.claims import (
     FAILS,
     HOLDS,
@@ -42,11 +44,14 @@ from depoison.reporting.html.pictures import drawn, examples_of
 from depoison.reporting.html.records import Records
 from depoison.reporting.tables import (
     SUMMARIES,
+    Line,
     command,
     content_of,
     metrics_reader,
+    name_of,
     numbers_of,
     p_value,
+    percent,
     signed,
     summary_of,
 )
@@ -90,6 +95,7 @@ def render_index(plan: Plan, index: Index, draw: bool = True) -> str:
     papers = [builder.paper(paper) for paper in index.papers]
     script = _asset("report.js")
     configfiles = ["--configfile", *plan.overlays] if plan.overlays else []
+    builder.title_courses()
     commands = {"make": command(plan), "explain": shlex.join(["depoison", "explain", *configfiles])}
     return _template().render(
         track=index.track,
@@ -124,14 +130,16 @@ def embedded(data: Any) -> Markup:
 def shade(metric: str, number: Number, undefended: bool = False) -> str:
     """How a number compares with the published one: "", or better (b) or worse (w) by 1, 2 or 3 bins.
 
+    It is neither where the attack did not take, and not better where the defense left the images wrong.
+
     Args:
         undefended: where an ASR below the published one is worse: an attack that does not take proves no defense.
     """
-    if number.difference is None or metric not in BETTER:
+    if number.difference is None or metric not in BETTER or number.untaken:
         return ""
     gain = (1 if undefended else BETTER[metric]) * round(number.difference, 2)
     strength = sum(abs(gain) >= least for least in BINS)
-    return f"{'b' if gain > 0 else 'w'}{strength}" if strength else ""
+    return f"{'b' if gain > 0 else 'w'}{strength}" if strength and not (number.left_wrong and gain > 0) else ""
 
 
 class _Builder:
@@ -147,7 +155,7 @@ class _Builder:
     def paper(self, paper: Paper) -> dict[str, Any]:
         return {
             "name": paper.name,
-            "tables": [self.table(table) for table in paper.tables],
+            "tables": [self.table(table, same) for table, same in told_apart(paper.tables)],
             "figures": [self.figure(figure) for figure in paper.figures],
             "claims": self.claims(paper.claims) if paper.claims else None,
         }
@@ -175,8 +183,8 @@ class _Builder:
             ],
         }  # fmt: skip
 
-    def table(self, table: Table) -> dict[str, Any]:
-        content = content_of(self.plan, table)
+    def table(self, table: Table, same: tuple[Table, ...]) -> dict[str, Any]:
+        content = content_of(self.plan, table, same=same)
         grid, lines = len(table.columns), content["lines"]
         self.headings.append({
             "heading": content["heading"], "title": table.file.title, "seeds": list(table.seeds), "by": content["by"],
@@ -184,19 +192,23 @@ class _Builder:
         rows, marks = [], set()
         for i, line in enumerate(lines):
             entries = table.entries[i * grid : (i + 1) * grid] if i < len(table.rows) else None
+            # An average that no row in which the attack did not take is in says something of the defenses.
             compared = not line.summary or line.label == SUMMARIES["average"][0]
-            printed = line.summary and i >= len(table.rows) + len(table.file.summary)
-            row: dict[str, Any] = {"line": line, "numbers": [], "printed": printed}
+            row: dict[str, Any] = {"line": line, "numbers": [], "printed": line.printed}
             for j, figures in enumerate(line.figures):
                 entry = entries[j] if entries else None
-                figures = figures | (self._extra_of(table, entry) if entry else self._extra_summary(table, i, j, lines))
+                extra = self._extra_of(table, entry) if entry else self._extra_summary(table, line, j)
+                untaken = figures["asr"].untaken
+                figures = figures | {metric: replace(one, untaken=untaken) for metric, one in extra.items()}
                 number, mark, undefended = None, "", table.columns[j].defense.name == "none"
                 if entry:
                     number, mark = len(self.entries), _mark(entry, figures)
                     self._entry(table, content, line, entry, figures)
                 marks.add(mark)
                 row["numbers"] += [
-                    self._shown(metric, one, number, mark, shade(metric, one, undefended) if compared else "")
+                    self._shown(
+                        metric, one, number, mark, shade(metric, one, undefended) if compared else "", content["wide"]
+                    )
                     for metric, one in figures.items()
                 ]
             rows.append(row)
@@ -208,6 +220,7 @@ class _Builder:
             "made": content["evaluations"] - len(content["missing"]), "total": content["evaluations"],
             "missing": [shlex.quote(cell.name.path) for cell in content["missing"]],
             "command": content["makes_all"], "caption": table.file.caption, "what": "cells",
+            "also": ", ".join(map(name_of, same)),
         }  # fmt: skip
 
     def _entry(
@@ -216,7 +229,8 @@ class _Builder:
         """What the dialog of a place of a table says."""
         self.entries.append({
             "table": len(self.headings) - 1, "row": line.label, "value": line.value, "column": entry.column.title,
-            "gap": entry.gap, "oracle": entry.oracle, "cells": [self.records.cell(cell) for cell in entry.cells],
+            "gap": entry.gap, "oracle": entry.oracle, "untaken": figures["asr"].untaken,
+            "cells": [self.records.cell(cell) for cell in entry.cells],
             "numbers": {
                 metric: [number.ours, number.interval, number.published, number.difference]
                 for metric, number in figures.items()
@@ -227,22 +241,26 @@ class _Builder:
         found = numbers_of(table, entry, self.read, EXTRA)
         return {metric: replace(number, published=None) for metric, number in found.items()}
 
-    def _extra_summary(self, table: Table, i: int, j: int, lines: list[Any]) -> dict[str, Number]:
-        """Of the lines below the rows: first those of ours, in the file's order."""
-        which = i - len(table.rows)
-        if which >= len(table.file.summary):
+    def _extra_summary(self, table: Table, line: Line, j: int) -> dict[str, Number]:
+        """Of a column, in a line below the rows."""
+        if line.printed:
             return {metric: Number() for metric in EXTRA}
-        entries = table.entries[j :: len(table.columns)]
-        return summary_of(SUMMARIES[table.file.summary[which]][1], [self._extra_of(table, entry) for entry in entries])
+        entries = [self._extra_of(table, entry) for entry in table.entries[j :: len(table.columns)]]
+        return summary_of(SUMMARIES[line.summary][1], entries, line.rows)
 
-    def _shown(self, metric: str, number: Number, entry: int | None, mark: str, color: str) -> dict[str, Any]:
-        ours = "–" if number.ours is None else f"{number.ours:.2f}"
+    def _shown(
+        self, metric: str, number: Number, entry: int | None, mark: str, color: str, wide: bool
+    ) -> dict[str, Any]:
+        """Args: wide: whether the interval has to stand below the number."""
+        spread = "" if number.interval is None else f" ± {number.interval:.2f}"
+        below = [spread.replace("± ", "±")] * wide + [f" LCR {number.lcr:.0f}" if number.left_wrong else ""]
         return {
             "metric": metric, "entry": entry, "mark": mark if number.ours is None or mark == "c" else "",
-            "ours": ours if number.interval is None else f"{ours} ± {number.interval:.2f}",
+            "ours": "–" if number.ours is None else f"{number.ours:.2f}" + spread * (not wide),
+            "below": list(filter(None, below)),
             "published": "" if number.published is None else f"{number.published:.2f}",
             "difference": "" if number.difference is None else signed(number.difference),
-            "classes": " ".join(filter(None, [color, "best" if number.best else ""])),
+            "classes": " ".join(filter(None, [color, "best" * number.best, "untaken" * number.untaken])),
         }  # fmt: skip
 
     def figure(self, figure: Figure) -> dict[str, Any]:
@@ -254,7 +272,7 @@ class _Builder:
             "title": figure.file.title, "caption": figure.file.caption, "setting": setting(self.plan, figure),
             "kind": figure.file.kind, "width": figure.file.width, "gaps": figure.gaps(), "picture": None,
             "made": len(needed) - len(absent), "total": len(needed), "command": command(self.plan, f"{figure.target}.png"),
-            "missing": [artifact.product for artifact in absent], "what": "inputs",
+            "missing": [artifact.product for artifact in absent], "what": "inputs", "also": "",
         }  # fmt: skip
         if absent or not any(point.cells for point in figure.points):
             return content
@@ -301,6 +319,25 @@ class _Builder:
                 packages = self.records.data["packages"][number]
                 found["Versions"].add(", ".join(f"{name} {packages[name]}" for name in sorted(packages)))
         return {name: sorted(found[name]) for name in sorted(found)}
+
+    def title_courses(self) -> None:
+        """Names each training in words: what tells it from those of the same attack and model is added."""
+        data = self.records.data["artifacts"]
+        trainings = [each for each in data if each["stage"] == "train" and "history" in each]
+        same: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = defaultdict(list)
+        for each in trainings:
+            poison, dataset = data[each["upstream"]["poison"]]["parameters"], data[each["upstream"]["dataset"]]
+            rate = poison["poisoning"].get("rate") if poison["attack"]["name"] != "none" else None
+            attack = f"{self.plan.label('attack', poison['attack']['name'])} {percent(rate)}".strip()
+            model = f"{self.plan.label('model', each['parameters']['model']['name'])}, {self._method(dataset)}"
+            values = dict(_leaves({"": [poison, each["parameters"], dataset["parameters"]], "seed": each["seed"]}))
+            same[f"{attack}, {model}"].append((each, values))
+        for title, group in same.items():
+            keys = dict.fromkeys(key for _, values in group for key in values)
+            varying = [key for key in keys if len({values.get(key) for _, values in group}) > 1]
+            for each, values in group:
+                more = [f"{key.rpartition('.')[2]} {values[key]}" for key in varying if key in values]
+                each["title"] = ", ".join([title, *more])
 
     def times(self) -> list[dict[str, Any]]:
         """Run time and memory by stage and method."""
@@ -352,6 +389,15 @@ def _mark(entry: Entry, figures: dict[str, Number]) -> str:
         return "b"
     made = sum(Path(cell.evaluation.product).exists() for cell in entry.cells)
     return "" if made == len(entry.cells) else "c" if made else "a"
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Each value within dictionaries and lists, with its keys."""
+    if isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(inner, f"{key}.{name}")
+    else:
+        yield key, text_of(value)
 
 
 def duration(seconds: float) -> str:

@@ -47,10 +47,13 @@ class Records:
             model = dict(evaluation_of(product).get("model", {}))
             self._copies[model.pop("directory", "")] = model
         evaluation = evaluation_of(cell.evaluation.product)
+        undefended = cell.evaluation.upstream.get("undefended")
+        before = evaluation_of(undefended.product).get("metrics") if undefended else None
         chain = [self._artifact(artifact) for artifact in behind]
         return self._add("cells", key, {
             "name": cell.name.path, "seed": cell.name.seed, "chain": chain, "settings": self._settings(cell),
             **{part: finite(evaluation[part]) for part in ("metrics", "denominators") if part in evaluation},
+            **({"before": finite(before)} if before else {}),
         })  # fmt: skip
 
     def _settings(self, cell: Cell) -> list[int]:

@@ -25,9 +25,9 @@
   function show(view) {
     root.dataset.view = view;
     for (const cell of numbers) {
-      cell.dataset.o ??= cell.textContent;
-      const text = view === "ours" ? cell.dataset.o : view === "published" ? cell.dataset.p : cell.dataset.d;
-      cell.textContent = text ?? DASH;
+      cell.ours ??= [...cell.childNodes];
+      const other = { published: cell.dataset.p, difference: cell.dataset.d }[view] ?? DASH;
+      cell.replaceChildren(...(view === "ours" ? cell.ours : [other]));
     }
     for (const grid of grids) if (grid.querySelector("th.n-sorted")) sort(grid);
   }
@@ -196,6 +196,7 @@
     const heads = ["", table.seeds.length > 1 ? "Ours, mean \u00b1 95%" : "Ours", "Published", "Difference"].map((text) => make("th", { scope: "col" }, text));
     const parts = rows.length ? [make("div", { class: "scroll" }, make("table", { class: "pair" }, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, rows)))] : [];
     if (entry.gap) parts.push(make("p", {}, `Not implemented, or cannot be: ${entry.gap}.`));
+    if (entry.untaken) parts.push(make("p", {}, "The attack did not take here: its ASR without a defense is below 50%, so the number says nothing of a defense."));
     if (entry.oracle) parts.push(make("p", {}, "\u2020 The threshold of this defense was chosen by looking at the test set."));
     return parts;
   }
@@ -212,7 +213,7 @@
     } else {
       parts.push(make("p", {}, "Not made yet. ", make("code", { class: "command" }, `${data().commands.make} ${quoted(cell.name)}`)));
     }
-    const courses = [...by("train"), ...by("purify")].flatMap((one) => charts(one, { train: "Training", purify: "Purification" }[one.stage]));
+    const courses = [...by("train").flatMap((one) => charts(one, "Training")), ...by("purify").flatMap((one) => charts(one, "Purification", [cell.before, cell.metrics]))];
     if (courses.length) parts.push(make("div", { class: "charts" }, courses));
     const images = cell.chain.map((n) => data().examples[n]).find(Boolean);
     if (images) parts.push(make("h3", {}, "Test images: clean, backdoored, difference"), gallery(images));
@@ -296,18 +297,26 @@
 
   const NAMES = { train_acc: "training accuracy", c_acc: "C-Acc", asr: "ASR", lcr: "LCR", loss: "loss" };
 
-  function charts(artifact, title) {
-    const history = artifact.history;
-    if (!history) return [];
-    const percent = ["train_acc", "c_acc", "asr", "lcr"].filter((key) => history[key]);
-    const found = percent.length ? [chart(history, percent, `${title}, percent by epoch`, [0, 100])] : [];
-    return history.loss ? [chart(history, ["loss"], `${title}, loss by epoch`), ...found] : found;
+  // By column, its epochs and its values.
+  const courseOf = (artifact) => Object.fromEntries(Object.entries(artifact.history ?? {}).map(([key, [epochs, values]]) => [key, [data().epochs[epochs], values]]));
+
+  const listed = (names) => (names.length > 1 ? `${names.slice(0, -1).join(", ")} and ${names.at(-1)}` : names.join());
+
+  // What was not measured by epoch is known before and after, from the evaluations, where these are there.
+  function charts(artifact, title, ends = []) {
+    const history = courseOf(artifact);
+    const percent = ["train_acc", "c_acc", "asr", "lcr"], followed = percent.filter((key) => history[key]);
+    const last = Math.max(...Object.values(history).flatMap(([epochs]) => epochs));
+    const measured = Number.isFinite(last) ? ["c_acc", "asr"].filter((key) => !history[key] && ends.length && ends.every((end) => typeof end?.[key] === "number")) : [];
+    for (const key of measured) history[key] = [[0, last], ends.map((end) => end[key]), "ends"];
+    const told = [followed.length && `${listed(followed.map((key) => NAMES[key]))} by epoch`, measured.length && `${listed(measured.map((key) => NAMES[key]))} before and after`];
+    const found = followed.length || measured.length ? [chart(history, [...followed, ...measured], `${title}: ${told.filter(Boolean).join("; ")}, in percent`, [0, 100])] : [];
+    return history.loss ? [...found, chart(history, ["loss"], `${title}: loss by epoch`)] : found;
   }
 
   function chart(history, keys, title, range, explained = true) {
     const W = 280, H = 110, left = 34, right = 8, top = 6, bottom = 16;
-    const course = (key) => [data().epochs[history[key][0]], history[key][1]];
-    const epochs = keys.flatMap((key) => course(key)[0]), values = keys.flatMap((key) => history[key][1]);
+    const epochs = keys.flatMap((key) => history[key][0]), values = keys.flatMap((key) => history[key][1]);
     const [x0, x1] = [Math.min(...epochs), Math.max(...epochs)];
     const [y0, y1] = range ?? [Math.min(0, ...values), Math.max(...values) || 1];
     const x = (e) => left + ((e - x0) / (x1 - x0 || 1)) * (W - left - right);
@@ -318,29 +327,31 @@
       make("text", { x: left - 5, y: y(v) + 3.5, "text-anchor": "end" }, label(v)),
     ]);
     for (const e of new Set([x0, x1])) marks.push(make("text", { x: x(e), y: H - 2, "text-anchor": e === x0 ? "start" : "end" }, String(e)));
-    const drawn = keys.map((key) => {
-      const [at, of] = course(key);
-      if (at.length === 1) return make("circle", { class: `c-${key}`, cx: x(at[0]), cy: y(of[0]), r: 2 });
+    const drawn = keys.flatMap((key) => {
+      const [at, of, ends] = history[key];
+      if (ends || at.length === 1) return at.map((e, i) => make("circle", { class: `c-${key}`, cx: x(e), cy: y(of[i]), r: ends ? 3.5 : 2 }));
       return make("path", { class: `line c-${key}`, d: at.map((e, i) => `${i ? "L" : "M"}${x(e).toFixed(1)} ${y(of[i]).toFixed(1)}`).join("") });
     });
     const last = keys.map((key) => `${NAMES[key]} ends at ${label(history[key][1].at(-1))}`).join(", ");
     return make("figure", { class: "chart" }, make("figcaption", {}, title),
       make("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title}: ${last}` }, marks, drawn),
-      keys.length > 1 && explained ? legend(keys) : null);
+      keys.length > 1 && explained ? legend(keys, history) : null);
   }
 
-  function legend(keys) {
-    const swatch = (key) => make("svg", { viewBox: "0 0 27 10", "aria-hidden": "true" }, make("line", { class: `line c-${key}`, x1: 0, x2: 27, y1: 5, y2: 5 }));
+  function legend(keys, history = {}) {
+    const sign = (key) => (history[key]?.[2] ? make("circle", { class: `c-${key}`, cx: 13.5, cy: 5, r: 3.5 }) : make("line", { class: `line c-${key}`, x1: 0, x2: 27, y1: 5, y2: 5 }));
+    const swatch = (key) => make("svg", { viewBox: "0 0 27 10", "aria-hidden": "true" }, sign(key));
     return make("ul", {}, keys.map((key) => make("li", {}, swatch(key), NAMES[key])));
   }
 
   const courses = document.getElementById("course-list");
   function draw() {
     if (courses.childElementCount) return;
-    const found = data().artifacts.filter((one) => one.stage === "train" && one.history).sort((a, b) => a.directory.localeCompare(b.directory, "en", { numeric: true }));
+    const found = data().artifacts.filter((one) => one.stage === "train" && one.history).sort((a, b) => a.title.localeCompare(b.title, "en", { numeric: true }));
     courses.append(...found.map((one) => {
-      const keys = ["train_acc", "c_acc", "asr"].filter((key) => one.history[key]);
-      return chart(one.history, keys.length ? keys : ["loss"], one.directory.replace(/^results\/train\//, ""), keys.length ? [0, 100] : undefined, false);
+      const history = courseOf(one);
+      const keys = ["train_acc", "c_acc", "asr"].filter((key) => history[key]);
+      return chart(history, keys.length ? keys : ["loss"], one.title + (keys.length ? "" : ": loss"), keys.length ? [0, 100] : undefined, false);
     }));
     const list = legend(["train_acc", "c_acc", "asr"]);
     list.className = "curve-legend";
