@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import canonical
 from depoison.stages.purify import tuning_images
 from depoison.stages.runner import Job, run_stage
+from snakemake_logger_plugin_depoison import refuse_configfiles
 
 Done = subprocess.CompletedProcess[str]
 PROGRESS = "depoison: "
@@ -232,6 +234,36 @@ def test_a_fault_in_a_file_on_the_command_line(project):
 
 def test_an_overlay_that_is_not_there(untouched):
     refused(untouched.depoison("explain", cell(), "--configfile", "mine.yaml"), "mine.yaml: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--configfile", "mine.yaml", "--", "x"], "mine.yaml: cannot be read: No such file"),
+        (["-n", "--configfile=mine.yaml"], "mine.yaml: cannot be read: No such file"),
+        (["--configfiles", "good.yaml", "bad.yaml", "-n"], "bad.yaml:2: not valid YAML"),
+        (["--configfile", "good.yaml", "--", "bad.yaml"], ""),
+        (["bad.yaml", "--config", "a=1", "--cores", "1"], ""),
+    ],
+)
+def test_configuration_files_are_read_before_snakemake_reads_them(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("good.yaml").write_text("tuning: {}\n")
+    Path("bad.yaml").write_text("tuning:\n  {epochs: [}\n")
+    with pytest.raises(SystemExit) if said else contextlib.nullcontext():
+        refuse_configfiles("/bin/snakemake", words)
+    refuse_configfiles("/bin/pytest", words)
+    told = capsys.readouterr().err
+    assert told.startswith(f"depoison: error: {said}") if said else told == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "broken.yaml: cannot be read"), ("a:\n\tb: 1", "broken.yaml:2: not valid YAML")]
+)
+def test_a_configuration_file_that_snakemake_cannot_read_is_one_line(text, said, untouched):
+    if text is not None:
+        (untouched / "broken.yaml").write_text(text)
+    refused(untouched.snakemake("-n", "--configfile", "broken.yaml", "--", cell()), said)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,16 @@ import atexit
 import logging
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from depoison import watch
+from depoison.errors import DepoisonError
+from depoison.plan.documents import read_document
 
 SAID_OTHERWISE = (LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.PROGRESS, LogEvent.SHELLCMD)
 STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "magenta"}
@@ -117,3 +121,34 @@ class LogHandler(LogHandlerBase):
     @property
     def needs_rulegraph(self) -> bool:
         return False
+
+
+def refuse_configfiles(program: str, words: Sequence[str]) -> None:
+    """End with one line where a configuration file is missing or no YAML; Snakemake, which reads it first, does not name it.
+
+    Args:
+        program, words: as on the command line; Snakemake imports its plugins before it reads them.
+    """
+    if "snakemake" not in Path(program).parts[-2:]:
+        return
+    try:
+        for file in _configfiles(words):
+            read_document(Path(file).absolute(), Path.cwd())
+    except DepoisonError as error:
+        print(f"depoison: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _configfiles(words: Sequence[str]) -> Iterator[str]:
+    taken = False
+    for word in words:
+        option, _, value = word.partition("=")
+        if word.startswith("-"):
+            taken = option in ("--configfile", "--configfiles") and not value
+            if value and option in ("--configfile", "--configfiles"):
+                yield value
+        elif taken:
+            yield word
+
+
+refuse_configfiles(sys.argv[0], sys.argv[1:])
