@@ -258,12 +258,16 @@ def test_configuration_files_are_read_before_snakemake_reads_them(words, said, t
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(None, "broken.yaml: cannot be read"), ("a:\n\tb: 1", "broken.yaml:2: not valid YAML")]
+    ("file", "text", "said"),
+    [
+        ("absent.yaml", None, "absent.yaml: cannot be read"),
+        ("broken.yaml", "a:\n\tb: 1", "broken.yaml:2: not valid YAML"),
+    ],
 )
-def test_a_configuration_file_that_snakemake_cannot_read_is_one_line(text, said, untouched):
+def test_a_configuration_file_that_snakemake_cannot_read_is_one_line(file, text, said, untouched):
     if text is not None:
-        (untouched / "broken.yaml").write_text(text)
-    refused(untouched.snakemake("-n", "--configfile", "broken.yaml", "--", cell()), said)
+        (untouched / file).write_text(text)
+    refused(untouched.snakemake("-n", "--configfile", file, "--", cell()), said)
 
 
 @pytest.mark.parametrize(
