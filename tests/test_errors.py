@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from conftest import Project, cell
+from conftest import SMALL, Project, cell
 from depoison.attacks.pictures import checkerboard
 from depoison.cli import main
 from depoison.errors import DepoisonError
 from depoison.files import write_json
 from depoison.plan.check import check
 from depoison.plan.config import Runtime
+from depoison.plan.parts import check_form
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import canonical
 from depoison.stages.purify import tuning_images
@@ -322,6 +324,127 @@ def test_a_clean_label_rate_above_the_class_size(made):
     assert maximum, line
     done = run(made, tiny_cell(attack=f"sig+rate={maximum[1]}", defense="none"))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("snakemake", "--cores", "1", "--"), ("depoison", "run")], ids=["snakemake", "run"]
+)
+def test_what_does_not_hang_on_a_failed_job_goes_on_and_the_end_says_what_is_missing(command, made):
+    code = made / "workflow/depoison/defenses/ft.py"
+    code.write_text(
+        code.read_text().replace("    return tune(", '    raise ValueError("made to\\nfail")\n    return tune(')
+    )
+    columns = [{"defense": name, "label": name} for name in ("none", "ft", "lp")]
+    rows = [{"attack": name, "label": name, "rates": [0.1]} for name in ("badnet", "sig")]
+    rows[1]["rates"] = [0.2]
+    made.edit("config/papers/fst/broken.yaml", lambda table: table.update(SMALL | {"columns": columns, "rows": rows}))
+    whole = [tiny_cell(defense=f"lp+lr={lr}") for lr in (0.5, 0.25, 0.125)]
+    done = made.run(sys.executable, "-m", *command, "reports/tiny/broken.md", *whole)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert all((made / target).exists() for target in whole)
+    assert not (made / "reports/tiny/broken.md").exists()
+    left, table, *errors = done.stderr.splitlines()[-4:]
+    assert left == "depoison: 10 of 19 jobs are not done: 2 failed, 8 need what those make; what was made is kept"
+    assert table == "depoison: not made: reports/tiny/broken.md, which lacks 4 of 6 results"
+    ft, sig = sorted(errors, key=lambda line: line.split()[2] == "poison")
+    where = r"workflow/depoison/defenses/ft\.py, line \d+"
+    assert re.fullmatch(
+        rf"depoison: error: purify \S+-ft \(logs/purify/\S+-ft-\w+\.log\): ValueError: made to fail \({where}\)", ft
+    )
+    assert re.match(
+        r"depoison: error: poison digits-sig-0\.2-s0 \(logs/poison/\S+\.log\): sig on digits-\w+: poisoning", sig
+    )
+    assert done.stderr.count("made to") == 1, "a cause is told once"
+    (log,) = made.path.glob("logs/purify/*-ft-*.log")
+    assert "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return None", ("returns nothing", "valid: the purified Classifier")),
+        ("return model.state_dict()", ("returns a OrderedDict",)),
+        ("model.more = model.classifier; return model", ("another shape", "more.")),
+    ],
+    ids=["nothing", "no model", "another model"],
+)
+def test_a_defense_that_returns_something_else_is_named(body, words, made):
+    code = made / "workflow/depoison/defenses/lp.py"
+    code.write_text(code.read_text().replace("    return tune(", f"    {body}\n    return tune("))
+    refused(run(made, tiny_cell(defense="lp+lr=0.5")), "defense lp ", *words, progress=True)
+
+
+FORMS = {
+    "reports/digits/table2.pdf": "a table is written as .md, .tex, .csv, .json",
+    "reports/digits/figure2.svg": "a figure is written as .png, .pdf, .csv",
+    "reports/digits/fst/paper.md": "the document of a paper is written as .pdf, .tex",
+    "reports/digits/figures.html": "the page of figures is written as .md",
+    "reports/index.md": "the page of a track is written as .html",
+    "reports/digits/claims.csv": "the page of a paper's claims is written as .md, .json",
+}
+
+
+@pytest.mark.parametrize("target", FORMS)
+def test_a_report_in_a_form_that_there_is_not(target):
+    with pytest.raises(DepoisonError, match=re.escape(f"{target}: {FORMS[target]}")):
+        check_form(target)
+    check_form(target.rpartition(".")[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-n", "reports/digits/table2.pdf"), ("a table is written as .md",)),
+        (("-n", "reports/digits/table2"), ("no report; valid: reports/",)),
+        (
+            ("-n", "--resources", "gpu=1", "reports/digits/table2.md"),
+            ("--resources takes reports/", "put -- before it"),
+        ),
+        (("--cores", "0", "--", "reports/digits/table2.md"), ("--cores 0", "at least 1")),
+    ],
+    ids=["form", "no form", "resources", "cores"],
+)
+def test_snakemake_says_in_one_line_what_it_cannot_make(arguments, words, untouched):
+    done = untouched.snakemake(*arguments)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("depoison: error: ") and all(word in last for word in words), done.stderr
+
+
+def test_snakemake_called_by_its_path_finds_its_own_python(made):
+    target = tiny_cell(defense="lp+lr=0.5")
+    snakemake = str(Path(sys.executable).with_name("snakemake"))
+    done = made.run(snakemake, "--cores", "1", "--", target, PATH="/usr/bin:/bin")
+    assert done.returncode == 0 and (made / target).exists(), done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_job(made):
+    shutil.rmtree(made / "reports")
+    (made / "reports").mkdir()
+    (made / "reports/tiny").write_text("a file where a folder should be")
+    for path in made.path.glob("results/evaluate/*/metrics.json"):
+        path.unlink()
+    done = made.snakemake("--cores", "1", "--", "reports/tiny/small.md")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == "depoison: error: reports/tiny: is a file, not a folder"
+    assert not list(made.path.glob("results/evaluate/*/metrics.json"))
+    refused(made.depoison("html", "reports/tiny/index.html"), "reports/tiny")
+
+
+def test_a_figure_without_what_it_draws_says_what_makes_it(made):
+    refused(
+        made.depoison("figure", "reports/tiny/figure2"), "are missing, the first is results/", "`snakemake -- reports/"
+    )
+    refused(made.depoison("figure", "reports/tiny/figures"), "are missing, the first is reports/tiny/figure2.png")
+
+
+def test_a_job_that_is_killed_says_so(made):
+    code, kill = made / "workflow/depoison/defenses/lp.py", "    import os\n\n    os.kill(os.getpid(), 9)\n"
+    code.write_text(code.read_text().replace("    return tune(", f"{kill}    return tune("))
+    done = made.snakemake("--cores", "1", "--", tiny_cell(defense="lp+lr=0.5"))
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("depoison: error: purify ") and "it was ended by SIGKILL (for want of memory?)" in last
 
 
 def folder_of_images(root: Path) -> Path:

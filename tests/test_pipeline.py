@@ -76,6 +76,27 @@ def test_one_changed_value_makes_one_purified_model(ready):
     assert asked(ready, "-n", target, TABLE) == NOTHING
 
 
+def test_two_configurations_write_one_cell_in_turn_and_it_says_whose_it_is(ready):
+    target, told = lp(), []
+    (ready / "mine.yaml").write_text("defenses: {lp: {lr: 0.5}}")
+    (ready / "other.yaml").write_text("defenses: {lp: {lr: 0.25}}\nseeds: [0, 1]\n")
+    for overlay, lr in (("mine.yaml", 0.5), ("other.yaml", 0.25), ("mine.yaml", 0.5), (None, None)):
+        options = ["--configfile", overlay, "--"] if overlay else ["--"]
+        done = ready.snakemake("--cores", "1", *options, target)
+        assert done.returncode == 0, done.stderr
+        told.append([line for line in done.stderr.splitlines() if line.startswith("depoison: ")])
+        held = json.loads((ready / target).read_text())["configuration"]
+        assert held == ({overlay: {"defense lr": lr}} if overlay else {})
+        assert asked(ready, "-n", *options, target) == NOTHING
+    assert told == [
+        [],
+        [f"depoison: {target}: held defense lr=0.5 of mine.yaml; it is made anew with defense lr=0.25 of other.yaml"],
+        [f"depoison: {target}: held defense lr=0.25 of other.yaml; it is made anew with defense lr=0.5 of mine.yaml"],
+        [f"depoison: {target}: held defense lr=0.5 of mine.yaml; it is made anew with nothing of your own"],
+    ]
+    assert len(list((ready / ".snakemake/depoison/stamps").iterdir())) == 3, "planning at once, each looks at its own"
+
+
 def test_another_order_in_another_place_makes_the_same_bytes(first, tmp_path):
     project = first.copy(tmp_path / "a folder with spaces" / "and ünïcode")
     assert asked(project, "--cores", "1", lp("blended"))["train"] == 1
@@ -89,7 +110,10 @@ def test_without_snakemake_the_bytes_are_the_same(first, finished):
 
 
 def test_snakemake_takes_what_was_made_without_it(finished, tmp_path):
-    assert asked(finished.copy(tmp_path / "made", "results", "reports"), "-n", TABLE) == NOTHING
+    project = finished.copy(tmp_path / "made", "results", "reports")
+    assert asked(project, "-n", TABLE) == NOTHING
+    some = project.snakemake("-n", "--cores", "1", "--", TABLE, lp(overrides="+lr=0.5"))
+    assert "total           3" in some.stdout + some.stderr and "provenance" not in some.stdout + some.stderr
 
 
 def change_yaml(project: Project) -> None:

@@ -352,6 +352,27 @@ def test_a_board_counts(board):
     assert "1/2 cells" in board.lines(100, 5, now)[0]
 
 
+def test_a_board_keeps_what_stages_remarked_for_the_end(board):
+    first, second, *_ = board.items
+    for key, record in ((first, {"seconds": 2.0, "warnings": ["2 files left out"]}), (second, {"seconds": 1.0})):
+        Path(key).mkdir(parents=True)
+        (Path(key) / "run.json").write_text(json.dumps(record))
+        board.started(key, board.began)
+        board.finished(key, board.began + 3)
+    assert board.remarks == ["dataset digits: 2 files left out"]
+
+
+def test_what_hangs_on_a_failed_job_is_not_waited_for(board):
+    for key in board.items:
+        board.records.add(board._work(key), 100.0)
+    trained = next(key for key in board.items if "/train/" in key)
+    board.started(trained, board.began)
+    board.lost(trained, "made to fail")
+    assert board.eta(board.began).seconds == pytest.approx(100 * 3)  # dataset, split and poison
+    assert board.lacking()[0] == "7 of 7 jobs are not done: 1 failed, 6 need what those make; what was made is kept"
+    assert str(board.failed[trained]).endswith(".log): made to fail")
+
+
 def test_an_estimate_counts_down_between_the_times_that_it_is_worked_out(board):
     for key in board.items:
         board.records.add(board._work(key), 100.0)
@@ -445,7 +466,7 @@ def test_a_file_gets_a_line_for_each_job_and_no_control_characters(made):
 
 
 @pytest.mark.pipeline
-def test_a_terminal_shows_errors_in_full_and_is_left_clean(made):
+def test_a_terminal_tells_a_cause_once_and_last_and_is_left_clean(made):
     for path in made.path.glob("results/evaluate/*/metrics.json"):
         path.unlink()
     module = made / "workflow/depoison/evaluation/metrics.py"
@@ -456,25 +477,34 @@ def test_a_terminal_shows_errors_in_full_and_is_left_clean(made):
     text = plain(shown)
     assert code == 1
     assert "a line on stderr " + "x" * 100 + "\r\n" in text, "what other processes say is in one piece"
-    assert "RuntimeError: made to fail\r\n" in text and "Error in rule evaluate:\r\n" in text
-    assert "0/5 jobs" in text and "1 failed" in text
-    assert re.search(r"failed: evaluate digits-\S+ \(logs/evaluate/\S+\.log\)\r\n$", text)
+    assert "0/5 jobs" in text and "2 failed" in text
+    first, second, third, fourth = text.splitlines()[-4:]
+    assert first == "depoison: 5 of 5 jobs are not done: 2 failed, 3 need what those make; what was made is kept"
+    assert second == f"depoison: not made: {TABLE}, which lacks 4 of 4 results"
+    cause = r"RuntimeError: made to fail \(workflow/depoison/evaluation/metrics\.py, line 3\)"
+    for line in (third, fourth):
+        assert re.fullmatch(rf"depoison: error: evaluate digits-\S+ \(logs/evaluate/\S+\.log\): {cause}", line)
+    assert text.count("made to fail") == 2
     assert "\x1b[?25l" not in shown, "the cursor stays"
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", shown), "NO_COLOR"
+    assert all("Traceback" in log.read_text() for log in made.path.glob("logs/evaluate/*.log")), "where to look further"
 
 
 @pytest.mark.pipeline
-def test_ctrl_c_leaves_the_terminal_clean(tiny):
+@pytest.mark.parametrize("command", [("snakemake", "--cores", "2"), ("depoison", "run")], ids=["snakemake", "run"])
+def test_ctrl_c_says_one_line_and_leaves_the_terminal_clean(command, tiny):
     tiny.set("config/tracks/tiny.yaml", "training", to={"epochs": 500, "batch_size": 32, "precision": "fp32"})
-    command = (sys.executable, "-m", "snakemake", "--cores", "2", TABLE)
-    code, shown = on_a_terminal(tiny, *command, keys=b"\x03", at="epoch 2/500")
+    code, shown = on_a_terminal(tiny, sys.executable, "-m", *command, TABLE, keys=b"\x03", at="epoch 2/500")
     text = plain(shown)
-    assert code != 0
-    assert "epoch 1/500" in text and "cells" in text
-    last = shown.rpartition("/4 cells")[2]
-    assert "\x1b[2K" in last, "the board is wiped"
-    assert "Terminating processes on user request" in text or "failed: train" in text  # whoever hears of it first
+    assert code == 130
+    assert "epoch 1/500" in text
+    _, told, after = text.partition("depoison: interrupted: what is finished is kept")
+    assert told and "error:" not in text and "failed" not in text and "Traceback" not in text
+    if command[0] == "snakemake":
+        assert "\x1b[2K" in shown.rpartition("/4 cells")[2], "the board is wiped"
+    assert not [line for line in after.splitlines()[1:] if line and not re.match(r"[━─]+ |  train ", line)]
     assert not list(tiny.path.glob("results/train/*/model.safetensors"))
+    assert list(tiny.path.glob("results/poison/*/poison.safetensors")), "what was finished"
 
 
 @pytest.mark.pipeline

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from depoison.stages.runner import _only_maker
+from depoison.files import only_maker
 
 
 def test_one_maker_at_a_time_also_after_a_failure(tmp_path):
@@ -15,7 +15,7 @@ def test_one_maker_at_a_time_also_after_a_failure(tmp_path):
 
     def work(number: int) -> None:
         try:
-            with _only_maker(final):
+            with only_maker(final):
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 time.sleep(0.01)
@@ -37,5 +37,5 @@ def test_one_maker_at_a_time_also_after_a_failure(tmp_path):
 
 
 def test_an_error_passes_through_the_lock(tmp_path):
-    with pytest.raises(RuntimeError, match="fails"), _only_maker(tmp_path / "artifact"):
+    with pytest.raises(RuntimeError, match="fails"), only_maker(tmp_path / "artifact"):
         raise RuntimeError("fails")

@@ -134,8 +134,8 @@ def spans(project: Project, stage: str) -> list[tuple[datetime, datetime, str]]:
     for path in project.path.glob(f"logs/{stage}/*.log"):
         lines = [line.split(" ", 2) for line in path.read_text().splitlines()]
         moments = [datetime.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S,%f") for day, clock, _ in lines]
-        (devices,) = (text.partition("=")[2] for _, _, text in lines if text.startswith("CUDA_VISIBLE_DEVICES="))
-        found.append((moments[0], moments[-1], devices))
+        leased = [text.partition("=")[2] for _, _, text in lines if text.startswith("CUDA_VISIBLE_DEVICES=")]
+        found.append((moments[0], moments[-1], ",".join(leased)))
     return found
 
 

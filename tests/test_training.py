@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from depoison.defenses.tuning import Tuner, TuningSet
 from depoison.evaluation.metrics import predict
 from depoison.models.classifier import Classifier, build
 from depoison.rng import Rng
+from depoison.stages.history import Progress
 from depoison.training.augment import Draws, Images, draw, rotate
 from depoison.training.loop import Monitor, PlainBatches, fit
 from small import (
@@ -468,6 +470,26 @@ def test_evaluation_comes_at_every_nth_epoch_and_at_the_last(every, epochs):
     monitor = Monitor(evaluate=lambda model: {"c_acc": 1.5})
     trained(recipe(epochs=5, evaluate_every=every), monitor)
     assert [row["epoch"] for row in monitor.history if row.get("c_acc") == 1.5] == epochs
+
+
+def test_a_long_epoch_tells_how_far_it_is_from_the_first_one_on(monkeypatch, caplog):
+    monkeypatch.setattr("depoison.training.loop.WITHIN_SECONDS", 0.0)
+    caplog.set_level("INFO", logger="depoison")
+    told, progress = [], Progress("train")
+    monitor = Monitor(report=lambda row: (told.append(row), progress(row)))
+    monitor.within = lambda row: (told.append(row), progress.within(row))
+    plain, watched = trained(recipe(**FULL)), trained(recipe(**FULL), monitor)
+    assert not changed(state_of(plain), state_of(watched))
+    first = [row for row in told if row["epoch"] == 1]
+    parts = [row.get("part", 1.0) for row in first]
+    assert len(parts) > 2 and parts == sorted(parts) and 0 < parts[0] < parts[-2] < 1.0 == parts[-1]
+    assert all(row["seconds_left"] > 0 and row["images_per_second"] > 0 for row in first)
+    assert [row["epoch"] for row in monitor.history] == [1, 2, 3, 4, 5, 6], "the history is of whole epochs"
+    # A log hears of the middle of the first epoch at once, and then no oftener than every half minute.
+    lines = [record.getMessage() for record in caplog.records if "epoch" in record.getMessage()]
+    assert len([line for line in lines if "% of it" in line]) == 1
+    assert re.fullmatch(r"train epoch 1/\d+  \d+% of it  \d+ img/s  \d+ s left", lines[0])
+    assert re.match(r"train epoch 1/\d+  loss ", lines[1])
 
 
 @pytest.mark.parametrize("hooks", [{}, {"trainable": "head", "frozen_statistics": True}, {"trainable": "extractor"}])

@@ -1,5 +1,8 @@
 import sys
 
-from depoison.cli import main
+try:
+    from depoison.cli import main
 
-sys.exit(main())
+    sys.exit(main())
+except KeyboardInterrupt:  # while it was being imported
+    sys.exit(130)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
+import os
 import sys
 import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from depoison.errors import DepoisonError, unknown
+from depoison.errors import INTERRUPTED, TOLD, DepoisonError, told, unknown
 from depoison.worker import ask
 
 PROJECT = "config/config.yaml"
@@ -20,21 +25,32 @@ PROJECT = "config/config.yaml"
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    options = None
     try:
         if (code := ask(arguments)) is not None:
             return code
         options = _parser().parse_args(arguments)
-        _set_up_logging(getattr(options, "log", None))
-        if options.command not in (_stage, _worker):
-            _stand_in_the_project()
-        return options.command(options) or 0
-    except DepoisonError as error:
-        if options.debug:
-            raise
-        logging.getLogger("depoison").error("error: %s", " ".join(str(error).split()))
-        return getattr(options, "failure", 1)
+        file = getattr(options, "log", None)
+        try:
+            _set_up_logging(file)
+            if options.command not in (_stage, _worker):
+                _stand_in_the_project()
+            return options.command(options) or 0
+        except Exception as error:
+            foreseen = isinstance(error, DepoisonError) or (isinstance(error, OSError) and error.filename)
+            if options.debug or not (foreseen or file):
+                raise
+            if not foreseen:
+                _log_alone("".join(traceback.format_exception(error)).rstrip())
+            log.error("error: %s", told(error))
+            return getattr(options, "failure", 1)
     except KeyboardInterrupt:
+        if options and options.command is _run:
+            print("\r\033[K" * sys.stderr.isatty() + f"depoison: {INTERRUPTED}", file=sys.stderr)
         return 130
+
+
+log = logging.getLogger("depoison")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -177,29 +193,53 @@ def _set_up_logging(file: str | None) -> None:
         DepoisonError: the file cannot be written.
     """
     logging.raiseExceptions = False  # a full disk is told once, by whoever needs the space
-    log = logging.getLogger("depoison")
     log.setLevel(logging.INFO)
     log.handlers.clear()
     log.propagate = False
     screen = logging.StreamHandler()
     screen.setFormatter(logging.Formatter("depoison: %(message)s"))
     if file or sys.stderr.isatty():
-        screen.setLevel(logging.ERROR)
+        screen.setLevel(logging.ERROR if file else logging.WARNING)
     log.addHandler(screen)
-    if not file:
-        return
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(file, mode="w", encoding="utf-8")
-    except OSError as error:
-        raise DepoisonError(f"{file}: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
+    if file:
+        log.addHandler(_LogFile(file))
+        if os.environ.get(TOLD) == "in-log":
+            log.removeHandler(screen)
+
+
+class _LogFile(logging.FileHandler):
+    """A log; an error that cannot be written there, the disk being full, goes to stderr.
+
+    Raises:
+        DepoisonError: it cannot be opened.
+    """
+
+    def __init__(self, path: str | Path, mode: str = "w"):
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            super().__init__(path, mode=mode, encoding="utf-8")
+        except OSError as error:
+            raise DepoisonError(f"{path}: {error.strerror}") from None
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR and logging.StreamHandler not in map(type, log.handlers):
+            print(f"depoison: {record.getMessage()}", file=sys.stderr)
+
+
+def _log_alone(text: str) -> None:
+    """Write it into the log, where there is one, and nowhere else."""
+    for handler in log.handlers:
+        if isinstance(handler, _LogFile):
+            handler.emit(logging.makeLogRecord({"msg": text}))
 
 
 def _plan(options: argparse.Namespace) -> Any:
+    from depoison.plan.parts import check_form
     from depoison.plan.plan import Plan
 
+    for target in getattr(options, "targets", [getattr(options, "target", "")]):
+        check_form(target)
     given = json.loads(options.config_json) if options.config_json else None
     return Plan(".", options.configfile, given)
 
@@ -229,54 +269,130 @@ def _check(options: argparse.Namespace) -> None:
         print(f"depoison: {line}", file=sys.stderr)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int:
     from depoison.gpu import lease
+    from depoison.stages.runner import devices_wanted, run_stage
+    from depoison.watch import Board, Item, item_of, missing
+
+    plan = _plan(options)
+    runtime = plan.configuration.config.runtime
+    wanted, reports = _resolve(plan, options.targets)
+    _tell(plan, options, options.targets, makes=True)
+    lacking = missing(wanted)
+    plan.require_sources(lacking)
+    items = {one.directory: item_of(one, uses={"cores": 1}) for one in lacking}
+    items |= {name: Item(name, shows=tuple(shows)) for name, shows, _ in reports}
+    board = Board(items, {"cores": 1})
+
+    @contextlib.contextmanager
+    def job(key: str, logs: logging.Handler | None = None) -> Iterator[None]:
+        """Whatever goes wrong inside is this job's failure alone."""
+        board.started(key, time.time())
+        if logs is not None:
+            log.addHandler(logs)
+        try:
+            yield
+            board.finished(key, time.time())
+        except Exception as error:
+            if options.debug:
+                raise
+            if not isinstance(error, DepoisonError):
+                _log_alone("".join(traceback.format_exception(error)).rstrip())
+            _log_alone(f"error: {told(error)}")
+            board.lost(key, told(error))
+            if sys.stderr.isatty():
+                print("\r\033[K", end="", file=sys.stderr)  # the line of its epochs
+            log.warning("failed: %s", board.items[key].name)
+        finally:
+            if logs is not None:
+                log.removeHandler(logs)
+                logs.close()
+
+    with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
+        for number, artifact in enumerate(lacking, 1):
+            if any(one.directory in board.open for one in artifact.upstream.values()):
+                continue  # of what failed
+            line = f"[{number}/{len(lacking)}] {artifact.directory}  ETA {board.eta(time.time())}"
+            log.info("%s", line)
+            if sys.stderr.isatty():
+                print(line, file=sys.stderr)
+            root = plan.local_copies.get(artifact.directory)
+            with job(artifact.directory, _stage_log(artifact.directory)):
+                run_stage(artifact.spec, artifact.directory, runtime, root)
+    for name, shows, write in reports:
+        if all(Path(path).exists() for path in shows):
+            with job(name), _alone(name):
+                write()
+    for line in board.lacking():
+        log.warning("%s", line)
+    for failure in board.failed.values():
+        log.error("error: %s", failure)
+    return int(bool(board.failed))
+
+
+@contextlib.contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """Hold a report's lock: all its files are of one run, and of one configuration, if two write it at once."""
+    from depoison.files import only_maker
+
+    report = Path(name).with_suffix("")
+    report.parent.mkdir(parents=True, exist_ok=True)
+    with only_maker(report):
+        yield
+
+
+def _stage_log(directory: str) -> logging.Handler | None:
+    """The log that a job of Snakemake's writes, for whoever watches; without one the stage runs all the same."""
+    from depoison.watch import being_made, log_of
+
+    with contextlib.suppress(DepoisonError):
+        return _LogFile(log_of(directory), "w" if being_made(directory) is None else "a")
+    return None
+
+
+Report = tuple[str, list[str], Callable[[], None]]
+"""A report's name, the files that it is made from, and what writes it."""
+
+
+def _resolve(plan: Any, targets: Sequence[str]) -> tuple[list[Any], list[Report]]:
+    """The artifacts behind targets, and the reports, each after those that it shows."""
     from depoison.plan.claims import is_claims
     from depoison.plan.figures import is_figure, is_page, read_figures, read_page
     from depoison.plan.papers import is_paper, read_paper
     from depoison.plan.parts import is_view
     from depoison.plan.tables import read_report
+    from depoison.reporting.cells import read_cell, write_cell
     from depoison.reporting.figures.write import write_figure, write_page
     from depoison.reporting.paper import write_paper
-    from depoison.stages.runner import devices_wanted, run_stage
-    from depoison.watch import Board, item_of, missing
+    from depoison.reporting.tables import write_table
 
-    plan = _plan(options)
-    runtime = plan.configuration.config.runtime
-    views = list(filter(is_view, options.targets))
-    papers = [read_paper(plan, target) for target in options.targets if is_paper(target)]
-    reports = [
-        target
-        for target in options.targets
-        if not target.startswith("results/") and target not in views and not is_paper(target)
-    ]
-    tables = [read_report(plan, target) for target in reports if not is_figure(target)]
-    figures = [figure for target in reports if is_figure(target) for figure in read_figures(plan, target)]
-    cells = [plan.cell(target) for target in options.targets if target.startswith("results/")]
-    wanted = [cell for report in [*tables, *(paper.tables for paper in papers)] for cell in report.cells()] + cells
+    views = list(filter(is_view, targets))
+    papers = [read_paper(plan, target) for target in targets if is_paper(target)]
+    named = [one for one in targets if not (one.startswith("results/") or one in views or is_paper(one))]
+    tables = [read_report(plan, target) for target in named if not is_figure(target)]
+    figures = [figure for target in named if is_figure(target) for figure in read_figures(plan, target)]
+    cells = [read_cell(plan, target) for target in targets if target.startswith("results/")]
+    shown = [cell for table in [*tables, *(paper.tables for paper in papers)] for cell in table.cells()]
     drawn = [*figures, *(figure for paper in papers for figure in paper.figures)]
-    lacking = missing([cell.evaluation for cell in wanted] + [one for figure in drawn for one in figure.artifacts()])
-    _tell(plan, options, options.targets, makes=True)
-    plan.require_sources(lacking)
-    board = Board({one.directory: item_of(one, uses={"cores": 1}) for one in lacking}, {"cores": 1})
-    with lease(devices_wanted(runtime), runtime.jobs_per_gpu):  # one for all: a process cannot change its device
-        for number, artifact in enumerate(lacking, 1):
-            board.started(artifact.directory, time.time())
-            line = f"[{number}/{len(lacking)}] {artifact.directory}  ETA {board.eta(time.time())}"
-            logging.getLogger("depoison").info("%s", line)
-            if sys.stderr.isatty():
-                print(line, file=sys.stderr)
-            run_stage(artifact.spec, artifact.directory, runtime, plan.local_copies.get(artifact.directory))
-            board.finished(artifact.directory, time.time())
-    _write_reports(plan, tables, cells)
-    for figure in figures:
-        write_figure(figure)
-    for target in filter(is_page, reports):
-        write_page(plan, read_page(plan, target))
-    for paper in papers:
-        write_paper(plan, paper)
-    for target in views:
-        (_write_claims if is_claims(target) else _write_index)(plan, target)
+    wanted = [cell.evaluation for cell in cells + shown] + [one for figure in drawn for one in figure.artifacts()]
+
+    def products(figures: Sequence[Any]) -> list[str]:
+        return [artifact.product for figure in figures for artifact in figure.artifacts()]
+
+    reports: list[Report] = [(one.name.path, [one.evaluation.product], partial(write_cell, one)) for one in cells]
+    reports += [(f"{one.target}.md", one.evaluations(), partial(write_table, plan, one)) for one in tables]
+    reports += [(f"{one.target}.png", products([one]), partial(write_figure, one)) for one in figures]
+    pages = [read_page(plan, target) for target in named if is_page(target)]
+    reports += [
+        (f"{one.target}.md", [f"{figure.target}.png" for figure in one.figures], partial(write_page, plan, one))
+        for one in pages
+    ]
+    reports += [
+        (f"{one.target}.pdf", one.tables.evaluations() + products(one.figures), partial(write_paper, plan, one))
+        for one in papers
+    ]
+    reports += [(one, [], partial(_write_claims if is_claims(one) else _write_index, plan, one)) for one in views]
+    return wanted, reports
 
 
 def _write_claims(plan: Any, target: str) -> None:
@@ -300,16 +416,6 @@ def _progress(options: argparse.Namespace) -> None:
     follow(artifacts(_plan(options), options.targets) if options.targets else [])
 
 
-def _write_reports(plan: Any, tables: list[Any], cells: list[Any], partial: bool = False) -> None:
-    from depoison.reporting.cells import write_cell
-    from depoison.reporting.tables import write_table
-
-    for cell in cells:
-        write_cell(cell)
-    for table in tables:
-        write_table(plan, table, partial)
-
-
 def _share(options: argparse.Namespace) -> None:
     from depoison import share
 
@@ -324,30 +430,37 @@ def _gc(options: argparse.Namespace) -> None:
 
 
 def _cell(options: argparse.Namespace) -> None:
+    from depoison.reporting.cells import read_cell, write_cell
+
     plan = _plan(options)
-    cell = plan.cell(options.target)
+    cell = read_cell(plan, options.target)
     _tell(plan, options, [options.target])
-    _write_reports(plan, [], [cell])
+    with _alone(options.target):
+        write_cell(cell)
 
 
 def _table(options: argparse.Namespace) -> None:
     from depoison.plan.tables import read_report
+    from depoison.reporting.tables import write_table
 
     plan = _plan(options)
     table = read_report(plan, options.target)
     _tell(plan, options, [options.target])
-    _write_reports(plan, [table], [], options.partial)
+    with _alone(options.target):
+        write_table(plan, table, options.partial)
 
 
 def _figure(options: argparse.Namespace) -> None:
     from depoison.plan.figures import is_page, read_figure, read_page
-    from depoison.reporting.figures.write import write_figure, write_page
+    from depoison.reporting.figures.write import refuse_missing, write_figure, write_page
 
     plan = _plan(options)
     page = is_page(options.target)
     found = (read_page if page else read_figure)(plan, options.target)
     _tell(plan, options, [options.target])
-    write_page(plan, found) if page else write_figure(found)
+    refuse_missing(plan, found)
+    with _alone(options.target):
+        write_page(plan, found) if page else write_figure(found)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -365,11 +478,15 @@ def _claims(options: argparse.Namespace) -> None:
 
     if not is_claims(options.target):
         raise DepoisonError(f"{options.target}: the claims of a paper are reports/[track/][paper/]claims.md")
-    _write_claims(_plan(options), options.target)
+    plan = _plan(options)
+    with _alone(options.target):
+        _write_claims(plan, options.target)
 
 
 def _html(options: argparse.Namespace) -> None:
-    _write_index(_plan(options), options.target)
+    plan = _plan(options)
+    with _alone(options.target):
+        _write_index(plan, options.target)
 
 
 def _paper(options: argparse.Namespace) -> None:
@@ -381,7 +498,8 @@ def _paper(options: argparse.Namespace) -> None:
     plan = _plan(options)
     paper = read_paper(plan, options.target)
     _tell(plan, options, [options.target])
-    write_paper(plan, paper, options.partial)
+    with _alone(options.target):
+        write_paper(plan, paper, options.partial)
 
 
 def _stage(options: argparse.Namespace) -> None:

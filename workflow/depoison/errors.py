@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable
+
+TOLD = "DEPOISON_ERRORS"
+"""Environment variable; "in-log": what has a log tells its error only there, for whoever started it to tell it."""
+
+
+INTERRUPTED = (
+    "interrupted: what is finished is kept, and what ran goes on from its last save when you ask for the same again"
+)
 
 
 class DepoisonError(Exception):
     """Bad input or a broken artifact. The message is one line; the command line prints it and exits with 1."""
+
+
+def told(error: BaseException) -> str:
+    """An error in one line. One that we did not foresee comes with its type and where it was raised, libraries left out."""
+    text = " ".join(str(error).split())[:1000]
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, DepoisonError):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+    ours = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
+    where = [f"{os.path.relpath(frame.filename)}, line {frame.lineno}" for frame in (ours or frames)[-1:]]
+    return " ".join([": ".join(filter(None, (type(error).__name__, text))), *(f"({place})" for place in where)])
 
 
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> DepoisonError:

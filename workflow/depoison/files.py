@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
@@ -69,11 +71,15 @@ def read_json(path: Path) -> Any:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file by way of a temporary sibling, so that it never exists half-written under its name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # what a user knows
+        raise
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
@@ -123,6 +129,27 @@ def publish(built: Path, directory: Path, product: str) -> None:
     for name in [*(name for name in names if name != product), product]:
         os.replace(built / name, directory / name)
     _sync(directory)
+
+
+@contextlib.contextmanager
+def only_maker(path: Path) -> Iterator[None]:
+    """Hold the lock of an artifact or a report, beside it; whoever else wants it waits. Freed by death."""
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # The one before removed the file on leaving: a lock on a removed file keeps nobody out.
+            try:
+                current = os.path.samestat(lock.stat(), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                current = False
+            if not current:
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
 
 def _sync(directory: Path) -> None:

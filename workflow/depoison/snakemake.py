@@ -6,10 +6,12 @@ import contextlib
 import fcntl
 import gc
 import json
+import logging
 import os
 import platform
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -23,18 +25,18 @@ from snakemake.io import flag
 from snakemake.logging import logger
 
 from depoison import watch
-from depoison.errors import DepoisonError
+from depoison.errors import DepoisonError, told
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
 from depoison.plan.claims import read_claims
 from depoison.plan.figures import read_figure, read_page
 from depoison.plan.index import read_index
 from depoison.plan.papers import read_paper
-from depoison.plan.parts import is_view
+from depoison.plan.parts import check_form, is_view
 from depoison.plan.plan import Plan
-from depoison.plan.specs import Artifact, canonical, computes
+from depoison.plan.specs import Artifact, canonical, computes, fingerprint
 from depoison.plan.tables import locate, read_report
-from depoison.reporting.cells import cell_is_current
+from depoison.reporting.cells import cell_is_current, read_cell
 from depoison.reporting.claims import claims_are_current
 from depoison.reporting.figures.write import figure_is_current, page_is_current
 from depoison.reporting.html.page import index_is_current
@@ -72,10 +74,17 @@ class Lookup:
         # Planning makes millions of objects that live until its end: looking for garbage among them is a fifth of its time.
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
-        self._alive = _clear_stale_locks() if workflow.is_main_process else None
         self._said, self._told = 0, not workflow.is_main_process
+        if workflow.is_main_process:
+            signal.signal(signal.SIGINT, watch.stop)
+            logger.addFilter(_worth_saying)
         with _refusing():
+            if workflow.is_main_process:
+                self._alive = _clear_stale_locks()
+                _check_machine(workflow.resource_settings)
             self.plan = Plan(".", workflow.configfiles, self._given)
+        # What is up to date for one configuration is not for another that plans at the same time.
+        self._stamps = STAMPS / fingerprint([self._given, self.plan.overlays])
         self.runtime = self.plan.configuration.config.runtime
         here = workflow.resource_settings.nodes is None
         if here and "gpu" not in workflow.global_resources and devices() and self.runtime.device != "cpu":
@@ -100,6 +109,8 @@ class Lookup:
 
         A dry run does not come here: it may plan for another machine.
         """
+        with _refusing():
+            _check_folders(path for job in self._workflow.dag.needrun_jobs() for path in (*job.output, *job.log))
         missing = [a for a in self.plan.artifacts.values() if not Path(a.product).exists()]
         if self._workflow.executor_plugin.name != "local":
             HANDED_ON.parent.mkdir(parents=True, exist_ok=True)
@@ -121,11 +132,16 @@ class Lookup:
         if missing:
             self._worker = start_worker(RUNNING.parent, self.runtime.threads)
 
+    def failed(self) -> None:
+        """After jobs failed, or were ended by Ctrl-C, which is another exit code."""
+        if watch.interrupted:
+            raise SystemExit(130)
+
     def _show_progress(self) -> None:
         """Hand the jobs over to the logger plugin, where it is in use."""
         if watch.display is None:
             return
-        ids = {str(next(iter(job.output), job.rule.name)): job.jobid for job in self._workflow.dag.needrun_jobs()}
+        ids = {_name(job): job.jobid for job in self._workflow.dag.needrun_jobs()}
         made = {path.rpartition("/")[0]: jobid for path, jobid in ids.items()}
         items: dict[Hashable, watch.Item] = {}
         for artifact in self.plan.artifacts.values():  # upstream first
@@ -134,7 +150,10 @@ class Lookup:
                 after = tuple(made[one.directory] for one in artifact.upstream.values() if one.directory in made)
                 uses = {"cores": self.runtime.threads, "gpu": gpus}
                 items[made[artifact.directory]] = watch.item_of(artifact, uses=uses, after=after)
-        items |= {jobid: watch.Item(path) for path, jobid in ids.items() if jobid not in items}
+        for job in self._workflow.dag.needrun_jobs():
+            if job.jobid not in items:
+                shows = tuple(str(path) for path in job.input if not str(path).startswith(f"{STAMPS}/"))
+                items[job.jobid] = watch.Item(_name(job), shows=shows if job.output else ())
         if self._workflow.executor_plugin.name == "local":
             gpu = self._workflow.global_resources.get("gpu")
             limits = {"cores": self._workflow.cores, "gpu": int(getattr(gpu, "value", gpu) or 0)}
@@ -197,10 +216,17 @@ class Lookup:
         """Options that name the configuration files, for what quotes the command that makes it."""
         return shlex.join(f"--configfile={file}" for file in self.plan.overlays)
 
+    def refuse(self, wildcards: Any) -> list[Any]:
+        """Input function of reports that no rule makes: ends Snakemake with a line that says which there are."""
+        target = f"reports/{wildcards.unknown}"
+        with _refusing():
+            check_form(target)
+            raise DepoisonError(f"{target}: no report; valid: reports/[track/][paper/]NAME.md, as in docs/tables.md")
+
     def cell_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: a cell's evaluation, and a stamp that is new where the cell's file is out of date."""
         with _refusing():
-            cell = self.plan.cell(f"{PREFIX}{wildcards.cell}")
+            cell = self._read(read_cell, f"{PREFIX}{wildcards.cell}")
         return self._view(cell.name.path, [cell.evaluation.product], cell_is_current(cell))
 
     def table_inputs(self, wildcards: Any) -> list[Any]:
@@ -283,13 +309,50 @@ class Lookup:
             self._told = True
             self._tell()
         # Each in a folder of its own: Snakemake lists a folder once, and would not see what joins it later.
-        stamp = STAMPS / path.replace("/", "!") / "stamp"
-        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp = self._stamps / path.replace("/", "!") / "stamp"
         moment = 1 if current else time.time()
-        # Snakemake compares the content of small files, too: it must be new whenever the time is.
-        stamp.write_text(f"{moment}\n", encoding="utf-8")
-        os.utime(stamp, (moment, moment))
+        with _refusing():
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            # Snakemake compares the content of small files, too: it must be new whenever the time is.
+            stamp.write_text(f"{moment}\n", encoding="utf-8")
+            os.utime(stamp, (moment, moment))
         return [*(flag(product, "ancient") for product in evaluations), str(stamp)]
+
+
+def _name(job: Any) -> str:
+    """A job's first file."""
+    return str(next(iter(job.output), job.rule.name))
+
+
+def _check_machine(settings: Any) -> None:
+    """See that jobs can start, and find this environment's Python where Snakemake was called by its path.
+
+    Raises:
+        DepoisonError: no cores, or no jobs at a time.
+    """
+    for option, value in (("--cores", settings.cores), ("--jobs", settings.nodes)):
+        if value == 0:
+            raise DepoisonError(f"{option} 0: nothing could run; valid: at least 1{', or all' * (option == '--cores')}")
+    here = str(Path(sys.executable).parent)
+    if Path(shutil.which("python") or "").parent != Path(here):
+        os.environ["PATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PATH"))))
+
+
+def _check_folders(paths: Iterable[Any]) -> None:
+    """See that files can be made, before hours are spent on what they shall hold.
+
+    Raises:
+        DepoisonError: a folder cannot be written.
+    """
+    for folder in dict.fromkeys(Path(path).parent for path in paths):
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise DepoisonError(f"{there}: {'cannot be written' if there.is_dir() else 'is a file, not a folder'}")
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """All but that Snakemake has no metadata of files that it did not make itself: it is not asked to compare them."""
+    return "provenance/metadata so that it in part cannot be used" not in str(record.msg)
 
 
 def _clear_stale_locks() -> TextIO:
@@ -322,8 +385,8 @@ def _refusing() -> Iterator[None]:
     """End Snakemake with the error's one line; as an exception it would come with Snakemake's frames around it."""
     try:
         yield
-    except DepoisonError as error:
-        _say(f"error: {' '.join(str(error).split())}")
+    except (DepoisonError, OSError) as error:
+        _say(f"error: {told(error)}")
         raise SystemExit(1) from None
 
 

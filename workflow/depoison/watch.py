@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from depoison.errors import DepoisonError
+from depoison.errors import INTERRUPTED, DepoisonError
 from depoison.files import RUN, SPEC, read_json
 from depoison.plan.specs import STAGES, Artifact
 from depoison.progress import Estimate, Records, Remaining, Work, duration, estimate, work_of
@@ -36,6 +36,18 @@ class Display(Protocol):
 display: Display | None = None
 """Of this process, where there is one."""
 
+interrupted = False
+"""Whether somebody pressed Ctrl-C: what fails from then on is no news."""
+
+
+def stop(*_: Any) -> None:
+    """On Ctrl-C in Snakemake: say so in one line, whatever it is doing; it ends its jobs as after a KeyboardInterrupt."""
+    global interrupted
+    if not interrupted:
+        interrupted = True
+        os.write(2, f"depoison: {INTERRUPTED}\n".encode())
+    raise SystemExit(130)
+
 
 @dataclass(frozen=True)
 class Item:
@@ -46,17 +58,19 @@ class Item:
         artifact: what it makes; None for a view such as a table.
         uses: what it holds while it runs, such as {"cores": 1}.
         after: the jobs that it waits for.
+        shows: of a view, the files that it is made from.
     """
 
     name: str
     artifact: Artifact | None = None
     uses: Mapping[str, float] = field(default_factory=lambda: {"jobs": 1})
     after: tuple[Hashable, ...] = ()
+    shows: tuple[str, ...] = ()
 
     @property
     def log(self) -> Path | None:
         """Where the artifact's stage writes its log."""
-        return self.artifact and _log_of(self.artifact.directory)
+        return self.artifact and log_of(self.artifact.directory)
 
 
 def item_of(artifact: Artifact, **facts: Any) -> Item:
@@ -144,6 +158,15 @@ def course_in(log: Path, since: float) -> Course | None:
     return Course(shown, left, when)
 
 
+def cause_in(log: Path, since: float = 0.0) -> str | None:
+    """Why a job failed: the last error that its log tells; None where it tells none, or was last written before `since`."""
+    with contextlib.suppress(OSError):
+        if log.stat().st_mtime >= since:
+            found = re.findall(r"^\S+ \S+ error: (.*)", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+            return found[-1] if found else None
+    return None
+
+
 def being_made(directory: str) -> float | None:
     """Since when somebody makes the artifact with this directory; None: nobody holds its lock."""
     folder, name = directory.rsplit("/", 1)
@@ -157,6 +180,23 @@ def being_made(directory: str) -> float | None:
 
 
 # --- a run -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed.
+
+    Attributes:
+        cause: in one line.
+        log: where there is more.
+    """
+
+    name: str
+    cause: str
+    log: Path | str | None
+
+    def __str__(self) -> str:
+        return f"{self.name}{f' ({self.log})' if self.log else ''}: {self.cause}"
 
 
 class Board:
@@ -185,11 +225,13 @@ class Board:
         self.all_cells = cells + sum(self._is_cell(item) for item in items.values())
         self.began = time.time()
         self.running: dict[Hashable, float] = {}
-        self.failed: dict[Hashable, Item] = {}
+        self.failed: dict[Hashable, Failure] = {}
+        self.remarks: list[str] = []
+        """What this run's stages recorded that the user should know."""
         self._since: dict[Hashable, float] = {}
         self._courses: dict[Hashable, tuple[float, Course | None]] = {}
         self._first = float("inf")
-        self._open = dict.fromkeys(self.items)
+        self.open = dict(self.items)
         self._works: dict[Hashable, Work | None] = {}
         self._specs: dict[str, Any] = {}
         self._records: Records | None = None
@@ -213,11 +255,13 @@ class Board:
             item = self.items.get(key) or Item(f"job {key}")
             started = self.running.pop(key, None)
             self._first = min(self._first, when)
-            self._open.pop(key, None)
+            self.open.pop(key, None)
             self.done += 1
             self.total = max(self.total, self.done)
             self.cells += self._is_cell(item)
-            took = self._recorded(item)
+            recorded = self._recorded(item)
+            took = recorded.get("seconds")
+            self.remarks += [f"{item.name}: {remark}" for remark in recorded.get("warnings", ())]
             seconds = took if started is None or self.queue else when - started
             if took is not None and (work := self._work(key)):
                 # Jobs in a queue wait, and the first ones here wait for torch to be imported.
@@ -227,22 +271,45 @@ class Board:
             if seconds is not None:
                 shown.append(f"{seconds:.1f} s" if seconds < 99.5 else duration(seconds))
             shown += _measures(item)
-            if self._open:
+            if self.open:
                 shown.append(f"ETA {self.eta(when)}")
             return "  ".join(shown)
 
-    def lost(self, key: Hashable) -> None:
-        """The job no longer runs, and is not done."""
+    def lost(self, key: Hashable, cause: str = "", log: Path | str | None = None) -> None:
+        """The job no longer runs, and is not done.
+
+        Args:
+            cause: used where its log tells none.
+            log: of a view; an artifact's is known.
+        """
         with self._lock:
-            if self.running.pop(key, None) is not None and key in self.items:
-                self.failed[key] = self.items[key]
+            started, item = self.running.pop(key, None), self.items.get(key)
+            if started is not None and item is not None:
+                log = item.log or log
+                # The clock of another machine may be behind.
+                told = log and cause_in(Path(log), started - (60 if self.queue else 0))
+                self.failed[key] = Failure(item.name, told or cause, log)
+
+    def lacking(self) -> list[str]:
+        """What was not done because other jobs failed, for people; nothing where none failed."""
+        with self._lock:
+            if not self.failed:
+                return []
+            left, failed = len(self.open), len(self.failed)
+            why = f"{failed} failed" + f", {left - failed} need what those make" * (left > failed)
+            found = [f"{left} of {self.total} jobs are not done: {why}; what was made is kept"]
+            for key, item in self.open.items():
+                if item.shows and key not in self.failed:
+                    missing = sum(not Path(path).exists() for path in item.shows)
+                    found.append(f"not made: {item.name}, which lacks {missing} of {len(item.shows)} results")
+            return found
 
     @staticmethod
-    def _recorded(item: Item) -> float | None:
-        """Seconds, as the stage recorded them."""
-        with contextlib.suppress(DepoisonError, KeyError, TypeError):
-            return item.artifact and read_json(Path(item.artifact.directory, RUN))["seconds"]
-        return None
+    def _recorded(item: Item) -> dict[str, Any]:
+        """What the stage recorded."""
+        with contextlib.suppress(DepoisonError):
+            return (item.artifact and read_json(Path(item.artifact.directory, RUN))) or {}
+        return {}
 
     def _work(self, key: Hashable) -> Work | None:
         if key not in self._works:
@@ -278,7 +345,12 @@ class Board:
             clock = time.perf_counter()
             since = {key: moment for key in self.running if (moment := self._runs_since(key, now)) is not None}
             limits = self.limits or {"jobs": max(1, len(since))}
-            places = {key: place for place, key in enumerate(self._open)}
+            hopeless: set[Hashable] = set(self.failed)
+            for key, item in self.open.items():
+                if not hopeless.isdisjoint(item.after):
+                    hopeless.add(key)
+            ahead = {key: item for key, item in self.open.items() if key not in hopeless}
+            places = {key: place for place, key in enumerate(ahead)}
             jobs = [
                 Remaining(
                     self._work(key),
@@ -287,7 +359,7 @@ class Board:
                     self._left(key, now),
                     tuple(places[before] for before in item.after if before in places),
                 )
-                for key, item in ((key, self.items[key]) for key in self._open)
+                for key, item in ahead.items()
             ]
             self._estimate, self._estimated = estimate(jobs, self.records, limits), now
             self._again = now + max(0.25, 100 * (time.perf_counter() - clock))
@@ -362,15 +434,15 @@ class Watched:
         there = [one for directory, one in chain.items() if directory not in lacking and Path(one.product).exists()]
         cells = sum(one.stage == "evaluate" for one in there)
         self.board = Board(lacking, done=len(there), cells=cells)
-        self._open = dict(lacking)
+        self.open = dict(lacking)
 
     def look(self) -> list[str]:
         """Returns: a line for each artifact that is there since the last look."""
         said, now = [], time.time()
-        for directory, item in list(self._open.items()):
+        for directory, item in list(self.open.items()):
             since = being_made(directory)
             if item.artifact is not None and Path(item.artifact.product).exists():
-                del self._open[directory]
+                del self.open[directory]
                 said.append(self.board.finished(directory, now))
             elif since is None:
                 self.board.lost(directory)
@@ -380,7 +452,7 @@ class Watched:
 
     @property
     def done(self) -> bool:
-        return not self._open
+        return not self.open
 
 
 def all_being_made(now: float) -> list[tuple[str, Sequence[str]]]:
@@ -390,7 +462,7 @@ def all_being_made(now: float) -> list[tuple[str, Sequence[str]]]:
         directory = f"{lock.parent}/{lock.name.removeprefix('.').removesuffix('.lock')}"
         since = being_made(directory)
         if since is not None:
-            course = course_in(_log_of(directory), since)
+            course = course_in(log_of(directory), since)
             found.append((_name_of(directory), course.shown if course else (duration(now - since),)))
     return found
 
@@ -424,7 +496,7 @@ def follow(wanted: Sequence[Artifact]) -> None:
     print("\n".join(lines(200, 1)), file=sys.stderr)
 
 
-def _log_of(directory: str) -> Path:
+def log_of(directory: str) -> Path:
     return Path(f"logs/{directory.removeprefix('results/')}.log")
 
 

@@ -52,11 +52,16 @@ def start_worker(folder: Path, threads: int) -> subprocess.Popen[bytes] | None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(64)
-        # Its standard input tells the worker of our end, however we end.
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "depoison", "worker", str(path), str(listener.fileno())],
-            stdin=subprocess.PIPE, pass_fds=[listener.fileno()], env=os.environ | dict.fromkeys(THREADS, str(threads)),
-        )  # fmt: skip
+        # Ctrl-C reaches the clients, and with them their stages: the worker is deaf to it from its first moment on.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            # Its standard input tells the worker of our end, however we end.
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "depoison", "worker", str(path), str(listener.fileno())], stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()], env=os.environ | dict.fromkeys(THREADS, str(threads)),
+            )  # fmt: skip
+        finally:
+            signal.signal(signal.SIGINT, before)
     os.environ |= {ADDRESS: str(path), PREFIX: sys.prefix}
     return worker
 
@@ -88,9 +93,13 @@ def serve(path: Path, listening: int, main: Callable[[list[str]], int]) -> None:
         listening: descriptor of the listening socket.
         main: the command line, called in the forked process.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the clients, and with them their stages
-    for stage in STAGES:
-        importlib.import_module(f"depoison.stages.{stage}")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for stage in STAGES:
+            importlib.import_module(f"depoison.stages.{stage}")
+    except Exception:  # each client meets it itself, and has a log to tell it in
+        path.unlink(missing_ok=True)
+        return
     selector, listener = selectors.DefaultSelector(), socket.socket(fileno=listening)
     processes: dict[int, tuple[int, socket.socket]] = {}  # by pidfd: process, client
     waiting: dict[socket.socket, int] = {}  # clients: their processes

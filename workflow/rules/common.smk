@@ -14,7 +14,15 @@ wildcard_constraints:
     where=r"([^/]+/)*",
     table=r"(?!figure|claims\.|paper\.)[^/.]+",
     figure=r"figure[0-9][^/.]*",
+    unknown=(
+        r"(?!([^/]+/)*(figures\.md|figure[0-9][^/.]*\.(png|pdf|csv)|claims\.(md|json)|index\.html|paper\.(pdf|tex)"
+        r"|(?!figure|claims\.|paper\.)[^/.]+\.(md|tex|csv|json))$).+"
+    ),
 
 
 onstart:
     LOOKUP.start()
+
+
+onerror:
+    LOOKUP.failed()

@@ -4,6 +4,14 @@
 localrules:
     cell,
     table,
+    no_report,
+
+
+rule no_report:
+    input:
+        LOOKUP.refuse,
+    output:
+        "reports/{unknown}",
 
 
 rule cell:
@@ -19,8 +27,9 @@ rule cell:
         "../../envs/torch.yaml"
     params:
         config=LOOKUP.config_json,
+        overlays=LOOKUP.overlays,
     shell:
-        "python -m depoison cell {output:q} --config-json {params.config:q} --log {log:q}"
+        "python -m depoison cell {output:q} --config-json {params.config:q} {params.overlays} --log {log:q}"
 
 
 rule table:

@@ -1,7 +1,8 @@
 """Snakemake's logger `depoison` (profiles/default): what is done, what runs, and how long the rest takes.
 
-On a terminal it draws that at the foot of the screen; elsewhere, and above it, there is one line for each finished job in
-place of Snakemake's paragraphs. All else that Snakemake says, errors above all, is formatted by Snakemake and shown in full.
+On a terminal it draws that at the foot of the screen; elsewhere, and above it, there is one line for each job that
+finished or failed in place of Snakemake's paragraphs, and at the end what is missing, and why: the errors in the logs of
+failed jobs. All else that Snakemake says is formatted by Snakemake and shown in full.
 Dry runs, and runs with --quiet, --verbose, --printshellcmds or --debug-dag, are Snakemake's own from the first to the last
 line. Snakemake's own complete log in .snakemake/log/ is what it always is.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,11 +23,48 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from depoison import watch
-from depoison.errors import DepoisonError
+from depoison.errors import TOLD, DepoisonError
 from depoison.plan.documents import read_document
 
-SAID_OTHERWISE = (LogEvent.JOB_INFO, LogEvent.JOB_STARTED, LogEvent.PROGRESS, LogEvent.SHELLCMD)
+SAID_OTHERWISE = (LogEvent.JOB_STARTED, LogEvent.PROGRESS, LogEvent.SHELLCMD)
+CONSEQUENCES = (
+    "Shutting down, this might take some time.",
+    "Exiting because a job execution failed. Look above for error messages",
+    "WorkflowError:\nAt least one job did not complete successfully.",
+)
+"""What Snakemake says after a job failed: `close` says which and why."""
+
 STYLES = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "magenta"}
+
+ENDED = re.compile(r"--log '?(?P<log>[^\s']+)'?\s*' (?P<how>returned non-zero exit status \d+|died with .*)")
+
+
+def _end(how: str) -> str:
+    """How a process ended that wrote no error into its log."""
+    number = int(re.findall(r"\d+", how)[-1])
+    ended = number if how.startswith("died") else number - 128
+    if ended in set(signal.Signals):
+        name = signal.Signals(ended).name
+        return f"it was ended by {name}" + " (for want of memory?)" * (name == "SIGKILL")
+    return f"it ended with exit code {number} and no error in its log"
+
+
+def _before_anything(program: str, words: Sequence[str]) -> None:
+    """While Snakemake starts, which imports its plugins before it reads its command line.
+
+    Args:
+        words: of the command line.
+    """
+    if "snakemake" not in Path(program).parts[-2:]:
+        return
+    signal.signal(signal.SIGINT, watch.stop)  # Snakemake shows a traceback until it starts jobs
+    taken = False
+    for word in words:
+        taken = word in ("--resources", "--res") or (taken and not word.startswith("-"))
+        if taken and word.startswith(("reports/", "results/")):
+            # Else Snakemake ends with a traceback.
+            print(f"depoison: error: --resources takes {word} for a resource; put -- before it", file=sys.stderr)
+            raise SystemExit(1)
 
 
 class LogHandler(LogHandlerBase):
@@ -37,6 +77,7 @@ class LogHandler(LogHandlerBase):
         self._ours = not (asked.dryrun or asked.quiet or asked.verbose or asked.printshellcmds or asked.debug_dag)
         self._board: watch.Board | None = None
         self._screen: watch.Screen | None = None
+        self._ends: dict[str, str] = {}
         self._no_color = asked.nocolor or bool(os.environ.get("NO_COLOR"))
         self._plain = ColorizingTextHandler(nocolor=self._no_color, stream=sys.stderr)
         if self._ours:
@@ -46,6 +87,7 @@ class LogHandler(LogHandlerBase):
         """From here on, jobs are the board's."""
         with self.lock:
             self._board = board
+            os.environ[TOLD] = "in-log"  # `close` tells what jobs wrote there
             if watch.can_redraw(sys.stderr):
                 self._screen = watch.Screen(board.lines, self._no_color)
                 atexit.register(self.close)
@@ -68,18 +110,36 @@ class LogHandler(LogHandlerBase):
 
     def _told(self, board: watch.Board, record: Any) -> str | None:
         """What to say in place of a record: a line, nothing (""), or the record itself (None)."""
-        event = getattr(record, "event", None)
+        event, said = getattr(record, "event", None), record.getMessage()
+        if watch.interrupted or event in SAID_OTHERWISE or said == "Select jobs to execute...":
+            return ""
         if event == LogEvent.JOB_INFO:
             board.started(record.jobid, record.created)
-        elif event == LogEvent.JOB_FINISHED:
+            return ""
+        if event == LogEvent.JOB_FINISHED:
             return board.finished(record.job_id, record.created)
-        elif event == LogEvent.JOB_ERROR:
-            board.lost(record.jobid)
-        elif event == LogEvent.GROUP_ERROR:
-            for job in record.job_error_info:
-                board.lost(job["jobid"])
-        said = record.getMessage() if event is None else ""
-        return "" if event in SAID_OTHERWISE or said == "Select jobs to execute..." else None
+        if event == LogEvent.JOB_ERROR:
+            return self._lost(board, record.jobid, record.log, record.rule_msg)
+        if event == LogEvent.GROUP_ERROR:  # each of its jobs' errors follows
+            return ""
+        if event == LogEvent.ERROR:
+            ends = ENDED.search(said)
+            if ends and record.exception == "RuleException":  # the job's own error follows
+                self._ends[ends["log"]] = _end(ends["how"])
+                return ""
+            absent = re.search(r"Job (\d+) +completed successfully, but some output files are missing", said)
+            if absent:
+                return self._lost(board, int(absent[1]), [], "it ended well, but what it makes is not there")
+        if match := re.fullmatch(r"Trying to restart job (\d+)\.", said):
+            item = board.items.get(int(match[1]))
+            return f"once more: {item.name}" if item else None
+        return "" if board.failed and said.strip() in CONSEQUENCES else None
+
+    def _lost(self, board: watch.Board, jobid: int, logs: Sequence[str], message: str | None) -> str:
+        log = next(iter(logs), None)
+        known = next((self._ends[log] for log in logs if log in self._ends), None)
+        board.lost(jobid, message or known or "its log tells no error", log)
+        return f"failed: {board.failed[jobid].name}" if jobid in board.failed else ""
 
     def _show(self, record: logging.LogRecord) -> None:
         """As Snakemake shows it."""
@@ -92,13 +152,15 @@ class LogHandler(LogHandlerBase):
             self._plain.emit(record)
 
     def close(self) -> None:
-        """The terminal is as it was, and the failed jobs are named once more: their errors may have scrolled away."""
+        """The terminal is as it was; what is missing and why comes last, where nothing scrolls it away."""
         if self._screen:
             self._screen.stop()
             self._screen = None
         if self._board is not None:
-            for item in self._board.failed.values():
-                print(f"failed: {item.name}{f' ({item.log})' if item.log else ''}", file=sys.stderr)
+            for line in self._board.remarks + ([] if watch.interrupted else self._board.lacking()):
+                print(f"depoison: {line}", file=sys.stderr)
+            for failure in self._board.failed.values():
+                print(f"depoison: error: {failure}", file=sys.stderr)
             self._board = None
         super().close()
 
@@ -151,4 +213,5 @@ def _configfiles(words: Sequence[str]) -> Iterator[str]:
             yield word
 
 
+_before_anything(sys.argv[0], sys.argv[1:])
 refuse_configfiles(sys.argv[0], sys.argv[1:])

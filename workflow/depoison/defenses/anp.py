@@ -177,7 +177,7 @@ def learn_mask(
     for epoch in range(course.first, recipe.epochs):
         masked.train()
         torch.manual_seed(tune.rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
-        course.begin(epoch)
+        course.begin(epoch, per_epoch * recipe.batch_size)
         drawn = batches(
             data, recipe, tune.rng.generator("epoch", epoch), device, [recipe.batch_size] * per_epoch, replacement=True
         )

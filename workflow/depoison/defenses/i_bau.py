@@ -62,7 +62,7 @@ def i_bau(
         return regularization * delta.square().sum() - cross_entropy(logits_of(images, delta), labels)
 
     for epoch in range(course.first, recipe.epochs):
-        course.begin(epoch)
+        course.begin(epoch, len(data))
         delta = torch.zeros_like(model.std.expand(1, -1, *tuning_set.images.shape[2:]))
         for images, labels in batches(data, recipe, tune.rng.generator("epoch", epoch), device, sizes):
             delta.requires_grad_(True)

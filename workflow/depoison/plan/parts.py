@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
+from depoison.errors import DepoisonError
 from depoison.plan.claims import is_claims, read_claims
 from depoison.plan.figures import PAGE
 from depoison.plan.index import is_index, read_index
 from depoison.plan.papers import is_paper
 from depoison.plan.plan import Plan
-from depoison.plan.tables import ALL
+from depoison.plan.tables import ALL, CLAIMS, PAPER
+
+FORMS = (
+    (PAGE, "the page of figures", ("md",)),
+    (r"figure[0-9][^/]*", "a figure", ("png", "pdf", "csv")),
+    (CLAIMS, "the page of a paper's claims", ("md", "json")),
+    ("index", "the page of a track", ("html",)),
+    (PAPER, "the document of a paper", ("pdf", "tex")),
+    (r"[^/]*", "a table", ("md", "tex", "csv", "json")),
+)
+"""Reports: how they are named, what they are, and in which forms each is written."""
+
+
+def check_form(target: str) -> None:
+    """See that a report is written in the form that a target names; one without a suffix means all.
+
+    Raises:
+        DepoisonError: it is not.
+    """
+    if not target.startswith("reports/"):
+        return
+    stem, dot, suffix = target.rpartition("/")[2].partition(".")
+    what, forms = next(found for name, *found in FORMS if re.fullmatch(name, stem))
+    if dot and suffix not in forms:
+        raise DepoisonError(f"{target}: {what} is written as {', '.join(f'.{form}' for form in forms)}")
 
 
 def is_view(target: str) -> bool:
@@ -21,12 +47,13 @@ def parts_of(plan: Plan, targets: Iterable[str]) -> list[str]:
     """Targets, with their tables and figures in the place of documents, HTML reports and claims; each once.
 
     Raises:
-        DepoisonError: as `read_index` and `read_claims`.
+        DepoisonError: as `check_form`, `read_index` and `read_claims`.
     """
     return list(dict.fromkeys(part for target in targets for part in _parts(plan, target)))
 
 
 def _parts(plan: Plan, target: str) -> Iterator[str]:
+    check_form(target)
     folder = target.rpartition("/")[0]
     if is_paper(target):
         yield from (f"{folder}/{name}" for name in (ALL, PAGE))

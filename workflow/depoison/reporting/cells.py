@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from pathlib import Path
+from typing import Any
 
+from depoison.errors import DepoisonError
 from depoison.files import json_text, read_json, sha256_of, write_bytes
-from depoison.plan.plan import Cell
+from depoison.plan.config import OWN
+from depoison.plan.plan import Cell, Plan
+
+
+def configuration_of(cell: Cell) -> dict[str, dict[str, Any]]:
+    """What the user's own configuration sets of a cell: {"mine.yaml": {"defense alpha": 0.05}}.
+
+    Files go by their names, so that the same file in two places makes the same cell; for that reason a dataset's local
+    copy is left out. Whatever makes other numbers is in the specs anyway.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for kind, settings in cell.settings.items():
+        for key, history in settings.items():
+            if history[-1].layer == OWN and key != "root":
+                file = Path(re.sub(r":\d+$", "", history[-1].place)).name
+                found.setdefault(file, {})[f"{kind} {key}"] = history[-1].value
+    return found
 
 
 def render_cell(cell: Cell) -> str:
     """The text of results/cells/…/s<seed>.json; `made_from` is the checksum of the evaluation."""
     product = Path(cell.evaluation.product)
     evaluation = read_json(product)
-    view = {"cell": cell.name.path, "made_from": sha256_of(product), "evaluation": cell.evaluation.directory}
+    view = {
+        "cell": cell.name.path,
+        "made_from": sha256_of(product),
+        "evaluation": cell.evaluation.directory,
+        "configuration": configuration_of(cell),
+    }
     return json_text(view | evaluation, cell.name.path)
 
 
@@ -21,6 +46,37 @@ def cell_is_current(cell: Cell) -> bool:
     path = Path(cell.name.path)
     there = path.exists() and Path(cell.evaluation.product).exists()
     return there and path.read_bytes() == render_cell(cell).encode()
+
+
+def read_cell(plan: Plan, target: str) -> Cell:
+    """Resolve a cell; where its file holds what another configuration made, the plan notes it.
+
+    Raises:
+        DepoisonError: as `Plan.cell`.
+    """
+    cell = plan.cell(target)
+    if line := held_by_another(cell):
+        plan.notes[f"held {target}"] = line
+    return cell
+
+
+def held_by_another(cell: Cell) -> str | None:
+    """A line where the cell's file holds what another configuration made of it; it is written anew for this one."""
+    path = Path(cell.name.path)
+    with contextlib.suppress(DepoisonError, KeyError, TypeError, AttributeError):  # none that we wrote
+        held = read_json(path)
+        if held["evaluation"] != cell.evaluation.directory and held["configuration"] != configuration_of(cell):
+            return (
+                f"{path}: held {_words(held['configuration'])}; it is made anew with {_words(configuration_of(cell))}"
+            )
+    return None
+
+
+def _words(configuration: dict[str, dict[str, Any]]) -> str:
+    values = [
+        f"{name}={value} of {file}" for file, values in sorted(configuration.items()) for name, value in values.items()
+    ]
+    return ", ".join(values) or "nothing of your own"
 
 
 def write_cell(cell: Cell) -> None:

@@ -17,7 +17,10 @@ def run(job: Job) -> None:
     dataset, attack = read_dataset(job.upstream("dataset")), job.parameters["attack"]
     pool = read_pool(job, dataset, job.parameters.get("model"))
     recipe = Recipe(**job.parameters["recipe"]) if "recipe" in job.parameters else None
-    monitor = Monitor(report=Progress("asset"), scratch=job.scratch, save_seconds=job.runtime.save_seconds)
+    progress = Progress("asset")
+    monitor = Monitor(
+        report=progress, within=progress.within, scratch=job.scratch, save_seconds=job.runtime.save_seconds
+    )
     workshop = Workshop(
         pool, recipe, Rng(job.seed, "asset"), monitor, dataset.train_images, dataset.test_images, dataset.test_labels
     )

@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import sys
+import time
 from typing import Any
 
 from depoison.files import write_bytes
@@ -34,23 +35,32 @@ def write_history(job: Job, history: list[dict[str, Any]]) -> None:
         )
 
 
+LOG_SECONDS = 30.0
+"""How often, at most, a log hears of the middle of an epoch."""
+
+
 class Progress:
-    """Reports each epoch: a line that is rewritten on a terminal, plain lines elsewhere."""
+    """Reports each epoch, and how far a long one is: a line that is rewritten on a terminal, plain lines elsewhere."""
 
     def __init__(self, what: str):
-        self.what = what
+        self.what, self._logged = what, -math.inf
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Args: row: of the history, with `epochs` and `seconds_left`."""
         measured = "".join(
             f"  {name} {row[key]:.2f}" for key, name in (("c_acc", "C-Acc"), ("asr", "ASR")) if key in row
         )
+        self._tell(row, f"loss {row['loss']:.4f}{measured}", last=row["epoch"] == row["epochs"])
+
+    def within(self, row: dict[str, Any]) -> None:
+        """Args: row: as above, with `part` of the epoch in place of what is measured at its end."""
+        self._tell(row, f"{row['part']:.0%} of it", logged=time.monotonic() - self._logged >= LOG_SECONDS)
+
+    def _tell(self, row: dict[str, Any], found: str, *, logged: bool = True, last: bool = False) -> None:
         left = f"{row['seconds_left'] / 60:.1f} min" if row["seconds_left"] >= 90 else f"{row['seconds_left']:.0f} s"
-        line = (
-            f"{self.what} epoch {row['epoch']}/{row['epochs']}  loss {row['loss']:.4f}{measured}"
-            f"  {row['images_per_second']:.0f} img/s  {left} left"
-        )
-        log.info("%s", line)
+        line = f"{self.what} epoch {row['epoch']}/{row['epochs']}  {found}  {row['images_per_second']:.0f} img/s  {left} left"
+        if logged:
+            log.info("%s", line)
+            self._logged = time.monotonic()
         if sys.stderr.isatty():
-            end = "\n" if row["epoch"] == row["epochs"] else ""
-            print(f"\r\033[K{line}", end=end, file=sys.stderr, flush=True)
+            print(f"\r\033[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)

@@ -29,7 +29,10 @@ def run(job: Job) -> None:
     model = read_model(backdoored, dataset).to(job.device)
 
     recipe = Recipe(**job.parameters["recipe"]) if job.parameters["recipe"] else None
-    monitor = Monitor(report=Progress("purify"), scratch=job.scratch, save_seconds=job.runtime.save_seconds)
+    progress = Progress("purify")
+    monitor = Monitor(
+        report=progress, within=progress.within, scratch=job.scratch, save_seconds=job.runtime.save_seconds
+    )
     if recipe is not None and recipe.evaluate_every:
         # Only the history looks at the attack and the test set, never the defense.
         test = Test.of(backdoored, dataset)
@@ -41,13 +44,18 @@ def run(job: Job) -> None:
     defense = job.parameters["defense"]
     name = defense["name"].replace("-", "_")
     purify = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
-    tune = Tuner(recipe, Rng(job.seed, "purify"), monitor)
+    tune, shapes = Tuner(recipe, Rng(job.seed, "purify"), monitor), _shapes(model)
     with convolutions(recipe.precision if recipe else "fp32"):  # for loops of a defense's own
         purified = purify(model, tuning_set, tune, **defense["parameters"])
+    if not isinstance(purified, Classifier | Candidates):
+        shown = "nothing" if purified is None else f"a {type(purified).__name__}"
+        raise DepoisonError(f"defense {defense['name']} returns {shown}; valid: the purified Classifier, or Candidates")
     if isinstance(purified, Candidates):
         # Measured as the evaluation will measure it: in the precision that the backdoored model was trained in.
         test, precision = Test.of(backdoored, dataset), read_spec(backdoored)["parameters"]["recipe"]["precision"]
         purified, job.facts["selection"] = pick(purified, model, lambda model: test.measure(model, precision))
+    if differing := sorted(name for name, _ in _shapes(purified) ^ shapes):
+        raise DepoisonError(f"defense {defense['name']} returns a network of another shape: {differing[0]} differs")
     write_history(job, monitor.history)
     save_tensors(job.folder / "model.safetensors", purified.state_dict())
     job.facts |= {"tuning_images": len(defender)} | monitor.facts
@@ -68,6 +76,10 @@ def tuning_images(job: Job, images: int, classes: int) -> int:
     if count < classes:
         job.warn(f"tuning_ratio {ratio:g} of {images} images: {count} to tune on, fewer than the {classes} classes")
     return count
+
+
+def _shapes(model: Classifier) -> set[tuple[str, tuple[int, ...]]]:
+    return {(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
 
 
 def pick(candidates: Candidates, backdoored: Classifier, measure: Evaluate) -> tuple[Classifier, dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import glob
 import importlib
 import logging
@@ -15,14 +14,13 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from depoison.errors import DepoisonError
-from depoison.files import RUN, SPEC, publish, sha256_of, write_json
+from depoison.files import RUN, SPEC, only_maker, publish, sha256_of, write_json
 from depoison.gpu import VISIBLE, devices, lease
 from depoison.plan.config import Runtime
 from depoison.plan.specs import STAGES, computes, directory_of
@@ -96,7 +94,7 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
             raise DepoisonError(f"{upstream}: missing; make it first, or run the whole chain with snakemake")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        with _only_maker(final):
+        with only_maker(final):  # two jobs that want one artifact would share its resumable state
             if (final / product).exists():
                 log.info("%s was made by another job meanwhile", final / product)
             else:
@@ -126,27 +124,6 @@ def _make(spec: dict[str, Any], final: Path, runtime: Runtime, root: str | None)
     log.info("%s made in %.1f s", final / STAGES[stage].product, time.time() - started)
 
 
-@contextlib.contextmanager
-def _only_maker(final: Path) -> Iterator[None]:
-    """Hold the artifact's lock: two jobs that want one artifact would share its resumable state. Freed by death."""
-    path = final.parent / f".{final.name}.lock"
-    while True:
-        with path.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            # The one before removed the file on leaving: a lock on a removed file keeps nobody out.
-            try:
-                current = os.path.samestat(path.stat(), os.fstat(file.fileno()))
-            except FileNotFoundError:
-                current = False
-            if not current:
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
 def devices_wanted(runtime: Runtime) -> int:
     """How many GPUs a stage that computes leases."""
     return int(runtime.device == "cuda" or (runtime.device == "auto" and bool(devices())))
@@ -170,12 +147,12 @@ def _device(compute: bool, runtime: Runtime) -> Any:
     """Lease a GPU for a stage that computes, where there is one, and set torch up to be deterministic."""
     if not compute:
         with lease(0):
-            log.info("%s=", VISIBLE)
             yield None
         return
     wanted = devices_wanted(runtime)
     with lease(wanted, runtime.jobs_per_gpu) as held:
-        log.info("%s=%s", VISIBLE, ",".join(held))
+        if held:
+            log.info("%s=%s", VISIBLE, ",".join(held))
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
         import torch

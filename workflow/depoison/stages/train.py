@@ -34,10 +34,11 @@ def run(job: Job) -> None:
         classes = len(dataset.classes)
         batches = attack.batches(images, labels, poisoned, trigger, poisoning, classes, recipe, job.device)
     model = new_model(job.parameters["model"], dataset, rng, job.downloads).to(job.device)
-    test = Test.make(dataset, attack, poisoning, trigger, job.device)
+    test, progress = Test.make(dataset, attack, poisoning, trigger, job.device), Progress("train")
     monitor = Monitor(
         evaluate=lambda model: test.measure(model, recipe.precision),
-        report=Progress("train"),
+        report=progress,
+        within=progress.within,
         scratch=job.scratch,
         save_seconds=job.runtime.save_seconds,
     )

@@ -26,6 +26,9 @@ from depoison.training.sgd import SGD
 
 log = logging.getLogger("depoison")
 
+WITHIN_SECONDS = 2.0
+"""How often a long epoch tells how far it is."""
+
 Evaluate = Callable[[Classifier], dict[str, float]]
 """What the loop may ask about a model for its history, such as {"c_acc": 93.1, "asr": 99.8}, in percent."""
 
@@ -37,6 +40,7 @@ class Monitor:
     Attributes:
         evaluate: measures the model every `recipe.evaluate_every` epochs; tuning defenses never see its data.
         report: takes a history row after each epoch.
+        within: takes a row of how far a long epoch is, every few seconds of it.
         scratch: a folder for resumable state; None: nothing is saved.
         save_seconds: least time between two saves.
         facts: what else the record of the run shall say.
@@ -44,6 +48,7 @@ class Monitor:
 
     evaluate: Evaluate | None = None
     report: Callable[[dict[str, Any]], None] = lambda row: None
+    within: Callable[[dict[str, Any]], None] = lambda row: None
     scratch: Path | None = None
     save_seconds: float = 30.0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -160,8 +165,10 @@ class Course:
         self.first = monitor.resume(**parts)
         self.started = time.monotonic()
 
-    def begin(self, epoch: int) -> None:
-        self.epoch, self.begun = epoch, time.monotonic()
+    def begin(self, epoch: int, images: int) -> None:
+        """Args: images: how many the epoch will count."""
+        self.epoch, self.expected = epoch, images
+        self.begun = self.told = time.monotonic()
         self.loss, self.correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         self.images = 0
 
@@ -170,6 +177,17 @@ class Course:
         self.loss += loss * len(labels)
         self.correct += (logits.argmax(1) == labels).sum()
         self.images += len(labels)
+        now = time.monotonic()
+        if now - self.told >= WITHIN_SECONDS and self.images < self.expected:
+            self.told, part = now, self.images / self.expected
+            row = {"epoch": self.epoch + 1, "epochs": self.recipe.epochs, "part": part}
+            speed = {"images_per_second": self.images / (now - self.begun), "seconds_left": self._left(part, now)}
+            self.monitor.within(row | speed)
+
+    def _left(self, part: float, now: float) -> float:
+        """Seconds until the last epoch ends, when this part of the present one is done."""
+        done = self.epoch + part
+        return (now - self.started) / (done - self.first) * (self.recipe.epochs - done)
 
     def end(self, model: Classifier) -> None:
         """Report the epoch, and save, unless it was the last."""
@@ -183,7 +201,7 @@ class Course:
         }
         if self.monitor.evaluate and every and (epoch == epochs or epoch % every == 0):
             row |= self.monitor.evaluate(model)
-        row["seconds_left"] = (time.monotonic() - self.started) / (epoch - self.first) * (epochs - epoch)
+        row["seconds_left"] = self._left(1.0, time.monotonic())
         self.monitor.history.append(row)
         self.monitor.report(row)
         if epoch < epochs:
@@ -255,7 +273,7 @@ def fit(
         model.train()
         if frozen_statistics:
             model.extractor.eval()
-        course.begin(epoch)
+        course.begin(epoch, len(data))
         torch.manual_seed(rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
         drawn = batches(data, recipe, rng.generator("epoch", epoch), device, sizes, replacement=not passes)
         for number, (images, labels) in enumerate(drawn):

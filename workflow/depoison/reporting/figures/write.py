@@ -8,12 +8,13 @@ import io
 from pathlib import Path
 from typing import Any
 
+from depoison.errors import DepoisonError
 from depoison.files import sha256_of, write_bytes
 from depoison.plan.figures import Figure, Page
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
 from depoison.reporting.figures.style import RC, VERSION
-from depoison.reporting.tables import escape_markdown
+from depoison.reporting.tables import command, escape_markdown
 
 SUFFIXES = (".png", ".pdf", ".csv")
 
@@ -23,6 +24,19 @@ def write_figure(figure: Figure) -> None:
     Path(figure.target).parent.mkdir(parents=True, exist_ok=True)
     for suffix, content in render_figure(figure).items():
         write_bytes(Path(figure.target + suffix), content)
+
+
+def refuse_missing(plan: Plan, made: Figure | Page) -> None:
+    """Raises: DepoisonError: artifacts of a figure, or pictures of the page, are missing."""
+    if isinstance(made, Page):
+        target, needed = f"{made.target}.md", [f"{figure.target}.png" for figure in made.figures]
+    else:
+        target, needed = f"{made.target}.png", [artifact.product for artifact in made.artifacts()]
+    if missing := [path for path in needed if not Path(path).exists()]:
+        raise DepoisonError(
+            f"{target}: {len(missing)} of {len(needed)} files that it shows are missing, the first is {missing[0]}; "
+            f"`{command(plan, target)}` makes them"
+        )
 
 
 def figure_is_current(figure: Figure) -> bool:
