@@ -31,6 +31,7 @@ from depoison.plan.lock import PACKAGE, _text_of, current, disagreement, stale
 from depoison.plan.parameters import SHARED, Parameter, text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.schema import schemas
+from depoison.plan.signatures import _tree
 from depoison.plan.specs import canonical, fingerprint, make_artifact
 from depoison.plan.tables import Key, parse_target, read_table
 from depoison.reporting.explain import explain
@@ -769,6 +770,14 @@ def test_a_method_that_the_lock_does_not_know_is_told_in_a_line(project):
     assert told(project, cell()) is None
     (project / "config/defenses/mine.yaml").write_text("nonsense: 1\n", encoding="utf-8")
     assert told(project, cell()) is None
+
+
+def test_a_methods_code_is_parsed_once_however_many_cells_a_plan_has():
+    read_table(Plan(ROOT), "reports/demo/fst/table2")
+    before = _tree.cache_info()
+    assert len(list(read_table(Plan(ROOT), "reports/demo/fst/table2").cells())) > 50
+    after = _tree.cache_info()
+    assert after.misses == before.misses and after.hits > before.hits
 
 
 def test_code_is_read_again_only_after_a_file_changed(project, monkeypatch):

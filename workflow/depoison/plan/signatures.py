@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 from depoison.errors import DepoisonError
@@ -36,7 +37,8 @@ def declared_asset(code: Path) -> set[str] | None:
 def declared_clean_label(code: Path) -> bool:
     """Whether an attack's class says that it poisons images of the target class alone."""
     public = (node for node in _parsed(code).body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
-    return any(ast.unparse(item) == "clean_label = True" for node in public for item in node.body)
+    items = (item for node in public for item in node.body if isinstance(item, ast.Assign))
+    return any(ast.unparse(item) == "clean_label = True" for item in items)
 
 
 def _keywords_of(tree: ast.Module, function: str) -> set[str] | None:
@@ -48,8 +50,11 @@ def _keywords_of(tree: ast.Module, function: str) -> set[str] | None:
 
 def _parsed(code: Path) -> ast.Module:
     try:
-        return ast.parse(code.read_text(encoding="utf-8"))
+        return _tree(code.read_text(encoding="utf-8"))
     except OSError:
         raise DepoisonError(f"{code}: missing; a method is one YAML file and one file of code") from None
     except SyntaxError as error:
         raise DepoisonError(f"{code}:{error.lineno}: {error.msg}") from None
+
+
+_tree = cache(ast.parse)  # asked for by each cell of some tracks
