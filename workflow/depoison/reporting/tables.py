@@ -37,7 +37,8 @@ WRONG = 20
 """LCR stands beside an ASR where so many percent of the triggered images are wrong that a clean image would not be."""
 LEFT_WRONG = (
     "LCR n: only n% of the triggered images are classified as what they show, although few or none are as the attack wants "
-    f"(C-Acc − ASR − LCR ≥ {WRONG}). The defense stopped the attack and left these images wrong; it is no best of its row."
+    f"(C-Acc − ASR − LCR ≥ {WRONG}). The defense stopped the attack and left these images wrong, so it is not the "
+    "best of its row."
 )
 NARROW = 4
 """A table of more columns has no room for differences, and intervals stand in lines of their own."""
