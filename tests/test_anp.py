@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from conftest import cell
+from conftest import ROOT, cell
 from depoison.defenses import anp as module
 from depoison.defenses.anp import Neurons, anp, learn_mask, pruned, worst
 from depoison.defenses.tuning import Candidates, Tuner, TuningSet
 from depoison.errors import DepoisonError
 from depoison.plan.config import Runtime
+from depoison.plan.plan import Plan
 from depoison.plan.tables import read_table
 from depoison.reporting.tables import render
 from depoison.rng import Rng
@@ -458,3 +460,17 @@ def test_a_table_shows_a_gap_where_a_method_excludes_the_model(tiny, monkeypatch
             product.parent.mkdir(parents=True, exist_ok=True)
             product.write_text(json.dumps({"metrics": {"c_acc": 90.0, "asr": 1.0, "lcr": 1.0, "der": None}}))
     assert WHY in render(plan, table)[".md"]
+
+
+# The budget
+
+
+@pytest.mark.parametrize(
+    ("dataset", "images"), [("cifar10", 50_000), ("gtsrb", 39_209), ("cifar100", 50_000), ("tiny-imagenet", 100_000)]
+)
+def test_masks_learn_for_about_2000_steps_at_backdoorbenchs_rate_on_every_dataset(dataset, images):
+    purify = Plan(ROOT).cell(cell("paper", dataset, defense="anp")).evaluation.upstream["model"].spec["parameters"]
+    found = purify["recipe"]
+    steps = math.ceil(purify["tuning_ratio"] * images / found["batch_size"]) * found["epochs"]
+    assert 2000 <= steps < 2000 * 1.03
+    assert (found["lr"], found["momentum"], found["schedule"]) == (0.01, 0.9, "constant")

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from conftest import ROOT, cell
 from depoison.defenses.ft import ft
 from depoison.defenses.ngf import NaturalGradient, clean_accuracy_retainer, ngf
 from depoison.defenses.tuning import Tuner, TuningSet
 from depoison.models.classifier import Classifier
+from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.training.loop import Monitor
 from small import MEAN, STD, changed, classes_of, interrupted, network, pixels, recipe, state_of
@@ -376,3 +378,13 @@ def test_statistics_are_fp32_under_bf16_autocast():
         assert {tensor.dtype for name, tensor in natural.state().items() if name != "step"} == {torch.float32}
         found[precision] = natural.blocks[0].a
     assert torch.allclose(found["fp32"], found["bf16"], atol=0.02 * found["fp32"].abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "steps"), [("cifar10", 10_000), ("gtsrb", 10_000), ("cifar100", 2_000), ("tiny-imagenet", 2_000)]
+)
+def test_an_epoch_is_100_batches_on_every_dataset(dataset, steps):
+    spec = Plan(ROOT).cell(cell("paper", dataset, defense="ngf")).evaluation.upstream["model"].spec["parameters"]
+    assert spec["recipe"]["epochs"] * spec["defense"]["parameters"]["epoch_batches"] == steps
+    plain = Plan(ROOT).cell(cell("paper", dataset, defense="ngf+epoch_batches=none")).evaluation.upstream["model"].spec
+    assert plain["parameters"]["defense"]["parameters"]["epoch_batches"] is None
