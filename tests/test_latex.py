@@ -451,7 +451,7 @@ def test_no_name_breaks_the_table_or_the_document(label, tiny, monkeypatch, tmp_
     assert "root:x:0" not in text and "References" in text
     assert overfull(tiny / "reports/tiny/mini/paper.tex", tmp_path, 10) == []
     write_table(plan, read_table(plan, "reports/tiny/mini/table1"))
-    head = "\\documentclass{article}\\usepackage{booktabs,graphicx}"
+    head = "\\documentclass{article}\\usepackage{booktabs,graphicx,xcolor}"
     document = head + "\\begin{document}before \\input{%s} after\\end{document}"
     (tiny / "alone.tex").write_text(document % "reports/tiny/mini/table1")
     compile_latex(Path("alone.tex"), Path("alone.log"))
