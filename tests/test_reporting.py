@@ -241,7 +241,7 @@ def test_a_defense_that_leaves_images_wrong(c_acc, asr, lcr, wrong):
 
 
 def test_lcr_stands_beside_an_asr_that_is_no_rescue(reported):
-    """FT leaves no image as the attack wants, and few as they should be: LP is the best although its ASR is higher."""
+    """FT leaves no image as the attack wants, and few as they should be: no ASR is marked, LP's higher one neither."""
     table = measured(reported, lambda attack, defense, seed: (90.0, {"none": 95.0, "lp": 4.0, "ft": 0.0}[defense]))
     for entry in table.entries:
         for cell in entry.cells:
@@ -250,7 +250,7 @@ def test_lcr_stands_beside_an_asr_that_is_no_rescue(reported):
             write_json(product, {"metrics": metrics})
     badnet = by_label(lines_of(table), "BadNet")
     assert [badnet[i, "asr"].left_wrong for i in range(3)] == [False, False, True]
-    assert [badnet[i, "asr"].best for i in range(3)] == [False, True, False]
+    assert [badnet[i, "asr"].best for i in range(3)] == [False, False, False]
     assert [badnet[i, "asr"].lcr for i in range(3)] == [3.0, 80.0, 11.0]
     assert by_label(lines_of(table), "Average")[2, "asr"].left_wrong
     files = render(reported.plan(), table)

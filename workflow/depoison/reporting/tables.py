@@ -37,8 +37,8 @@ WRONG = 20
 """LCR stands beside an ASR where so many percent of the triggered images are wrong that a clean image would not be."""
 LEFT_WRONG = (
     "LCR n: only n% of the triggered images are classified as what they show, although few or none are as the attack wants "
-    f"(C-Acc − ASR − LCR ≥ {WRONG}). The defense stopped the attack and left these images wrong, so it is not the "
-    "best of its row."
+    f"(C-Acc − ASR − LCR ≥ {WRONG}). The defense stopped the attack and left these images wrong: a low ASR is no rescue "
+    "then, and never bold."
 )
 NARROW = 4
 """A table of more columns has no room for differences, and intervals stand in lines of their own."""
@@ -295,8 +295,8 @@ def summary_of(
 def _with_best(table: Table, columns: list[dict[str, Figure]]) -> list[dict[str, Figure]]:
     """Mark the highest C-Acc and the lowest ASR among the defenses of a subject; no defense does not compete.
 
-    Nothing is marked where they are not means over the same seeds and rows, or where the attack did not take. A defense
-    that leaves images wrong does not compete for the lowest ASR.
+    Nothing is marked where they are not means over the same seeds and rows, or where the attack did not take; nor is the
+    lowest ASR where it leaves images wrong, and then no higher one is in its place.
     """
     result = [dict(column) for column in columns]
     for subject in {column.printed for column in table.columns}:
@@ -307,10 +307,10 @@ def _with_best(table: Table, columns: list[dict[str, Figure]]) -> list[dict[str,
             found = {i: figure for i in defended if (figure := columns[i][metric]).ours is not None}
             if len(found) < 2 or len({(figure.seeds, figure.rows) for figure in found.values()}) > 1:
                 continue
-            found = {i: figure for i, figure in found.items() if not (figure.untaken or figure.left_wrong)}
+            found = {i: figure for i, figure in found.items() if not figure.untaken}
             best = best_of((round(figure.ours, 2) for figure in found.values()), default=None)
             for i, figure in found.items():
-                if round(figure.ours, 2) == best:
+                if round(figure.ours, 2) == best and not figure.left_wrong:
                     result[i][metric] = replace(figure, best=True)
     return result
 
