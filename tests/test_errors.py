@@ -168,7 +168,8 @@ FILES: dict[str, tuple[Any, ...]] = {
     "key of a method": (put(FST, "sumary", to="x"), f"{FST}:", "'sumary'; did you mean 'summary'?"),
     "no label": (drop(FST, "label"), FST, "label", "required"),
     "training of a defense": (put(FST, "training", to={"lr": 1}), f"{FST}:", "only a dataset has"),
-    "YAML": (write(FST, "summary: [\n"), FST, "not valid YAML"),
+    "YAML": (write(FST, "label: x\nsummary: [\n"), f"{FST}:3: not valid YAML"),
+    "YAML's tabs": (write(FST, "label: x\nvalues:\n\tlr: 1\n"), f"{FST}:3: not valid YAML"),
     "YAML's values": (write(FST, "label: FST\nsummary: 2024-13-45\n"), f"{FST}:2"),
     "no mapping": (write(FST, "- fst\n"), FST, "mapping"),
     "not UTF-8": (lambda p: (p / FST).write_bytes(b"label: \xff\n"), FST, "cannot be read"),
@@ -203,7 +204,7 @@ FILES: dict[str, tuple[Any, ...]] = {
     "model of a table": (put(TABLE, "model", to="resnet81"), f"{TABLE}:", "'resnet81'; did you mean 'resnet18'?"),
     "method of a figure": (replaced(FIGURE, "defense: ft-sam", "defense: ft-sm"), f"{FIGURE}:14", "did you mean 'ft-sam'?"),
     "a source that is none": (put(DIGITS, "values", "source", to="download"), "unknown source 'download'"),
-    "a source's name": (put(DIGITS, "values", "source", to="digit"), "'digits'?", "digits, gtsrb, imagefolder"),
+    "a source's name": (put(DIGITS, "values", "source", to="digit"), "'digits'?", "gtsrb, imagefolder"),
     "track and paper": (write("config/tracks/fst.yaml", "summary: x"), "config/papers/fst and config/tracks/fst.yaml"),
     "a name that is taken": (write("config/papers/fst/index.yaml", "title: x"), "fst/index.yaml", "another"),
     **{
@@ -235,7 +236,9 @@ def test_a_fault_in_a_file_on_the_command_line(project):
 
 
 def test_an_overlay_that_is_not_there(untouched):
-    refused(untouched.depoison("explain", cell(), "--configfile", "mine.yaml"), "mine.yaml: cannot be read")
+    refused(
+        untouched.depoison("explain", cell(), "--configfile", "mine.yaml"), "mine.yaml: cannot be read: No such file"
+    )
 
 
 @pytest.mark.parametrize(
@@ -745,7 +748,7 @@ def test_a_place_that_cannot_be_written(made):
         (None, "results/train/mine-0123456789/model.safetensors", ("results/train/mine-0123456789", "ask for a cell")),
         (FILES["dead key"][0], "reports/table2.md", ("'beta' is dead", f"{FST}:")),
         (FILES["unknown section"][0], "reports/table2.md", (CONFIG, "'tunning'")),
-        (FILES["YAML"][0], "reports/table2.md", (FST, "not valid YAML")),
+        (FILES["YAML"][0], "reports/table2.md", (f"{FST}:3: not valid YAML",)),
     ],
     ids=["defense", "cell", "table", "track", "artifact", "dead key", "section", "YAML"],
 )

@@ -67,17 +67,21 @@ def read_document(path: Path, root: Path) -> Document:
     """Read a YAML mapping.
 
     Raises:
-        DepoisonError: the file is missing, is no YAML mapping, or holds a key twice.
+        DepoisonError: the file is missing, is no YAML mapping, or holds a key twice; with its line, where there is one.
     """
     shown = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DepoisonError(f"{shown}: cannot be read: {error}") from None
+        raise DepoisonError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     places: dict[tuple[str, ...], str] = {}
     try:
         node = yaml.compose(text, Loader=_Loader)
         data = {} if node is None else _build(node, (), places, shown)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        raise DepoisonError(f"{shown}{line}: not valid YAML: {what}") from None
     except yaml.YAMLError as error:
         raise DepoisonError(f"{shown}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
