@@ -267,6 +267,7 @@ def test_two_selections_are_joined_and_a_place_that_both_name_counts_once(here):
 
 def test_a_missing_method_is_left_out_and_told(here):
     here.edit(SMALL, lambda data: data["rows"].append({"attack": "no-such", "label": "None such", "rates": [0.1]}))
+    here.set(SMALL, "unimplemented", to=["no-such"])
     measure(here, {("badnet", "lp"): [1, 1, 1], ("blended", "lp"): [2, 2, 2]})
     found = judged(here)
     assert found.ours.state == HOLDS and found.left_out == ("no cell for the attack no-such",)
@@ -616,7 +617,7 @@ def test_papers_and_targets(here):
     )
     assert not is_claims("results/claims.md") and not is_claims("reports/claimsx.md")
     assert all_claims(here.plan()) == [
-        f"reports/{where}fst/claims" for where in ("cifar10-cpu/", "digits/", "", "tiny/")
+        f"reports/{where}fst/claims" for where in ("cifar10-cpu/", "demo/", "digits/", "", "tiny/")
     ]
     (here / "config/papers/other").mkdir()
     with pytest.raises(DepoisonError, match=r"other has no claims; write config/papers/other/claims\.yaml"):

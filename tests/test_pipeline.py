@@ -56,7 +56,7 @@ def ready(first: Project, tmp_path: Path) -> Project:
 
 def test_a_table_is_made_once(first):
     text = (first / TABLE).read_text(encoding="utf-8")
-    assert "| BadNet | 10% |" in text and "| Blended | 10% |" in text
+    assert "| BadNet<sup>¶</sup> | 10% |" in text and "| Blended<sup>¶</sup> | 10% |" in text  # no attack takes there
     assert len(first.checksums("results/*/*/*.json")) == 2 * 12 + 4 + 1  # spec and run; metrics; classes
     assert not list(first.path.glob("results/*/.*"))
     for path in first.path.glob("results/*/*"):
@@ -101,7 +101,7 @@ def test_another_order_in_another_place_makes_the_same_bytes(first, tmp_path):
     project = first.copy(tmp_path / "a folder with spaces" / "and ünïcode")
     assert asked(project, "--cores", "1", lp("blended"))["train"] == 1
     ours = project.checksums()
-    assert len(ours) == 7 and ours.items() <= first.checksums().items()
+    assert len(ours) == 8 and ours.items() <= first.checksums().items()
 
 
 def test_without_snakemake_the_bytes_are_the_same(first, finished):
