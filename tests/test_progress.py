@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import pty
 import re
@@ -245,12 +246,11 @@ def test_recorded_times_are_those_of_run_json(made, monkeypatch):
     assert records_below(Path("nowhere"), works.values()).predict(works["train"]) is None
 
 
-def test_a_course_is_read_from_the_lines_that_stages_write(tmp_path, caplog):
+def test_a_course_is_read_from_the_lines_that_stages_write(tmp_path, caplog, monkeypatch):
     row = {"epoch": 6, "epochs": 12, "loss": 0.5, "images_per_second": 410.4, "seconds_left": 88.0}
+    # First of all: of a logger that does not propagate caplog listens to itself, and would hear each line twice.
+    monkeypatch.setattr(logging.getLogger("depoison"), "propagate", True)
     with caplog.at_level("INFO", logger="depoison"):
-        import logging
-
-        logging.getLogger("depoison").propagate = True
         Progress("train")(row | {"epoch": 5, "c_acc": 93.125, "asr": 99.9})
         Progress("train")(row)
         Progress("train")(row | {"epoch": 7, "seconds_left": 150.0})
@@ -494,10 +494,10 @@ def test_a_terminal_tells_a_cause_once_and_last_and_is_left_clean(made):
 @pytest.mark.parametrize("command", [("snakemake", "--cores", "2"), ("depoison", "run")], ids=["snakemake", "run"])
 def test_ctrl_c_says_one_line_and_leaves_the_terminal_clean(command, tiny):
     tiny.set("config/tracks/tiny.yaml", "training", to={"epochs": 500, "batch_size": 32, "precision": "fp32"})
-    code, shown = on_a_terminal(tiny, sys.executable, "-m", *command, TABLE, keys=b"\x03", at="epoch 2/500")
+    code, shown = on_a_terminal(tiny, sys.executable, "-m", *command, TABLE, keys=b"\x03", at="/500")
     text = plain(shown)
     assert code == 130
-    assert "epoch 1/500" in text
+    assert re.search(r"epoch \d+/500", text)
     _, told, after = text.partition("depoison: interrupted: what is finished is kept")
     assert told and "error:" not in text and "failed" not in text and "Traceback" not in text
     if command[0] == "snakemake":
