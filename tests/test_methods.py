@@ -21,7 +21,7 @@ FELL, KEPT = "at most a third of the undefended model's", "more than a third of 
 ATTACKS = {
     "badnet": ("rate=0.05", FELL),
     "blended": ("rate=0.05", KEPT),
-    "ssba": ("epochs=20+rate=0.1", FELL),
+    "ssba": ("epochs=40+rate=0.1", FELL),
     "adaptive-blend": ("epochs=20+rate=0.05", FELL),
     "bypass-patch": ("rate=0.05", FELL),
     "bypass-blend": ("rate=0.05", FELL),
