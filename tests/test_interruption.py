@@ -43,7 +43,9 @@ def complete(project: Project) -> dict[str, str]:
             assert recorded == {name: sha256_of(folder / name) for name in stage.files}, folder
             found[folder.name] = recorded[stage.product]
     products = [
-        path for stage, facts in STAGES.items() for path in project.path.glob(f"results/{stage}/*/{facts.product}")
+        path
+        for stage, facts in STAGES.items()
+        for path in project.path.glob(f"results/{stage}/[!.]*/{facts.product}")  # hidden ones were being built
     ]
     assert len(products) == len(found), "a product without a record"
     return found

@@ -8,6 +8,7 @@ import logging
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -415,6 +416,7 @@ def on_a_terminal(
 
     def lead() -> None:
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background, and inherited
 
     environment = project.environment(TERM="xterm-256color", **variables)
     process = subprocess.Popen(

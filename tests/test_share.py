@@ -408,7 +408,7 @@ def test_a_bad_object_is_named_and_computed_anew_and_nothing_leaves_the_remote(p
 
 
 def test_what_is_damaged_in_the_cache_is_fetched_again(published):
-    clone = clone_of(published, "cache", ("cache.type", "copy"))
+    clone = clone_of(published, "damaged", ("cache.type", "copy"))
     clone.depoison("share", "pull", "--models", REPORT)
     model = next(clone.folder.glob("results/purify/*badnet*fst*/model.safetensors"))
     content = model.read_bytes()
