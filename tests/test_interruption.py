@@ -127,7 +127,7 @@ def test_snakemake_killed_at_10_random_moments_completes_without_help(uninterrup
     so_far: dict[str, str] = {}
     for number in range(10):
         run = start(project, "snakemake", "--cores", "2", "--", TABLE)
-        time.sleep(moments.uniform(0.8, 4.0))
+        time.sleep(moments.uniform(0.8, 2.4))
         assert run.poll() is None, f"finished after {number} kills: too small a table for this test"
         if number % 2:
             run.kill()
