@@ -35,11 +35,11 @@ class Reader(nn.Module):
 
     def __init__(self, classes: int):
         super().__init__()
-        self.classes, self.shown = classes, 0
+        self.classes, self.shown, self.calls = classes, 0, 0
         self.register_buffer("mean", torch.zeros(1, 1, 1, 1))
 
     def forward(self, images):
-        self.shown += len(images)
+        self.shown, self.calls = self.shown + len(images), self.calls + 1
         return nn.functional.one_hot(images[:, 0, 0, 0].long(), self.classes).float()
 
 
@@ -97,7 +97,9 @@ def test_all_to_all_rates_count_every_image():
 
 def test_clean_model_has_a_clean_accuracy_only():
     test = Test.make(test_set(LABELS, CLEAN, TRIGGERED), None, None, {})
-    assert len(test.triggered) == 0 and test.measure(Reader(3), "fp32") == {"c_acc": 75.0}
+    model = Reader(3)
+    assert len(test.triggered) == 0 and test.measure(model, "fp32") == {"c_acc": 75.0}
+    assert model.calls == 1  # never a batch of no image
 
 
 def test_trigger_is_put_on_the_kept_images_as_bytes_and_the_test_set_stays_clean():

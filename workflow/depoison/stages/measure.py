@@ -79,7 +79,9 @@ class Test:
 
     def predictions(self, model: Classifier, precision: str) -> tuple[Tensor, Tensor]:
         """The labels that a model gives the plain test images, (N,) int64, and the triggered ones, (M,)."""
-        return predict(model, self.images, precision), predict(model, self.triggered, precision)
+        # Not every network takes a batch of no image, as a clean model's triggered ones are.
+        triggered = predict(model, self.triggered, precision) if len(self.kept) else self.kept
+        return predict(model, self.images, precision), triggered
 
     def measured(self, clean: Tensor, predictions: Tensor) -> dict[str, float]:
         """`measure` of these predictions."""
