@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
 import pty
 import re
@@ -247,10 +246,8 @@ def test_recorded_times_are_those_of_run_json(made, monkeypatch):
     assert records_below(Path("nowhere"), works.values()).predict(works["train"]) is None
 
 
-def test_a_course_is_read_from_the_lines_that_stages_write(tmp_path, caplog, monkeypatch):
+def test_a_course_is_read_from_the_lines_that_stages_write(tmp_path, caplog):
     row = {"epoch": 6, "epochs": 12, "loss": 0.5, "images_per_second": 410.4, "seconds_left": 88.0}
-    # First of all: of a logger that does not propagate caplog listens to itself, and would hear each line twice.
-    monkeypatch.setattr(logging.getLogger("depoison"), "propagate", True)
     with caplog.at_level("INFO", logger="depoison"):
         Progress("train")(row | {"epoch": 5, "c_acc": 93.125, "asr": 99.9})
         Progress("train")(row)
