@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 DEMO := $(addprefix reports/demo/,overview.md figure1.png index.html)
-.PHONY: help environment demo digits test test-methods test-cluster test-browser test-latex lint format clean-environment
+.PHONY: help environment demo digits test test-methods test-cluster test-browser test-latex test-drill lint format clean-environment
 
 help:
 	@echo "make demo         four attacks, seven defenses, on embedded photographs: a table, a plot and a page; minutes, CPU, no download"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-cluster the tests of the cluster profiles, on a real SLURM set up on this machine (root; Debian)"
 	@echo "make test-browser the tests of the HTML report in Chromium (root, to install it; Debian)"
 	@echo "make test-latex   the tests of the documents, with TeX Live's basic packages, installed if need be (root; Debian)"
+	@echo "make test-drill   attacks, kills and outages, played through: minutes (those with two users need root)"
 	@echo "make lint         ruff, snakefmt and snakemake --lint"
 	@echo "make environment  only .venv, from envs/lock.txt"
 
@@ -63,6 +64,9 @@ test-browser: environment
 test-latex: environment
 	command -v pdflatex && command -v pdftotext || $(DEBIAN) texlive-latex-base texlive-latex-recommended poppler-utils
 	pytest -m latex --numprocesses auto --maxprocesses 8
+
+test-drill: environment
+	pytest -m drill --numprocesses auto --maxprocesses 8
 
 lint: environment
 	ruff check .

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import boto3
@@ -16,7 +13,8 @@ import pytest
 import yaml
 from moto.server import ThreadedMotoServer
 
-from conftest import ROOT, TINY, job_counts
+from conftest import ROOT, TINY
+from sharing import REPORT, Clone
 
 pytestmark = pytest.mark.pipeline
 
@@ -28,59 +26,12 @@ model: resnet18
 columns: [{defense: none, label: No defense}, {defense: fst, label: FST}, {defense: lp, label: LP}]
 rows: [{attack: badnet, label: BadNet, rates: [0.05]}, {attack: blended, label: Blended, rates: [0.05]}]
 """
-REPORT = "reports/tiny/small.md"
 BESIDE = (
     "reports/tiny/smaller.md",
     "reports/small.md",
     "results/cells/tiny/digits/resnet18/badnet/fst/s0.json",
     "results/evaluate/digits-other-s0-resnet18-fst-0123456789/metrics.json",
 )
-
-
-class Clone:
-    """A working copy in which commands run with its own code."""
-
-    def __init__(self, folder: Path, **variables: str):
-        self.folder = folder
-        ours = {"PYTHONPATH": str(folder / "workflow"), "OMP_NUM_THREADS": "1"}
-        self.environment = os.environ | ours | variables
-
-    def run(self, *command: str, fails: bool = False) -> str:
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
-        output = done.stdout + done.stderr
-        assert (done.returncode != 0) == fails, output
-        return output
-
-    def depoison(self, *arguments: str, fails: bool = False) -> str:
-        return self.run(sys.executable, "-m", "depoison", *arguments, fails=fails)
-
-    def jobs(self, *arguments: str) -> dict[str, int]:
-        """What a dry run would do: {rule: count}; empty for nothing."""
-        return job_counts(self.planned(*arguments))
-
-    def planned(self, *arguments: str) -> str:
-        return self.run("snakemake", "-n", "--cores", "2", *arguments, "--", REPORT)
-
-    def heavy(self) -> dict[str, bool]:
-        """Whether each published file is here."""
-        pointers = sorted(self.folder.glob("results/**/*.dvc"))
-        return {str(path.relative_to(self.folder)): path.with_suffix("").exists() for path in pointers}
-
-    def scramble(self) -> None:
-        """Give every file a random modification time in the past."""
-        for path in self.folder.rglob("*"):
-            if path.is_file() and not path.is_symlink() and ".git" not in path.parts:
-                moment = random.Random(str(path)).uniform(1e9, 1.6e9)
-                os.utime(path, (moment, moment))
-
-
-def commit(clone: Clone, message: str) -> None:
-    clone.run("git", "add", "-A")
-    commit_staged(clone, message)
-
-
-def commit_staged(clone: Clone, message: str) -> None:
-    clone.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +56,7 @@ def published(tmp_path_factory):
     clone.run("git", "init", "-q", "-b", "main")
     clone.run("dvc", "init", "-q")
     clone.run("dvc", "remote", "add", "--default", "team", str(base / "remote"))
-    commit(clone, "code")
+    clone.commit("code")
     clone.run("snakemake", "--cores", "2", "--", REPORT)
     for beside in BESIDE:  # what else lies about, and is not shared
         (clone.folder / beside).parent.mkdir(parents=True, exist_ok=True)
@@ -114,7 +65,7 @@ def published(tmp_path_factory):
     (suggested,) = (line for line in told.splitlines() if "git add" in line)
     clone.run("bash", "-c", suggested.split("&&")[0])
     staged = set(clone.run("git", "diff", "--cached", "--name-only").split())
-    commit_staged(clone, "first table")
+    clone.commit_staged("first table")
     clone.run("git", "clean", "-dfq", "results", "reports")
     clone.run("git", "clone", "-q", "--bare", ".", str(base / "bare.git"))
     (base / "told").write_text(told)
@@ -193,7 +144,7 @@ def test_a_team_shares_through_s3(published, s3):
     author.run("dvc", "remote", "add", "--force", "--default", "team", "s3://team/depoison")
     author.run("dvc", "remote", "modify", "team", "endpointurl", address)
     assert re.search(r"pushed \d+ files .*, 0 of them new", author.depoison("share", "push", REPORT))
-    commit(author, "S3")
+    author.commit("S3")
 
     clone = Clone(base / "s3-reader", **user)
     author.run("git", "clone", "-q", ".", str(clone.folder))
@@ -289,7 +240,7 @@ def test_two_branches_merge_without_conflict(published):
         clone.depoison("share", "pull", target)
         clone.run("snakemake", "--cores", "2", "--", target)
         clone.depoison("share", "push", target)
-        commit(clone, f"alpha {alpha}")
+        clone.commit(f"alpha {alpha}")
     left.run("git", "pull", "-q", "--no-rebase", "--no-edit", str(right.folder), "main")
     assert left.run("git", "status", "--short") == ""
     shutil.rmtree(left.folder / ".dvc" / "cache", ignore_errors=True)
@@ -303,7 +254,7 @@ def test_a_tables_conflict_is_solved_by_rendering_it_again(published):
         clone.depoison("share", "pull", REPORT)
         clone.run("snakemake", "--cores", "2", "--", REPORT)
         clone.depoison("share", "push", REPORT)
-        commit(clone, f"Add {defense}")
+        clone.commit(f"Add {defense}")
     left.run("git", "pull", "-q", "--no-rebase", "--no-edit", str(right.folder), "main", fails=True)
     conflicts = left.run("git", "diff", "--name-only", "--diff-filter=U").split()
     table = "config/papers/fst/small.yaml"
@@ -318,7 +269,7 @@ def test_a_tables_conflict_is_solved_by_rendering_it_again(published):
     assert "<<<<<<<" not in (left.folder / REPORT).read_text()
     columns = json.loads((left.folder / REPORT.replace(".md", ".json")).read_text())["columns"]
     assert [column["label"] for column in columns] == ["FT-INIT", "FT", "No defense", "FST", "LP"]
-    commit(left, "Merge")
+    left.commit("Merge")
     assert left.jobs() == {}
 
 
@@ -328,7 +279,7 @@ def test_dvc_shows_a_tables_numbers_and_what_changed(published):
     clone.run("dvc", "repro", "-q", stage)
     assert clone.jobs() == {}
     assert "didn't change, skipping" in clone.run("dvc", "repro", stage)
-    commit(clone, "Reproduced")
+    clone.commit("Reproduced")
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))[""]["data"][numbers]["data"]
     ours = json.loads((clone.folder / numbers).read_text())["metrics"]
     assert shown["metrics"] == ours
