@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 DEMO := $(addprefix reports/demo/,overview.md figure1.png index.html)
-.PHONY: help environment demo digits test test-methods test-cluster test-browser test-latex test-drill lint format clean-environment
+.PHONY: help environment demo digits test test-methods test-cluster test-browser test-latex test-drill lint format requirements clean-environment
 
 help:
 	@echo "make demo         four attacks, seven defenses, on embedded photographs: a table, a plot and a page; minutes, CPU, no download"
@@ -21,16 +21,18 @@ help:
 	@echo "make test-latex   the tests of the documents, with TeX Live's basic packages, installed if need be (root; Debian)"
 	@echo "make test-drill   attacks, kills and outages, played through: minutes (those with two users need root)"
 	@echo "make lint         ruff, snakefmt and snakemake --lint"
-	@echo "make environment  only .venv, from envs/lock.txt"
+	@echo "make environment  only .venv, from envs/lock.txt, each file checked by its hash"
+	@echo "make requirements envs/*.txt anew: the newest versions that pyproject.toml allows, and their hashes"
 
 environment: $(READY)
 
 $(READY): envs/lock.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { $(DEBIAN) python3-venv && $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --constraint envs/lock.txt uv
+	awk '/^[^ ]/ {uv = /^uv==/} uv' envs/lock.txt >$(VENV)/uv.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(VENV)/uv.txt
 	# A quarter of pip's time. It does not read pip's settings, so where it finds no registry pip may.
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --requirement envs/lock.txt || \
-	  $(BIN)/python -m pip install --quiet --requirement envs/lock.txt
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirement envs/lock.txt || \
+	  $(BIN)/python -m pip install --quiet --require-hashes --requirement envs/lock.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -50,7 +52,7 @@ test-methods: environment
 
 # Snakemake looks at every plugin when it starts: those for clusters stay out of the environment.
 $(VENV)/cluster/.ready: envs/cluster.txt $(READY)
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) --requirement envs/cluster.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) --require-hashes --requirement envs/cluster.txt
 	@touch $@
 
 test-cluster: $(VENV)/cluster/.ready
@@ -79,6 +81,13 @@ format: environment
 	ruff check --fix .
 	ruff format .
 	snakefmt Snakefile workflow/rules
+
+# Versions and hashes anew: the newest that the ranges of pyproject.toml allow, for every platform.
+COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command "make requirements"
+requirements: environment
+	$(COMPILE) --extra pipeline --extra test --output-file envs/lock.txt pyproject.toml
+	$(COMPILE) --no-deps --output-file envs/cluster.txt envs/cluster.in
 
 clean-environment:
 	rm -rf $(VENV)

@@ -250,6 +250,7 @@ def test_the_version_of_a_method_moves_what_follows_from_it(kind, project):
 
 def test_how_work_is_done_moves_nothing(project):
     runtime = {"threads": 2, "device": "cpu", "jobs_per_gpu": 3, "save_seconds": 5, "downloads": "elsewhere"}
+    runtime |= {"largest_image": 7}
     assert set(runtime) == set(Runtime.model_fields)
     project.set("config/config.yaml", "runtime", to=runtime)
     assert moved(PLAN.cell(cell()), project.plan().cell(cell())) == set()
@@ -643,23 +644,24 @@ def test_the_files_follow_the_schemas(schema, pattern):
         valid.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def test_the_lock_of_packages_satisfies_the_projects_ranges():
+def test_the_lock_of_packages_satisfies_the_projects_ranges_and_each_has_its_hashes():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = [
-        line for name in ("lock", "cluster") for line in (ROOT / f"envs/{name}.txt").read_text(encoding="utf-8").split()
-    ]
-    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
-    assert len(pins) == len(lines) and all(pins.values())
+    text = "".join((ROOT / f"envs/{name}.txt").read_text(encoding="utf-8") for name in ("lock", "cluster"))
+    entries = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ").splitlines()
+    requirements, hashes = zip(*(entry.split(" --hash=", 1) for entry in entries), strict=True)
+    assert all(re.fullmatch(r"sha256:[0-9a-f]{64}( +--hash=sha256:[0-9a-f]{64})*", each) for each in hashes)
+    pins = {canonicalize_name(pin.name): str(pin.specifier) for pin in map(Requirement, requirements)}
+    assert len(pins) == len(entries) and all(re.fullmatch(r"==[^*,]+", pin) for pin in pins.values())
     for group in [project["dependencies"], *project["optional-dependencies"].values()]:
         for requirement in map(Requirement, group):
             pin = pins.get(canonicalize_name(requirement.name))
-            assert pin is not None and pin in requirement.specifier, requirement
+            assert pin is not None and pin.removeprefix("==") in requirement.specifier, requirement
 
 
 def test_the_environment_of_the_rules_is_the_lock():
     environment = yaml.safe_load((ROOT / "envs/torch.yaml").read_text(encoding="utf-8"))
     (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
-    assert "-r lock.txt" in pip and (ROOT / "envs/lock.txt").exists()
+    assert pip == ["-r lock.txt"] and (ROOT / "envs/lock.txt").exists()
     rules = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "workflow/rules").glob("*.smk"))
     assert set(re.findall(r'"../../envs/(.*)"', rules)) == {"torch.yaml"}
 
