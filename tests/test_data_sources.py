@@ -7,12 +7,15 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from sklearn.datasets import load_digits
 
 from depoison import data
 from depoison.data import _archive, _cifar, cifar10, cifar100, digits, fashion_mnist, gtsrb, tiny_imagenet
+from depoison.data._images import decode, limit
 from depoison.data.dataset import ImageData, checksum, image_data
 from depoison.errors import DepoisonError
 
@@ -457,6 +461,28 @@ def test_imagefolder_names_the_broken_image(folder, monkeypatch, broken, threads
     assert message(error).startswith(f"{folder}/test/cat/{broken}:") and "0x" not in message(error)
 
 
+def test_an_image_that_its_header_calls_huge_is_refused_before_it_is_decoded(folder, monkeypatch):
+    whole = encoded(picture(64), "png")
+    size = struct.pack(">II", 13_000, 13_000)
+    huge = whole[:16] + size + whole[24:29] + struct.pack(">I", zlib.crc32(b"IHDR" + size + whole[24:29])) + whole[33:]
+    (folder / "test/cat/huge.png").write_bytes(huge)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr("depoison.data._images._largest", 50.0)
+    limit(50)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    refused = (
+        r"huge.png: not a readable image \(13000 x 13000 px; valid: up to 50 megapixels, which runtime.largest_image"
+    )
+    with pytest.raises(DepoisonError, match=refused):
+        decode([str(folder / "test/cat/huge.png")], lambda name: Path(name).read_bytes(), 8)
+    monkeypatch.undo()
+    limit(169)
+    with pytest.raises(DepoisonError, match="not a readable image") as error:  # it is tried, and is cut off
+        decode([str(folder / "test/cat/huge.png")], lambda name: Path(name).read_bytes(), 8)
+    assert "megapixels" not in message(error)
+    limit(50)
+
+
 def test_imagefolder_names_the_first_of_several_broken_images(folder, monkeypatch):
     monkeypatch.setattr("depoison.data._images.CHUNK", 1)
     monkeypatch.setattr("torch.get_num_threads", lambda: 4)
@@ -658,8 +684,8 @@ def test_the_published_constants_are_whole():
         cifar10.CIFAR10.archive, cifar100.CIFAR100.archive, tiny_imagenet.ARCHIVE, gtsrb.TEST, gtsrb.TEST_LABELS,
         *gtsrb.TRAIN.values(),
     ):  # fmt: skip
-        assert archive.checksum.startswith("md5:") and len(archive.checksum) == 36
-        assert archive.name.endswith((".zip", ".tar.gz"))
+        assert re.fullmatch("md5:[0-9a-f]{32} sha256:[0-9a-f]{64}", archive.checksum)
+        assert archive.url.startswith("https://") and archive.name.endswith((".zip", ".tar.gz"))
     assert _cifar.PIXELS == 3072
 
 

@@ -87,7 +87,7 @@ def one_line(error: pytest.ExceptionInfo) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("checksum", [MD5, SHA256])
+@pytest.mark.parametrize("checksum", [MD5, SHA256, f"{MD5} {SHA256}"])
 def test_a_plain_download_arrives_whole_and_leaves_no_partial(server, tmp_path, checksum):
     path = tmp_path / "not" / "yet" / "set.tar.gz"
     assert download(server.url, path, checksum=checksum) == path
@@ -263,9 +263,10 @@ def test_verify(tmp_path):
     path.write_bytes(CONTENT)
     verify(path, MD5)
     verify(path, SHA256)
-    verify(path, SHA256[:15])  # the first eight digits
-    with pytest.raises(DepoisonError, match=f"expected {SHA256[:14]}0"):
-        verify(path, f"{SHA256[:14]}0")
+    verify(path, f"{MD5} {SHA256}")
+    for wrong in (f"md5:{'0' * 32} {SHA256}", f"{MD5} sha256:{'0' * 64}"):  # one of the two is not enough
+        with pytest.raises(DepoisonError, match=f"its checksum is {MD5} {SHA256}, expected {wrong}"):
+            verify(path, wrong)
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(DepoisonError) as error:
         verify(path, MD5)
@@ -275,8 +276,8 @@ def test_verify(tmp_path):
         verify(tmp_path / "missing.zip", MD5)
 
 
-@pytest.mark.parametrize("checksum", ["crc32:00", "md5", "md5:", "MD5:00", "sha256:XY"])
+@pytest.mark.parametrize("checksum", ["", "crc32:00", "md5", "md5:", "MD5:00", "sha256:XY", MD5[:-1], f"{SHA256}0"])
 def test_a_checksum_that_is_none(tmp_path, checksum):
     (tmp_path / "file").write_bytes(CONTENT)
-    with pytest.raises(DepoisonError, match="valid: md5:<hex> or sha256:<hex>"):
+    with pytest.raises(DepoisonError, match="valid: md5:<32 hex>, sha256:<64 hex>"):
         verify(tmp_path / "file", checksum)

@@ -59,12 +59,16 @@ NAMES = {
     "of another method": (cell(defense="ft+rho=1"), "unknown hyper-parameter of ft 'rho'"),
     "of a method without any": (cell(defense="none+lr=1"), "unknown hyper-parameter of none 'lr'; valid: none"),
     "type": (cell(defense="fst+alpha=big"), "fst+alpha: 'big' is not valid; valid: a number in [0, 100]"),
-    "integer": (cell(attack="badnet+epochs=1.5"), "badnet+epochs: '1.5'", "an integer in [1, inf)"),
+    "integer": (cell(attack="badnet+epochs=1.5"), "badnet+epochs: '1.5'", "an integer in [1, 1000000000]"),
     "truth": (cell(dataset="digits+stratified=yes"), "true or false"),
     "range": (cell(defense="fst+alpha=101"), "'101'", "[0, 100]"),
     "open end": (cell(attack="badnet+rate=0"), "badnet+rate: '0'", "(0, 1)"),
+    "line break": (cell(attack="badnet+rate=0.05\n"), r"badnet+rate=0.05\n", "no line breaks"),
+    "other digits": (cell(attack="badnet+rate=0.0٥"), "badnet+rate: '0.0٥'", "(0, 1)"),
+    "absurd integer": (cell(attack="badnet+epochs=1000000001"), "'1000000001'", "an integer in [1, 1000000000]"),
+    "endless integer": (cell(attack=f"badnet+epochs={'9' * 150}"), f"'{'9' * 79}…", "an integer in [1, 1000000000]"),
     "choice": (cell(defense="fst+projection=sometimes"), "'sometimes'", "fst or none or all"),
-    "none": (cell(attack="badnet+epochs=none"), "'none'", "an integer in [1, inf)"),
+    "none": (cell(attack="badnet+epochs=none"), "'none'", "an integer in [1, 1000000000]"),
     "key twice": (cell(defense="fst+lr=0.1+lr=0.2"), "'fst+lr=0.1+lr=0.2' sets a key twice"),
     "no value": (cell(defense="fst+alpha"), "'fst+alpha'", "name+key=value"),
     "too short": ("results/cells/digits/digits/s0.json", "results/cells/{track}/{dataset}/{model}"),
@@ -161,7 +165,7 @@ FILES: dict[str, tuple[Any, ...]] = {
     "unknown dataset": (put(FST, "datasets", "cifar11", to={"lr": 0.1}), FST, "'cifar11'; did you mean 'cifar10'?"),
     "unknown model": (put(FST, "models", "resnet-18", to={"lr": 0.1}), FST, "'resnet18'"),
     "unknown value": (put(FST, "values", "learning_rate", to=0.1), f"{FST}:", "'learning_rate'"),
-    "range": (put(FST, "values", "epochs", to=0), f"{FST}:", "values.epochs: 0", "an integer in [1, inf)"),
+    "range": (put(FST, "values", "epochs", to=0), f"{FST}:", "values.epochs: 0", "an integer in [1, 1000000000]"),
     "default": (put(FST, "parameters", "alpha", "default", to=-1), f"{FST}:", "-1", "[0, 100]"),
     "interval": (put(FST, "parameters", "alpha", "range", to="0 to 1"), f"{FST}:", "'0 to 1'", "[0, 1)"),
     "key of a parameter": (put(FST, "parameters", "alpha", "rang", to="[0, 1]"), f"{FST}:", "'rang'", "'range'"),
@@ -469,6 +473,11 @@ def test_folders_of_images(tiny, tmp_path):
     (tmp_path / "empty/train").mkdir(parents=True)
     (tmp_path / "empty/test").mkdir()
     refused(made_from(tmp_path / "empty"), f"{tmp_path}/empty/train: no class folders", progress=True)
+    small = {"datasets": {"digits": {**dataset, "root": str(root)}}, "runtime": {"largest_image": 6e-5}}
+    refused(
+        run(tiny, tiny_cell(defense="none"), overlay=small), f"{root}/train/a/0.png", "8 x 8 px; valid: up to 6e-05 mega",
+        "runtime.largest_image", progress=True,
+    )  # fmt: skip
     (root / "test/b/3.png").write_bytes(b"no image")
     refused(made_from(root), f"{root}/test/b/3.png: not a readable image", progress=True)
     assert not list(tiny.path.glob("results/*/*"))

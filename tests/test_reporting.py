@@ -30,6 +30,7 @@ from depoison.reporting.tables import (
     leaves_wrong,
     lines_of,
     mean_and_interval,
+    no_formula,
     percent,
     render,
     signed,
@@ -509,6 +510,28 @@ def test_hostile_labels_break_no_markdown(hostile):
 def test_hostile_labels_break_no_csv(hostile):
     frame = frame_of(written(hostile)[".csv"])
     assert set(frame["column"]) == {HOSTILE} and len(frame) == 5 * 4 * 2
+
+
+@given(TEXT | st.from_regex(r"[=+@\-\t\r].*") | st.floats(allow_nan=False) | st.integers() | st.none())
+@example('=HYPERLINK("http://x")')
+@example("-3.5")
+def test_no_text_of_a_csv_is_a_formula(value):
+    found = no_formula(value)
+    if not isinstance(value, str):
+        assert found is value
+    elif found != value:
+        assert found == f"'{value}" and value[0] in "=+-@\t\r"
+    elif value[:1] in tuple("=+-@\t\r"):
+        float(value)  # a number in words of its own
+
+
+def test_labels_that_look_like_formulas(reported):
+    label = "=1+1"
+    reported.edit("config/papers/fst/small.yaml", lambda data: data["rows"][0].update(label=label))
+    reported.edit("config/papers/fst/small.yaml", lambda data: data["columns"][1].update(label="@SUM(A1)"))
+    frame = frame_of(written(reported)[".csv"])
+    assert f"'{label}" in set(frame.row) and "'@SUM(A1)" in set(frame["column"])
+    assert not frame.map(lambda value: str(value).startswith(("=", "+", "@"))).any(axis=None)
 
 
 def compiles(text: str, folder: Path) -> None:

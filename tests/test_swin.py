@@ -153,12 +153,12 @@ def write_weights(path: Path, weights: dict[str, torch.Tensor], monkeypatch: pyt
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(weights, path)
     if monkeypatch is not None:
-        monkeypatch.setattr(swin_t, "CHECKSUM", "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+        monkeypatch.setattr(swin_t, "CHECKSUM", "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def test_the_file_is_torchvisions():
     published = torchvision.models.Swin_T_Weights.IMAGENET1K_V1
-    assert published.url == swin_t.URL and f"sha256:{NAME[7:15]}" == swin_t.CHECKSUM
+    assert published.url == swin_t.URL and swin_t.CHECKSUM.startswith(f"sha256:{NAME[7:15]}")
     data = Plan(ROOT).configuration.method("model", "swin-t").content.normalization
     assert (data["mean"], data["std"]) == (published.transforms().mean, published.transforms().std)
 

@@ -96,7 +96,7 @@ def _file(name: str, height: int, width: int) -> Tensor:
     try:
         with Image.open(io.BytesIO(content)) as image:
             resized = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise DepoisonError(f"{TRIGGERS / name.partition('@')[0]}: no readable picture ({error})") from None
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
 

@@ -19,7 +19,7 @@ class Archive:
 
     Attributes:
         url: where it is published; the last part is its file name.
-        checksum: "md5:<hex>" or "sha256:<hex>".
+        checksum: its publisher's md5 and a sha256 that others give independently, "md5:<hex> sha256:<hex>".
         unpacked: the folder (or the one file) that unpacking it makes, as a path inside the archive.
     """
 

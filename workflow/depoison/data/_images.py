@@ -16,6 +16,7 @@ from torch import Tensor
 
 from depoison.errors import DepoisonError
 
+_largest = 50.0  # megapixels; see `limit`
 CHUNK = 256  # images in one task of the pool: small enough to share out, large enough that the pool itself is free
 
 
@@ -45,6 +46,7 @@ def decode(
                 if not content:
                     raise ValueError("the file is empty")
                 with Image.open(io.BytesIO(content)) as image:
+                    _check_size(image)
                     image = _rgb(image)
                     if image.size != (size, size):
                         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -62,6 +64,26 @@ def decode(
         for _ in pool.map(fill, range(0, len(names), CHUNK)):
             pass
     return images
+
+
+def limit(megapixels: float) -> None:
+    """Set how large an image file may be, in this process, in place of Pillow's own limit."""
+    global _largest
+    _largest = megapixels
+    Image.MAX_IMAGE_PIXELS = None
+
+
+def _check_size(image: Image.Image) -> None:
+    """Refuse what its header says is too large, before its pixels are decoded: a few bytes can ask for gigabytes.
+
+    Raises:
+        ValueError: it has more pixels than `limit` says.
+    """
+    width, height = image.size
+    if width * height > _largest * 1e6:
+        raise ValueError(
+            f"{width} x {height} px; valid: up to {_largest:g} megapixels, which runtime.largest_image sets"
+        )
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -8,12 +8,13 @@ from depoison.data import _cifar
 from depoison.data._archive import Archive
 from depoison.data.dataset import ImageData
 
-# Address and md5: https://www.cs.toronto.edu/~kriz/cifar.html
+# Address and md5: https://www.cs.toronto.edu/~kriz/cifar.html; sha256: MLDatasets.jl and GoMLX give the same.
 CIFAR10 = _cifar.Variant(
     source="cifar10",
     archive=Archive(
         url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        checksum="md5:c32a1d4ab5d03f1284b67883e8d87530",
+        checksum="md5:c32a1d4ab5d03f1284b67883e8d87530 "
+        "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         unpacked="cifar-10-batches-bin",
     ),
     train=tuple(f"data_batch_{n}.bin" for n in range(1, 6)),

@@ -8,12 +8,13 @@ from depoison.data import _cifar
 from depoison.data._archive import Archive
 from depoison.data.dataset import ImageData
 
-# Address and md5: https://www.cs.toronto.edu/~kriz/cifar.html
+# Address and md5: https://www.cs.toronto.edu/~kriz/cifar.html; sha256: MLDatasets.jl and GoMLX give the same.
 CIFAR100 = _cifar.Variant(
     source="cifar100",
     archive=Archive(
         url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        checksum="md5:03b5dce01913d631647c71ecec9e9cb8",
+        checksum="md5:03b5dce01913d631647c71ecec9e9cb8 "
+        "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         unpacked="cifar-100-binary",
     ),
     train=("train.bin",),

@@ -47,7 +47,7 @@ def download(
     The bytes go to `path`.partial, which a later call (or another process, one at a time) resumes.
 
     Args:
-        checksum: "md5:<hex>" or "sha256:<hex>" of the whole file, or the first digits where no more is published.
+        checksum: "md5:<hex>", "sha256:<hex>" or both, with a space between, of the whole file.
         offline: what to do where the file cannot be downloaded, for the message.
         retries: attempts in a row that may fail without one new byte before giving up.
         backoff: seconds before the first of them; doubled for each next one, up to LONGEST_WAIT.
@@ -83,7 +83,7 @@ def verify(path: Path, checksum: str) -> None:
     """Check a file that is not ours to replace.
 
     Raises:
-        DepoisonError: `path` cannot be read or is not the file that `checksum` ("md5:<hex>", "sha256:<hex>") names.
+        DepoisonError: `path` cannot be read or is not the file that `checksum`, as in `download`, names.
     """
     try:
         actual = _digest(path, checksum)
@@ -94,13 +94,15 @@ def verify(path: Path, checksum: str) -> None:
 
 
 def _digest(path: Path, checksum: str) -> str:
-    """The checksum of a file by the algorithm of `checksum`, written the same way, with as many digits."""
-    algorithm, _, digits = checksum.partition(":")
-    if algorithm not in ("md5", "sha256") or not re.fullmatch("[0-9a-f]+", digits):
-        raise DepoisonError(f"checksum {checksum!r}: valid: md5:<hex> or sha256:<hex>, in lower case")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
-    return f"{algorithm}:{digest.hexdigest()[: len(digits)]}"
+    """The checksum of a file by the algorithms of `checksum`, written the same way."""
+    if not re.fullmatch("( ?(md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}))+", checksum):
+        raise DepoisonError(f"checksum {checksum!r}: valid: md5:<32 hex>, sha256:<64 hex>, in lower case, or both")
+    found = []
+    for algorithm in re.findall("md5|sha256", checksum):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda name=algorithm: hashlib.new(name, usedforsecurity=False))
+        found.append(f"{algorithm}:{digest.hexdigest()}")
+    return " ".join(found)
 
 
 @contextlib.contextmanager

@@ -19,16 +19,30 @@ from depoison.errors import DepoisonError, unknown
 
 BASE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
 
-# Addresses and md5 as in torchvision/datasets/gtsrb.py, but for "final": torchvision does not have it, and its md5 is
-# the one that several independent loaders give.
+# Addresses and md5 as in torchvision/datasets/gtsrb.py, sha256 as in torchvision/prototype/datasets, but for "final":
+# torchvision does not have it, and its checksums are those that several loaders give.
 TRAIN = {
-    "torchvision": Archive(f"{BASE}GTSRB-Training_fixed.zip", "md5:513f3c79a4c5141765e10e952eaa2478", "GTSRB/Training"),
+    "torchvision": Archive(
+        f"{BASE}GTSRB-Training_fixed.zip",
+        "md5:513f3c79a4c5141765e10e952eaa2478 sha256:df4144942083645bd60b594de348aa6930126c3e0e5de09e39611630abf8455a",
+        "GTSRB/Training",
+    ),
     "final": Archive(
-        f"{BASE}GTSRB_Final_Training_Images.zip", "md5:f33fd80ac59bff73c82d25ab499e03a3", "GTSRB/Final_Training/Images"
+        f"{BASE}GTSRB_Final_Training_Images.zip",
+        "md5:f33fd80ac59bff73c82d25ab499e03a3 sha256:d32ac4b5fa9a1cbd1994768413902e8193599d9434cf0a8eb9cfd00a6d3a290c",
+        "GTSRB/Final_Training/Images",
     ),
 }
-TEST = Archive(f"{BASE}GTSRB_Final_Test_Images.zip", "md5:c7e4e6327067d32654124b0fe9e82185", "GTSRB/Final_Test/Images")
-TEST_LABELS = Archive(f"{BASE}GTSRB_Final_Test_GT.zip", "md5:fe31e9c9270bbcd7b84b7f21a9d9d9e5", "GT-final_test.csv")
+TEST = Archive(
+    f"{BASE}GTSRB_Final_Test_Images.zip",
+    "md5:c7e4e6327067d32654124b0fe9e82185 sha256:48ba6fab7e877eb64eaf8de99035b0aaecfbc279bee23e35deca4ac1d0a837fa",
+    "GTSRB/Final_Test/Images",
+)
+TEST_LABELS = Archive(
+    f"{BASE}GTSRB_Final_Test_GT.zip",
+    "md5:fe31e9c9270bbcd7b84b7f21a9d9d9e5 sha256:f94e5a7614d75845c74c04ddb26b8796b9e483f43541dd95dd5b726504e16d6d",
+    "GT-final_test.csv",
+)
 CLASSES = 43
 TRAIN_IMAGES = {"torchvision": 26_640, "final": 39_209}
 TEST_IMAGES = 12_630

@@ -12,8 +12,10 @@ from depoison.data.dataset import ImageData, image_data
 from depoison.errors import DepoisonError
 
 ARCHIVE = Archive(
-    url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-    checksum="md5:90528d7ca1a48142e341f4ef8d21d0de",
+    url="https://cs231n.stanford.edu/tiny-imagenet-200.zip",
+    # Stanford publishes none; these are what several loaders give.
+    checksum="md5:90528d7ca1a48142e341f4ef8d21d0de "
+    "sha256:6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
     unpacked="tiny-imagenet-200",
 )
 CLASSES = 200

@@ -18,7 +18,8 @@ from depoison.models.layers import GlobalAverage
 
 HEADS = (3, 6, 12, 24)
 URL = "https://download.pytorch.org/models/swin_t-704ceda3.pth"  # torchvision's Swin_T_Weights.IMAGENET1K_V1
-CHECKSUM = "sha256:704ceda3"  # torchvision publishes these digits, in the file's name
+# torchvision publishes the first eight digits, in the file's name; those who downloaded it give the others.
+CHECKSUM = "sha256:704ceda373461b0a224fcdddd75cd2a5e9f8064512ed47adbddef7f343fd147b"
 
 
 def swin_t(

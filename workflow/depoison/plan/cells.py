@@ -62,6 +62,8 @@ class CellName:
         Raises:
             DepoisonError: not of the form above, or a seed that is no integer of at least 0.
         """
+        if not path.isprintable():
+            raise DepoisonError(f"{path!r}: a cell's name has no line breaks or other characters that are not printed")
         parts = path.removeprefix(PREFIX).split("/")
         if not path.startswith(PREFIX) or len(parts) != 6 or not all(parts):
             raise DepoisonError(f"{path}: a cell is {_FORM}")

@@ -49,6 +49,9 @@ class Runtime(_Strict):
     jobs_per_gpu: int = Field(1, ge=1, le=64, description="jobs that may share a device")
     save_seconds: float = Field(30, ge=0, description="least time between two saves of a training that may be resumed")
     downloads: str = Field("data", description="folder that keeps downloaded archives and pre-trained weights")
+    largest_image: float = Field(
+        50, gt=0, le=10_000, description="megapixels that an image file may have; more is refused"
+    )
 
 
 class Config(_Strict):

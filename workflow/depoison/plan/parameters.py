@@ -10,6 +10,10 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from depoison.errors import DepoisonError
 
+_NUMBER = re.compile(r" *[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)? *")
+_LARGEST = 10**9
+"""Of an integer whose range has no end: more is a slip of the keyboard, and from 2⁵³ on no longer read exactly."""
+
 _INTERVAL = re.compile(r"^([\[(])\s*([^,\s]+)\s*,\s*([^,\s]+)\s*([\])])$")
 
 
@@ -75,7 +79,7 @@ class Parameter(BaseModel):
                 raise DepoisonError(f"{where}: needs a value; valid: {self.valid()}")
         converted = _convert(self.type, value)
         if converted is None or not self._holds(converted):
-            raise DepoisonError(f"{where}: {value!r} is not valid; valid: {self.valid()}")
+            raise DepoisonError(f"{where}: {_short(repr(value))} is not valid; valid: {self.valid()}")
         return converted
 
     def _holds(self, value: Any) -> bool:
@@ -107,6 +111,8 @@ class Parameter(BaseModel):
             words = " or ".join(map(str, self.choices))
         else:
             words = kinds[self.type] + (f" in {self.range}" if self.range else "")
+            if self.type == "int":
+                words = words.replace("inf)", f"{_LARGEST}]")
         return words + (" or none" if self.optional else "")
 
 
@@ -131,17 +137,22 @@ def _convert(kind: str, value: Any) -> Any:
         return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).lower())
     if kind in ("str", "picture", "model"):
         return value if isinstance(value, str) and value else None
-    if isinstance(value, bool):
+    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if not math.isfinite(number):
         return None
     if kind == "int":
-        return int(number) if number == int(number) and "." not in str(value) else None
+        whole = number == int(number) and "." not in str(value) and abs(number) <= _LARGEST
+        return int(number) if whole else None
     return number + 0.0  # no minus zero
+
+
+def _short(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def text_of(value: Any) -> str:

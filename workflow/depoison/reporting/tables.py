@@ -599,6 +599,10 @@ def _csv(*contents: dict[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV, restval="", lineterminator="\n")
     writer.writeheader()
+
+    def write(row: dict[str, Any]) -> None:
+        writer.writerow({key: no_formula(value) for key, value in row.items()})
+
     for content in contents:
         table: Table = content["table"]
         where = {"paper": table.paper, "table": table.name, "track": table.track}
@@ -608,7 +612,7 @@ def _csv(*contents: dict[str, Any]) -> str:
             for column, oracle, figures in zip(table.columns, content["oracles"], line.figures, strict=True):
                 place = row | column.subject._asdict() | {"column": column.title, "oracle": oracle}
                 for metric, figure in figures.items():
-                    writer.writerow(place | {
+                    write(place | {
                         "metric": metric, "ours": figure.ours, "interval95": figure.interval,
                         "seeds": len(figure.values), "missing": len(figure.missing),
                         "published": figure.published, "printed_as": figure.printed_as, "difference": figure.difference,
@@ -617,7 +621,7 @@ def _csv(*contents: dict[str, Any]) -> str:
                     })  # fmt: skip
         for comparison in content["comparisons"]:
             for metric, found in comparison.differences.items():
-                writer.writerow(where | {
+                write(where | {
                     "row": "paired difference", "column": f"{comparison.first} {MINUS} {comparison.second}",
                     "metric": metric, "ours": found.mean, "interval95": found.interval, "published": found.published,
                     "difference": found.difference, "rows": found.rows, "pairs": found.pairs,
@@ -625,6 +629,17 @@ def _csv(*contents: dict[str, Any]) -> str:
                     "ties": found.ties, "losses": found.losses, "p": found.p,
                 })  # fmt: skip
     return text.getvalue()
+
+
+def no_formula(value: Any) -> Any:
+    """A value for a CSV: a text that begins as a formula does, which spreadsheets compute, gets a quote before it."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def escape_markdown(text: str) -> str:

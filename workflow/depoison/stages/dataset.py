@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from depoison import data
+from depoison.data._images import limit
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors, write_json
 from depoison.plan.folders import LISTING, listing_of
@@ -20,6 +21,7 @@ def run(job: Job) -> None:
     parameters = job.parameters
     if parameters.get("root") is not None:  # a folder that is known by its path: planning compares it with what it was
         write_json(job.folder / LISTING, listing_of(Path(job.root or "").expanduser()))
+    limit(job.runtime.largest_image)
     where = {"root": job.root, "cache": job.runtime.downloads, "size": parameters["size"]}
     images = data.load(parameters["source"], **where, **parameters["options"])
     if parameters["checksum"] not in (None, images.checksum):

@@ -14,7 +14,7 @@ from depoison.plan.figures import Figure, Page
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
 from depoison.reporting.figures.style import RC, VERSION
-from depoison.reporting.tables import command, escape_markdown
+from depoison.reporting.tables import command, escape_markdown, no_formula
 
 SUFFIXES = (".png", ".pdf", ".csv")
 
@@ -85,7 +85,7 @@ def render_csv(figure: Figure, rows: list[dict[str, Any]]) -> bytes:
     head = {"paper": figure.paper, "figure": figure.name, "track": figure.track}
     writer = csv.DictWriter(text, [*head, *rows[0]], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(head | row for row in rows)
+    writer.writerows({key: no_formula(value) for key, value in (head | row).items()} for row in rows)
     return text.getvalue().encode()
 
 
