@@ -64,7 +64,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DepoisonError(f"{path}: missing") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DepoisonError(f"{path}: corrupted ({error}); delete it and run again") from None
 
 
@@ -82,25 +82,27 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Write tensors as safetensors; the bytes follow from names, shapes, types and values alone.
+def tensor_bytes(tensors: Mapping[str, Any]) -> bytes:
+    """Tensors as safetensors; the bytes follow from names, shapes, types and values alone.
 
-    So there is no metadata in the file: safetensors writes it in an order of its own, another one in each process.
+    So there is no metadata among them: safetensors writes it in an order of its own, another one in each process.
     """
     from safetensors.torch import save
 
     # safetensors keeps no memory format, and moves nothing off a device by itself.
-    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}))
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())})
 
 
-def load_tensors(path: Path, verify: bool = True) -> dict[str, Any]:
-    """Read a safetensors file onto the CPU.
+def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Write tensors as safetensors."""
+    write_bytes(path, tensor_bytes(tensors))
 
-    Args:
-        verify: whether to compare it with the checksum that its stage recorded in run.json.
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Read an artifact's safetensors file onto the CPU.
 
     Raises:
-        DepoisonError: missing, truncated, or not the bytes that were recorded.
+        DepoisonError: missing, truncated, or not the bytes whose checksum its stage recorded in run.json.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -109,10 +111,9 @@ def load_tensors(path: Path, verify: bool = True) -> dict[str, Any]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DepoisonError(f"{path}: missing") from None
-    if verify:
-        recorded = read_json(path.with_name(RUN))["sha256"].get(path.name)
-        if hashlib.sha256(content).hexdigest() != recorded:
-            raise DepoisonError(f"{path}: corrupted, its sha256 is not the one in {RUN}; delete it and run again")
+    recorded = read_json(path.with_name(RUN))["sha256"].get(path.name)
+    if hashlib.sha256(content).hexdigest() != recorded:
+        raise DepoisonError(f"{path}: corrupted, its sha256 is not the one in {RUN}; delete it and run again")
     try:
         return load(content)
     except SafetensorError as error:

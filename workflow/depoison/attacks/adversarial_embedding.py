@@ -109,17 +109,15 @@ class EmbeddedBatches(PlainBatches):
             return binary_cross_entropy_with_logits(self.discriminator(features.float()).squeeze(1), self.current)
 
     def state(self) -> dict[str, Tensor]:
-        momentum = {f"momentum.{i}": buffer for i, buffer in enumerate(self.optimizer.buffers or [])}
-        return {f"discriminator.{name}": value for name, value in self.discriminator.state_dict().items()} | momentum
+        weights = {f"discriminator.{name}": value for name, value in self.discriminator.state_dict().items()}
+        return weights | {f"momentum.{name}": value for name, value in self.optimizer.state().items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        weights = {k.removeprefix("discriminator."): v for k, v in tensors.items() if k.startswith("discriminator.")}
-        self.discriminator.load_state_dict(weights)
-        self.optimizer.buffers = [
-            torch.empty_like(parameter).copy_(tensors[f"momentum.{i}"])
-            for i, parameter in enumerate(self.optimizer.parameters)
-            if self.optimizer.momentum
-        ]
+        def own(start: str) -> dict[str, Tensor]:
+            return {k.removeprefix(start): tensor for k, tensor in tensors.items() if k.startswith(start)}
+
+        self.discriminator.load_state_dict(own("discriminator."))
+        self.optimizer.load(own("momentum."))
 
 
 def discriminator(inputs: int, hidden1: int, hidden2: int, generator: torch.Generator) -> nn.Sequential:

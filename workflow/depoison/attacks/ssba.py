@@ -194,7 +194,9 @@ class _Saved:
     adam: torch.optim.Adam
 
     def state(self) -> dict[str, Tensor]:
-        kept = self.adam.state_dict()["state"]
+        (group,) = self.adam.param_groups
+        blank = enumerate({"step": torch.zeros(()), "exp_avg": one, "exp_avg_sq": one} for one in group["params"])
+        kept = self.adam.state_dict()["state"] or dict(blank)  # which is empty before the first step
         return {f"{index}.{name}": tensor for index, own in kept.items() for name, tensor in own.items()}
 
     def load(self, state: dict[str, Tensor]) -> None:
@@ -212,10 +214,11 @@ class _Contact:
     step: int | None = None
 
     def state(self) -> dict[str, Tensor]:
-        return {} if self.step is None else {"step": torch.tensor(self.step)}
+        return {"step": torch.tensor(-1 if self.step is None else self.step)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.step = int(state["step"]) if state else None
+        step = int(state["step"])
+        self.step = None if step < 0 else step
 
 
 def ramp(step: int, learned_at: int | None, wait: int, steps: int) -> float:

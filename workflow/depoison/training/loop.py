@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -16,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from depoison.errors import DepoisonError
-from depoison.files import load_tensors, read_json, save_tensors, write_json
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.training.augment import Draws, Images, draw
 from depoison.training.recipe import Recipe
 from depoison.training.sgd import SGD
+from depoison.training.state import Stateful, load_state, save_state
 
 log = logging.getLogger("depoison")
 
@@ -56,52 +54,24 @@ class Monitor:
     _saved: float = field(default_factory=time.monotonic, init=False, repr=False)
 
     def resume(self, **parts: nn.Module | Stateful) -> int:
-        """Give each part what was saved of it last; returns how many epochs were done then, 0 if nothing was saved."""
-        if self.scratch is None or not (self.scratch / "state.json").exists():
+        """Give each part what was saved of it last; returns how many epochs were done then, 0 if nothing usable was saved."""
+        saved = load_state(self.scratch, parts) if self.scratch is not None else None
+        if saved is None:
             return 0
-        try:
-            state = read_json(self.scratch / "state.json")
-            tensors = load_tensors(self.scratch / f"state-{state['epoch']}.safetensors", verify=False)
-        except DepoisonError as error:
-            log.warning("starting anew, the saved state cannot be read: %s", error)
-            return 0
-        for name, part in parts.items():
-            start = f"{name}."
-            own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
-            if isinstance(part, nn.Module):
-                part.load_state_dict(own)
-            else:
-                part.load(own)
-        self.history[:] = (
-            {k: float(v) if isinstance(v, str) else v for k, v in row.items()} for row in state["history"]
-        )
-        log.info("resuming after epoch %d", state["epoch"])
-        return state["epoch"]
+        epoch, self.history[:] = saved
+        log.info("resuming after epoch %d", epoch)
+        return epoch
 
     def save(self, epoch: int, **parts: nn.Module | Stateful) -> None:
-        """Save all that the next epoch depends on, if it is time to; random numbers follow from the spec.
+        """Save all that the next epoch depends on, if it is time to.
 
         Args:
             epoch: how many are done.
             parts: as `resume` gets them.
         """
-        if self.scratch is None or time.monotonic() - self._saved < self.save_seconds:
-            return
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{name}.{key}": tensor
-            for name, part in parts.items()
-            for key, tensor in (part.state_dict() if isinstance(part, nn.Module) else part.state()).items()
-        }
-        # Tensors and history must be of one epoch: the file names carry it, and the JSON, written last, says which counts.
-        save_tensors(self.scratch / f"state-{epoch}.safetensors", tensors)
-        # A loss that is no number stands as text, as JSON has no NaN.
-        history = [{k: v if math.isfinite(v) else str(v) for k, v in row.items()} for row in self.history]
-        write_json(self.scratch / "state.json", {"epoch": epoch, "history": history})
-        for stale in self.scratch.glob("state-*.safetensors"):
-            if stale.name != f"state-{epoch}.safetensors":
-                stale.unlink()
-        self._saved = time.monotonic()
+        if self.scratch is not None and time.monotonic() - self._saved >= self.save_seconds:
+            save_state(self.scratch, epoch, self.history, parts)
+            self._saved = time.monotonic()
 
 
 class BatchSource(Protocol):
@@ -119,16 +89,6 @@ class BatchSource(Protocol):
     def hooks(self, model: Classifier, rng: Rng) -> dict[str, Any]:
         """What else of `fit` an attack that controls the training of `model` changes, by parameter."""
         return {}
-
-
-class Stateful(Protocol):
-    """What an optimizer or a hook carries from step to step; it is saved and restored with the model."""
-
-    def state(self) -> dict[str, Tensor]: ...
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave; the tensors are on the CPU."""
-        ...
 
 
 class PlainBatches(BatchSource):

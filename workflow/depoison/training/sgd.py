@@ -49,7 +49,9 @@ class SGD:
         )
 
     def state(self) -> dict[str, Tensor]:
-        return {str(number): buffer for number, buffer in enumerate(self.buffers or [])}
+        # Before the first step the parameters stand for their buffers.
+        buffers = self.buffers if self.buffers is not None else self.parameters if self.momentum else []
+        return {str(number): buffer for number, buffer in enumerate(buffers)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         # A buffer has its parameter's memory format, on its device.
