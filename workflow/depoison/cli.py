@@ -333,9 +333,10 @@ def _run(options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _alone(name: str) -> Iterator[None]:
     """Hold a report's lock: all its files are of one run, and of one configuration, if two write it at once."""
-    from depoison.files import only_maker
+    from depoison.files import only_maker, refuse_links
 
     report = Path(name).with_suffix("")
+    refuse_links(report.parent)
     report.parent.mkdir(parents=True, exist_ok=True)
     with only_maker(report):
         yield

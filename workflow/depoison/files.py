@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -15,6 +16,34 @@ from typing import Any
 from depoison.errors import DepoisonError
 
 SPEC, RUN = "spec.json", "run.json"
+LINK = "is a symbolic link, and nothing is written where it leads; remove it"
+
+
+def refuse_links(path: Path) -> None:
+    """See that a path below results/ leads through no symbolic link: nothing is written, or locked, where it leads.
+
+    results/ itself may be one, to a larger disk.
+
+    Raises:
+        DepoisonError: it does.
+    """
+    for part in reversed([path, *path.parents][:-2]):
+        if path.parts[0] == "results" and part.is_symlink():
+            raise DepoisonError(f"{part}: {LINK}; results/ itself may be one")
+
+
+def _itself(path: str, flags: int) -> int:
+    """An opener that follows no symbolic link.
+
+    Raises:
+        DepoisonError: a link.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and Path(path).is_symlink():
+            raise DepoisonError(f"{path}: {LINK}") from None
+        raise
 
 
 def sha256_of(path: Path) -> str:
@@ -72,7 +101,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file by way of a temporary sibling, so that it never exists half-written under its name."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=_itself) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -133,15 +162,26 @@ def publish(built: Path, directory: Path, product: str) -> None:
 
 
 @contextlib.contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """Hold a file by an exclusive lock, its descriptor; whoever else wants it waits. Freed by death.
+
+    Raises:
+        DepoisonError: the file is a symbolic link.
+    """
+    with open(path, "a", opener=_itself) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+@contextlib.contextmanager
 def only_maker(path: Path) -> Iterator[None]:
-    """Hold the lock of an artifact or a report, beside it; whoever else wants it waits. Freed by death."""
+    """Hold the lock of an artifact or a report, beside it, as `locked` does."""
     lock = path.with_name(f".{path.name}.lock")
     while True:
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(lock) as held:
             # The one before removed the file on leaving: a lock on a removed file keeps nobody out.
             try:
-                current = os.path.samestat(lock.stat(), os.fstat(file.fileno()))
+                current = os.path.samestat(lock.lstat(), os.fstat(held))
             except FileNotFoundError:
                 current = False
             if not current:

@@ -26,6 +26,7 @@ from snakemake.logging import logger
 
 from depoison import watch
 from depoison.errors import DepoisonError, told
+from depoison.files import refuse_links
 from depoison.gpu import devices
 from depoison.plan.cells import PREFIX
 from depoison.plan.claims import read_claims
@@ -342,9 +343,10 @@ def _check_folders(paths: Iterable[Any]) -> None:
     """See that files can be made, before hours are spent on what they shall hold.
 
     Raises:
-        DepoisonError: a folder cannot be written.
+        DepoisonError: a folder cannot be written, or is behind a symbolic link.
     """
     for folder in dict.fromkeys(Path(path).parent for path in paths):
+        refuse_links(folder)
         there = next(one for one in (folder, *folder.parents) if one.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise DepoisonError(f"{there}: {'cannot be written' if there.is_dir() else 'is a file, not a folder'}")

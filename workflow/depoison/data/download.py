@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import requests
 import urllib3
 
 from depoison.errors import DepoisonError
+from depoison.files import locked
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +60,7 @@ def download(
         if path.exists() and _digest(path, checksum) == checksum:
             return path  # before the lock: a cache that is complete may be read-only
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock")):
+        with locked(path.with_name(path.name + ".lock")):
             if path.exists():
                 if _digest(path, checksum) == checksum:  # another process was faster
                     return path
@@ -103,14 +101,6 @@ def _digest(path: Path, checksum: str) -> str:
             digest = hashlib.file_digest(file, lambda name=algorithm: hashlib.new(name, usedforsecurity=False))
         found.append(f"{algorithm}:{digest.hexdigest()}")
     return " ".join(found)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the kernel drops it when the process dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch_verified(url: str, partial: Path, checksum: str, retries: int, backoff: float) -> None:

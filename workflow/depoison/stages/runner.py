@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from depoison.errors import DepoisonError
-from depoison.files import RUN, SPEC, only_maker, publish, sha256_of, write_json
+from depoison.files import RUN, SPEC, only_maker, publish, refuse_links, sha256_of, write_json
 from depoison.gpu import VISIBLE, devices, lease
 from depoison.plan.config import Runtime
 from depoison.plan.specs import STAGES, computes, directory_of
@@ -80,7 +80,7 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
         root: for a dataset, the local copy that the configuration names.
 
     Raises:
-        DepoisonError: bad input, a missing or corrupted upstream artifact, or a full disk.
+        DepoisonError: bad input, a missing or corrupted upstream artifact, a symbolic link below results/, or a full disk.
     """
     stage = spec["stage"]
     if directory != directory_of(spec):
@@ -92,6 +92,7 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
     for upstream in spec["upstream"].values():
         if not (Path(upstream) / STAGES[upstream.split("/")[1]].product).exists():
             raise DepoisonError(f"{upstream}: missing; make it first, or run the whole chain with snakemake")
+    refuse_links(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with only_maker(final):  # two jobs that want one artifact would share its resumable state
@@ -107,7 +108,9 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
 def _make(spec: dict[str, Any], final: Path, runtime: Runtime, root: str | None) -> None:
     stage, started = spec["stage"], time.time()
     scratch = final.parent / f".{final.name}.scratch"
+    refuse_links(scratch)
     for stale in final.parent.glob(f".{glob.escape(final.name)}.*.building"):
+        refuse_links(stale)
         shutil.rmtree(stale)  # of a maker that was killed: this one holds the lock
     building = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".building", dir=final.parent))
     try:
