@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,21 +19,26 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, cell
 from depoison.errors import DepoisonError
-from depoison.gpu import SCHEDULED, VISIBLE, devices, lease
+from depoison.gpu import SCHEDULED, VISIBLE, devices, lease, remarks
 
 JOB = """
-import json, os, sys, time
+import json, logging, os, sys, time
 from depoison.gpu import lease
 
 def tell(event, held):
-    line = json.dumps({"job": os.getpid(), "event": event, "held": held, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")})
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    line = json.dumps({"job": os.getpid(), "user": os.getuid(), "event": event, "held": held, "visible": visible})
     os.write(log, (line + "\\n").encode())
 
-count, share, seconds = int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+count, share, seconds, umask, user = (float(word) for word in sys.argv[2:])
 log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-with lease(count, share) as held:
+os.umask(int(umask))
+if user != os.getuid():
+    os.setgroups([]), os.setgid(int(user)), os.setuid(int(user))
+logging.basicConfig(format="%(message)s")
+with lease(int(count), int(share)) as held:
     tell("in", held)
     time.sleep(seconds)
     tell("out", held)
@@ -43,10 +51,19 @@ class Jobs:
     def __init__(self, folder: Path):
         self.folder, self.log, self.running = folder, folder / "log", []
 
-    def start(self, count: int, share: int = 1, seconds: float = 0.05, **variables: str) -> subprocess.Popen[bytes]:
+    def start(
+        self,
+        count: int,
+        share: int = 1,
+        seconds: float = 0.05,
+        umask: int = 0o022,
+        user: int | None = None,
+        **variables: str,
+    ) -> subprocess.Popen[bytes]:
         environment = {k: v for k, v in os.environ.items() if k not in (VISIBLE, *SCHEDULED)}
         environment |= {"PYTHONPATH": str(ROOT / "workflow"), "TMPDIR": str(self.folder)} | variables
-        arguments = [str(self.log), str(count), str(share), str(seconds)]
+        numbers = (count, share, seconds, umask, os.getuid() if user is None else user)
+        arguments = [str(self.log), *map(str, numbers)]
         job = subprocess.Popen([sys.executable, "-c", JOB, *arguments], env=environment, stderr=subprocess.PIPE)
         self.running.append(job)
         return job
@@ -59,6 +76,12 @@ class Jobs:
         while not holds(self.events()):
             assert time.monotonic() < end, self.events()
             time.sleep(0.01)
+
+    def told(self) -> set[str]:
+        """The lines that jobs said, each of them at most once."""
+        said = [job.stderr.read().decode().splitlines() for job in self.running]
+        assert all(len(lines) == len(set(lines)) for lines in said), said
+        return {line for lines in said for line in lines}
 
     def finish(self) -> list[dict[str, Any]]:
         assert [job.wait(60) for job in self.running] == [0] * len(self.running)
@@ -81,6 +104,15 @@ def jobs(tmp_path: Path) -> Iterator[Jobs]:
     for job in started.running:
         job.kill()
         job.wait()
+
+
+@pytest.fixture
+def users(jobs: Jobs) -> Iterator[Jobs]:
+    """Jobs of several users, in a folder that all of them can reach and write."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o1777)
+        jobs.folder = Path(folder)
+        yield jobs
 
 
 def test_a_device_has_one_holder_and_none_is_idle(jobs):
@@ -208,9 +240,145 @@ def test_more_devices_than_there_are(pool, words, monkeypatch):
         pass
 
 
-def test_other_users_may_lease_too(jobs):
+# Several users
+
+
+SOMEBODY, NOBODY = 65533, 65534
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.lstat().st_mode) for path in (folder, *folder.iterdir())}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
+def test_all_users_may_lease_whatever_the_first_ones_umask(umask, jobs):
+    jobs.start(1, umask=umask, DEPOISON_DEVICES="0")
+    jobs.finish()
+    assert modes(jobs.folder / "depoison-devices") == {"depoison-devices": 0o1777, "0.0.lock": 0o444}
+
+
+@as_root
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_users_exclude_each_other(umask, users):
+    for number in range(8):
+        users.start(1, seconds=0.1, umask=umask, user=(0, SOMEBODY, NOBODY)[number % 3], DEPOISON_DEVICES="0")
+    assert [event["event"] for event in users.finish()] == ["in", "out"] * 8
+    assert users.told() == set()
+
+
+def a_link(place: Path) -> None:
+    (place.parent / "theirs").mkdir()
+    place.symlink_to("theirs")
+
+
+def a_file(place: Path) -> None:
+    place.write_text("mine")
+
+
+def a_locked_folder(place: Path) -> None:
+    place.mkdir(mode=0o700)
+
+
+def a_readable_folder(place: Path) -> None:
+    place.mkdir(mode=0o755)
+
+
+def a_locked_file(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o1777)
+    (place / "0.0.lock").touch(mode=0o600)
+
+
+def a_linked_file(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o1777)
+    (place.parent / "thesis.tex").write_text("mine")
+    (place / "0.0.lock").symlink_to("../thesis.tex")
+
+
+OBSTACLES = {
+    a_link: "depoison-devices: is a symbolic link",
+    a_file: "depoison-devices: Not a directory",
+    a_locked_folder: "depoison-devices: Permission denied",
+    a_readable_folder: "depoison-devices/0.0.lock: Permission denied",
+    a_locked_file: "depoison-devices/0.0.lock: Permission denied",
+    a_linked_file: "depoison-devices/0.0.lock: is a symbolic link",
+}
+
+
+def there(folder: Path) -> dict[str, tuple[int, int, bytes | None]]:
+    """Modes, owners and contents."""
+    return {
+        str(path.relative_to(folder)): (
+            path.lstat().st_mode, path.lstat().st_uid, path.read_bytes() if path.is_file() else None
+        )
+        for path in folder.rglob("*")
+    }  # fmt: skip
+
+
+@as_root
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_what_another_user_made_is_left_alone_and_keeps_nobody_from_leasing(obstacle, users):
+    obstacle(users.folder / "depoison-devices")
+    before = there(users.folder)
+    for user in (SOMEBODY, NOBODY, SOMEBODY, NOBODY):
+        users.start(1, seconds=0.2, user=user, umask=0o077, DEPOISON_DEVICES="0")
+    events = users.finish()
+    for user in (SOMEBODY, NOBODY):  # each among his own jobs
+        assert [event["event"] for event in events if event["user"] == user] == ["in", "out"] * 2
+        own = users.folder / f"depoison-{user}-devices"
+        assert modes(own) == {own.name: 0o700, "0.0.lock": 0o444} and own.stat().st_uid == user
+    assert before.items() <= there(users.folder).items()
+    expected = f"{users.folder}/{OBSTACLES[obstacle]}; GPUs are leased among your own jobs alone, in {users.folder}"
+    assert users.told() == {f"{expected}/depoison-{user}-devices" for user in (SOMEBODY, NOBODY)}
+
+
+@pytest.mark.parametrize("obstacle", [a_link, a_file, a_linked_file])
+def test_a_link_is_not_followed_whoever_made_it(obstacle, jobs):
+    obstacle(jobs.folder / "depoison-devices")
+    before = there(jobs.folder)
     jobs.start(1, DEPOISON_DEVICES="0")
     jobs.finish()
-    (folder,) = (path for path in jobs.folder.iterdir() if path.is_dir())
-    assert folder.stat().st_mode & 0o777 == 0o777
-    assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())
+    assert before.items() <= there(jobs.folder).items() and len(jobs.told()) == 1
+
+
+@as_root
+def test_where_a_user_has_no_place_for_his_leases_he_is_told_what_to_do(users):
+    a_locked_folder(users.folder / "depoison-devices")
+    a_locked_folder(own := users.folder / f"depoison-{SOMEBODY}-devices")
+    own.chmod(0o1777)
+    job = users.start(1, user=SOMEBODY, DEPOISON_DEVICES="0")
+    told = job.communicate(timeout=60)[1].decode().splitlines()[-1]
+    assert job.returncode == 1 and not users.events()
+    assert told.endswith(f"{own}: belongs to another user; remove it, or set TMPDIR to a folder of your own")
+
+
+def test_the_name_of_a_schedulers_job_leads_nowhere_else(jobs):
+    jobs.start(1, **{VISIBLE: "0", "SLURM_JOB_ID": "/../../x/7"})
+    jobs.finish()
+    assert (jobs.folder / "depoison-devices-_______x_7/0.0.lock").exists()
+
+
+def test_before_the_first_job_a_run_can_say_what_is_in_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("DEPOISON_DEVICES", "0,1")
+    monkeypatch.delenv(VISIBLE, raising=False)
+    assert remarks(2) == []
+    shutil.rmtree(tmp_path / "depoison-devices")
+    a_linked_file(tmp_path / "depoison-devices")
+    (line,) = remarks(2)
+    assert line.startswith(f"{tmp_path}/depoison-devices/0.0.lock: is a symbolic link; ")
+
+
+@pytest.mark.pipeline
+def test_a_run_says_before_its_first_job_that_its_leases_count_for_its_user_alone(made, tmp_path):
+    a_link(tmp_path / "depoison-devices")
+    target = cell(track="tiny", attack="badnet+rate=0.1", defense="lp+lr=0.1")
+    done = made.snakemake("--cores", "1", "--", target, DEPOISON_DEVICES="0", TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stderr.count("/depoison-devices: is a symbolic link; GPUs are leased among your own jobs alone, in ") == 1
+    )
+    assert list((tmp_path / "theirs").iterdir()) == []

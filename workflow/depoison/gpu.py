@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import random
 import re
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from depoison.errors import DepoisonError
+from depoison.errors import DepoisonError, told
+
+log = logging.getLogger("depoison")
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -79,25 +84,96 @@ def lease(count: int, jobs_per_device: int = 1) -> Iterator[list[str]]:
             os.environ[VISIBLE] = before
 
 
+def remarks(jobs_per_device: int) -> list[str]:
+    """Lines on what keeps leases of this machine's devices from counting for all of its users; none where nothing does."""
+    found = []
+    for name in (slot for device in devices() for slot in _slots(device, jobs_per_device)):
+        descriptor, remark = _open(name)
+        os.close(descriptor)
+        found += [remark] if remark else []
+    return list(dict.fromkeys(found))
+
+
 def _take(device: str, jobs_per_device: int) -> int | None:
     """An open, locked descriptor for one of the device's slots, or None."""
-    # A scheduler's allocation is the job's alone, and may be numbered from 0 in each job (cgroups).
-    job = next((f"-{os.environ[name]}" for name in SCHEDULED if name in os.environ), "")
-    folder = Path(tempfile.gettempdir()) / f"depoison-devices{job}"
-    folder.mkdir(exist_ok=True)
-    with contextlib.suppress(PermissionError):
-        folder.chmod(0o1777)  # whoever shares the machine shares its devices
-    for slot in range(jobs_per_device):
-        path = folder / f"{re.sub(r'[^A-Za-z0-9]', '_', device)}.{slot}.lock"
-        with contextlib.suppress(PermissionError):
-            path.touch(mode=0o666, exist_ok=True)
-        descriptor = os.open(path, os.O_RDONLY)
+    for name in _slots(device, jobs_per_device):
+        descriptor, remark = _open(name)
+        if remark:
+            _warn(remark)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
         except BlockingIOError:
             os.close(descriptor)
     return None
+
+
+def _slots(device: str, jobs_per_device: int) -> list[str]:
+    return [f"{_plain(device)}.{slot}.lock" for slot in range(jobs_per_device)]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", text)
+
+
+@cache
+def _warn(remark: str) -> None:
+    """Once a process."""
+    log.warning("%s", remark)
+
+
+def _open(name: str) -> tuple[int, str | None]:
+    """A lock file: where all users of the machine have theirs or, if this user cannot, in a folder of his own.
+
+    Returns:
+        Its descriptor; in the second case also a line that says so.
+
+    Raises:
+        DepoisonError: neither can be used.
+    """
+    # A scheduler's allocation is the job's alone, and may be numbered from 0 in each job (cgroups).
+    job = next((f"-{_plain(os.environ[name])}" for name in SCHEDULED if name in os.environ), "")
+    shared, own = (
+        Path(tempfile.gettempdir(), f"depoison-{who}{job}") for who in ("devices", f"{os.geteuid()}-devices")
+    )
+    try:
+        return _opened(shared, name, everyone=True), None
+    except OSError as error:
+        remark = f"{told(error)}; GPUs are leased among your own jobs alone, in {own}"
+    try:
+        return _opened(own, name, everyone=False), remark
+    except OSError as error:
+        raise DepoisonError(f"{told(error)}; remove it, or set TMPDIR to a folder of your own") from None
+
+
+def _opened(folder: Path, name: str, *, everyone: bool) -> int:
+    """Open a lock file, made with its folder if need be; follows no link, and changes nothing that is there.
+
+    Args:
+        everyone: whether all users of the machine shall be able to; else only this one may.
+
+    Raises:
+        OSError: what is in the way, such as a folder of another user's that lets nobody in.
+    """
+    # The umask is out of the way, and not its work undone afterwards: nobody shall find what is not open to him yet.
+    path, umask = folder, os.umask(0)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o1777 if everyone else 0o700)
+        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            if not everyone and os.fstat(place).st_uid != os.geteuid():
+                raise PermissionError(errno.EPERM, "belongs to another user")
+            path = folder / name
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(name, os.O_CREAT | os.O_EXCL, 0o444, dir_fd=place))
+            return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
+        finally:
+            os.close(place)
+    except OSError as error:
+        raise OSError(error.errno, "is a symbolic link" if path.is_symlink() else error.strerror, str(path)) from None
+    finally:
+        os.umask(umask)
 
 
 def _release(held: dict[str, int]) -> None:

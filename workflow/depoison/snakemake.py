@@ -27,7 +27,7 @@ from snakemake.logging import logger
 from depoison import watch
 from depoison.errors import DepoisonError, told
 from depoison.files import refuse_links
-from depoison.gpu import devices
+from depoison.gpu import devices, remarks
 from depoison.plan.cells import PREFIX
 from depoison.plan.claims import read_claims
 from depoison.plan.figures import read_figure, read_page
@@ -127,6 +127,10 @@ class Lookup:
             instead = "leave it out to compute on the CPU" if not found else f"valid: at most {found}"
             with _refusing():
                 raise DepoisonError(f"--resources gpu={wanted}: this machine has {found} GPUs; {instead}")
+        if found and self.runtime.device != "cpu":
+            with _refusing():
+                for remark in remarks(self.runtime.jobs_per_gpu):
+                    _say(remark)
         # With a limit on jobs per second, as is Snakemake's default, it looks at every ready job's inputs once a second.
         self._workflow.scheduler.job_rate_limiter = None
         self._show_progress()
