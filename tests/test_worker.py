@@ -8,18 +8,22 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from conftest import Project, cell, wait_until
 from depoison.plan.specs import canonical
-from depoison.worker import ADDRESS, PREFIX, SUPPORTED
+from depoison.worker import ADDRESS, PREFIX, SUPPORTED, parse
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(not SUPPORTED, reason="the worker needs pidfds")]
 
@@ -27,6 +31,7 @@ START = """
 import os, sys
 from pathlib import Path
 from depoison.worker import start_worker
+os.umask(int(sys.argv[1], 8))
 worker = start_worker(Path("."), 1)
 print(os.environ["DEPOISON_WORKER"], worker.pid, flush=True)
 sys.stdin.read()
@@ -38,11 +43,11 @@ worker.wait()
 class Warm:
     """A project, and a worker that an owner process holds."""
 
-    def __init__(self, project: Project):
+    def __init__(self, project: Project, umask: str = "022"):
         self.project = project
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         environment = project.environment()
-        self.owner = subprocess.Popen([sys.executable, "-c", START], cwd=project.path, env=environment, **pipes)
+        self.owner = subprocess.Popen([sys.executable, "-c", START, umask], cwd=project.path, env=environment, **pipes)
         address, pid = self.owner.stdout.readline().split()
         self.worker = psutil.Process(int(pid))
         self.environment = environment | {ADDRESS: address, PREFIX: sys.prefix}
@@ -64,6 +69,17 @@ class Warm:
     def forked(self) -> list[psutil.Process]:
         return [child for child in self.worker.children() if alive(child)]
 
+    def connect(self) -> socket.socket:
+        """A connection of no client of ours."""
+        connection = socket.socket(socket.AF_UNIX)
+        # Addresses are short: a path relative to this process would not be.
+        with contextlib.chdir(self.project.path):
+            connection.connect(self.environment[ADDRESS])
+        return connection
+
+    def folder(self) -> Path:
+        return (self.project / self.environment[ADDRESS]).parent
+
 
 def alive(process: psutil.Process) -> bool:
     """Whether it runs. It may end, and be gone, between any two looks at it."""
@@ -78,8 +94,8 @@ def kill(process: psutil.Process) -> None:
 
 
 @pytest.fixture
-def warm(made: Project) -> Iterator[Warm]:
-    started = Warm(made)
+def warm(request: pytest.FixtureRequest, made: Project) -> Iterator[Warm]:
+    started = Warm(made, getattr(request, "param", "022"))
     yield started
     here = str(made.path)
     for process in psutil.process_iter(["cwd"]):  # clients, the worker, what it forked
@@ -118,7 +134,7 @@ def test_a_stage_makes_the_same_bytes_in_a_forked_process(pattern, warm):
 
 
 def test_errors_and_exit_codes_arrive(warm):
-    assert warm.run("stage", "{}", "--output", "x") == (1, "depoison: error: stage: the spec has no stage\n")
+    assert warm.run(*NONSENSE) == (1, "depoison: error: stage: the spec has no stage\n")
     code, told = warm.run("stage")
     assert code == 2 and "usage:" in told
 
@@ -130,7 +146,7 @@ def test_the_death_of_a_client_is_the_death_of_its_stage(warm):
     client.send_signal(signal.SIGKILL)
     client.wait()
     wait_until(lambda: not alive(process))
-    assert warm.run("stage", "{}", "--output", "x")[0] == 1  # the worker itself is well
+    assert warm.run(*NONSENSE)[0] == 1  # the worker itself is well
 
 
 def test_the_death_of_the_worker_is_heard_at_once_by_every_client(warm):
@@ -174,14 +190,191 @@ def test_another_environments_python_does_its_own_work(warm):
     client.wait()
 
 
-def test_whoever_dies_while_asking_does_no_harm(warm):
-    for sent in (b"", b"\0\0", b"\0\0\0\x09{}"):
-        with socket.socket(socket.AF_UNIX) as rude:
-            # Addresses are short: a path relative to this process would not be.
-            with contextlib.chdir(warm.project.path):
-                rude.connect(warm.environment[ADDRESS])
-            rude.sendall(sent)
-    assert warm.run("stage", "{}", "--output", "x")[0] == 1
+NONSENSE = ["stage", "{}", "--output", "x"]
+"""A stage that ends at once, and with 1."""
+
+
+@pytest.mark.parametrize("warm", ["000", "022", "077"], indirect=True)
+def test_the_socket_is_closed_to_others_whatever_the_umask(warm):
+    path = warm.project / warm.environment[ADDRESS]
+    assert path.is_socket() and stat.S_IMODE(path.lstat().st_mode) == 0o600
+    assert path.parent.is_dir() and stat.S_IMODE(path.parent.lstat().st_mode) == 0o700
+    assert warm.run(*NONSENSE) == (1, "depoison: error: stage: the spec has no stage\n")
+
+
+def encoded(stage: Any, environment: Any) -> bytes:
+    text = json.dumps([stage, environment]).encode()
+    return len(text).to_bytes(4) + text
+
+
+NAMED = dict.fromkeys(("spec", "output", "runtime", "root", "log"), "")
+RUDE = {
+    "nothing": b"",
+    "no size": b"\0\0",
+    "no more than a part": b"\0\0\0\x09{}",
+    "too much": b"\xff\xff\xff\xff" + b"[" * 100,
+    "no JSON": b"\0\0\0\x02{]",
+    "a tower": (200_000).to_bytes(4) + b"[" * 200_000,
+    "a command line": (45).to_bytes(4) + b'{"arguments": ["lock"], "environment": {}}   ',
+    "another command": encoded(NAMED | {"command": "lock"}, {}),
+    "a part of a stage": encoded({"spec": "{}"}, {}),
+    "a number": encoded(NAMED | {"output": 3}, {}),
+    "no name": encoded(NAMED, {"": "x"}),
+    "a name that is none": encoded(NAMED, {"a=b": "x"}),
+    "a NUL": encoded(NAMED, {"a": "\0"}),
+}
+
+
+def test_whoever_asks_for_anything_but_a_stage_gets_no_answer_and_does_no_harm(warm):
+    before, answers = warm.project.checksums("**/*"), set()
+    asked = [(sent, [0, 1, 2]) for sent in RUDE.values()] + [(encoded(NAMED, {}), [])]  # the last one without files
+    for sent, files in asked:
+        with warm.connect() as rude, contextlib.suppress(ConnectionError):
+            socket.send_fds(rude, [sent[:4] or b" "], files)
+            rude.sendall(sent[4:])
+            rude.shutdown(socket.SHUT_WR)
+            answers.add(rude.recv(1))
+    assert answers <= {b""}
+    assert warm.run(*NONSENSE)[0] == 1 and alive(warm.worker)
+    assert warm.project.checksums("**/*") == before
+
+
+@given(st.binary(max_size=60) | st.recursive(
+    st.none() | st.integers() | st.text(max_size=5) | st.just(NAMED) | st.just({"PATH": "/bin"}),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+@example(json.dumps([NAMED, {"A": "\udc80"}]).encode())
+@example(json.dumps([NAMED, {"A": "\ud800"}]).encode())
+def test_any_request_is_a_stage_or_refused(content):
+    try:
+        stage, environment = parse(content)
+    except ValueError:
+        return
+    assert stage.keys() == NAMED.keys() and all(isinstance(text, str) for text in stage.values())
+    for name, value in environment.items():
+        assert name and b"=" not in os.fsencode(name) and b"\0" not in os.fsencode(name + value)
+
+
+def test_whoever_asks_for_nothing_keeps_nobody_waiting(warm):
+    with contextlib.ExitStack() as silent:
+        for _ in range(20):  # times PATIENCE is more than a client's timeout here
+            silent.enter_context(warm.connect())
+        assert warm.run(*NONSENSE)[0] == 1
+
+
+def test_whoever_stops_in_the_middle_is_dropped(warm):
+    with warm.connect() as rude:
+        socket.send_fds(rude, [b"\0\0\0\x09"], [0, 1, 2])
+        assert warm.run(*NONSENSE)[0] == 1
+        assert rude.recv(1) == b""
+
+
+def test_nothing_but_a_stage_is_handed_over(warm):
+    warm.worker.suspend()  # what it would be asked for would wait
+    assert warm.run("explain", cell(track="tiny", attack="badnet+rate=0.1", defense="lp"))[0] == 0
+    assert warm.run("--debug", *NONSENSE)[0] == 1
+    client = warm.start(*NONSENSE)
+    time.sleep(1)
+    assert client.poll() is None
+    warm.worker.resume()
+    assert client.wait(60) == 1
+
+
+def open_to_others(folder: Path) -> None:
+    folder.chmod(0o755)
+
+
+def behind_a_link(folder: Path) -> None:
+    folder.rename(folder.with_name("moved"))
+    folder.symlink_to("moved")
+
+
+def socket_behind_a_link(folder: Path) -> None:
+    (folder / "socket").rename(folder / "moved")
+    (folder / "socket").symlink_to("moved")
+
+
+def socket_open_to_others(folder: Path) -> None:
+    (folder / "socket").chmod(0o666)
+
+
+@pytest.mark.parametrize("change", [open_to_others, behind_a_link, socket_behind_a_link, socket_open_to_others])
+def test_a_socket_that_others_may_have_made_is_given_nothing(change, warm):
+    change(warm.folder())
+    warm.worker.suspend()
+    assert warm.run(*NONSENSE)[0] == 1  # without it
+
+
+SOMEBODY = 65533
+
+AS_SOMEBODY = """
+import os, socket, sys
+os.setgroups([]), os.setgid(int(sys.argv[1])), os.setuid(int(sys.argv[1]))
+"""
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+
+
+def somebody(project: Project, code: str, *arguments: str, **pipes: Any) -> subprocess.Popen[str]:
+    """A Python process of another user, in the project's folder."""
+    command = [sys.executable, "-I", "-c", AS_SOMEBODY + code, str(SOMEBODY), *arguments]
+    return subprocess.Popen(command, cwd=project.path, text=True, stdout=subprocess.PIPE, **pipes)
+
+
+CALL = """
+try:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(sys.argv[2])
+        socket.send_fds(connection, [len(sys.argv[3]).to_bytes(4)], [0, 1, 2])
+        connection.sendall(sys.argv[3].encode())
+        print(connection.recv(1))
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+UNANSWERED = {"b''", "Broken pipe", "Connection reset by peer"}
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("modes", "answers"),
+    [((0o700, 0o600), {"Permission denied"}), ((0o777, 0o666), UNANSWERED)],
+    ids=["closed", "open"],
+)
+def test_another_user_is_given_nothing_also_where_the_socket_is_open(modes, answers, warm):
+    warm.folder().chmod(modes[0])
+    (warm.project / warm.environment[ADDRESS]).chmod(modes[1])
+    _, spec, _, output = stage(warm.project, "results/split/*")[1]
+    asked = json.dumps([NAMED | {"spec": spec, "output": output, "runtime": "{}", "log": "theirs.log"}, {}])
+    done = somebody(warm.project, CALL, warm.environment[ADDRESS], asked)
+    assert done.communicate(timeout=60)[0].strip() in answers
+    assert not (warm.project / "theirs.log").exists() and warm.forked() == []
+
+
+LISTEN = """
+with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(sys.argv[2])
+    listener.listen(1)
+    print("ready", flush=True)
+    connection, _ = listener.accept()
+    print(connection.recv(100))
+"""
+
+
+@as_root
+def test_another_users_socket_is_given_nothing(warm):
+    """Also one that was made to look like ours: the kernel says who listens."""
+    path = warm.project / warm.environment[ADDRESS]
+    path.unlink()
+    path.parent.chmod(0o777)
+    theirs = somebody(warm.project, LISTEN, warm.environment[ADDRESS])
+    assert theirs.stdout.readline() == "ready\n"
+    os.chown(path, 0, 0)
+    path.chmod(0o600)
+    path.parent.chmod(0o700)
+    assert warm.run(*NONSENSE)[0] == 1
+    assert theirs.communicate(timeout=60)[0] == "b''\n"
 
 
 def test_a_worker_outlives_its_owner_by_its_stages_only(warm):
@@ -189,7 +382,7 @@ def test_a_worker_outlives_its_owner_by_its_stages_only(warm):
     warm.wait_for_training()
     os.kill(warm.owner.pid, signal.SIGKILL)
     warm.owner.wait()
-    wait_until(lambda: not (warm.project / warm.environment[ADDRESS]).exists())
+    wait_until(lambda: not warm.folder().exists())
     assert warm.forked() and client.poll() is None
     client.kill()
     client.wait()
@@ -199,7 +392,7 @@ def test_a_worker_outlives_its_owner_by_its_stages_only(warm):
 def test_snakemake_leaves_no_worker_behind(tiny):
     done = tiny.snakemake("--cores", "2", "--", cell(track="tiny", attack="badnet+rate=0.1", defense="lp"))
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: not list(tiny.path.glob(".snakemake/depoison/*.sock")))
+    wait_until(lambda: not list(tiny.path.glob(".snakemake/depoison/worker-*")))
     here = str(tiny.path)
     wait_until(lambda: not [p for p in psutil.process_iter(["cwd", "cmdline"]) if p.info["cwd"] == here])
 

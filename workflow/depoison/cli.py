@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from depoison.errors import INTERRUPTED, TOLD, DepoisonError, told, unknown
-from depoison.worker import ask
+from depoison.worker import ARGUMENTS, ask
 
 PROJECT = "config/config.yaml"
 """What the project's folder is known by."""
@@ -24,30 +24,36 @@ PROJECT = "config/config.yaml"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     options = None
     try:
-        if (code := ask(arguments)) is not None:
-            return code
         options = _parser().parse_args(arguments)
-        file = getattr(options, "log", None)
-        try:
-            _set_up_logging(file)
-            if options.command not in (_stage, _worker):
-                _stand_in_the_project()
-            return options.command(options) or 0
-        except Exception as error:
-            foreseen = isinstance(error, DepoisonError) or (isinstance(error, OSError) and error.filename)
-            if options.debug or not (foreseen or file):
-                raise
-            if not foreseen:
-                _log_alone("".join(traceback.format_exception(error)).rstrip())
-            log.error("error: %s", told(error))
-            return getattr(options, "failure", 1)
+        if options.command is _stage and not options.debug:
+            code = ask({name: getattr(options, name) for name in ARGUMENTS})
+            if code is not None:
+                return code
+        return _carry_out(options)
     except KeyboardInterrupt:
         if options and options.command is _run:
             print("\r\033[K" * sys.stderr.isatty() + f"depoison: {INTERRUPTED}", file=sys.stderr)
         return 130
+
+
+def _carry_out(options: argparse.Namespace) -> int:
+    """Run a command; returns the exit code. An error is told in one line."""
+    file = getattr(options, "log", None)
+    try:
+        _set_up_logging(file)
+        if options.command not in (_stage, _worker):
+            _stand_in_the_project()
+        return options.command(options) or 0
+    except Exception as error:
+        foreseen = isinstance(error, DepoisonError) or (isinstance(error, OSError) and error.filename)
+        if options.debug or not (foreseen or file):
+            raise
+        if not foreseen:
+            _log_alone("".join(traceback.format_exception(error)).rstrip())
+        log.error("error: %s", told(error))
+        return getattr(options, "failure", 1)
 
 
 log = logging.getLogger("depoison")
@@ -136,8 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("spec", help="the spec as JSON")
     sub.add_argument("--output", required=True, help="the artifact's directory")
     sub.add_argument("--runtime", default="{}", help="how to work, as JSON: the section `runtime` of the configuration")
-    sub.add_argument("--root", type=lambda text: text or None, help="the local copy of a dataset")
-    sub.add_argument("--log", help="file for the log")
+    sub.add_argument("--root", default="", help="the local copy of a dataset")
+    sub.add_argument("--log", default="", help="file for the log")
 
     share = command("share", None, "share artifacts with a team through DVC (docs/sharing.md)").add_subparsers(
         required=True, metavar="ACTION"
@@ -518,7 +524,7 @@ def _stage(options: argparse.Namespace) -> None:
         raise unknown("stage", str(spec["stage"]), STAGES)
     if set(spec) != {"stage", "version", "upstream", "parameters", "seed"}:
         raise DepoisonError("stage: a spec has the keys stage, version, upstream, parameters and seed")
-    run_stage(spec, options.output, runtime, options.root)
+    run_stage(spec, options.output, runtime, options.root or None)
 
 
 def _papers(options: argparse.Namespace) -> None:
@@ -535,7 +541,10 @@ def _papers(options: argparse.Namespace) -> None:
 def _worker(options: argparse.Namespace) -> None:
     from depoison.worker import serve
 
-    serve(options.socket, options.descriptor, main)
+    def stage(arguments: dict[str, str]) -> int:
+        return _carry_out(argparse.Namespace(command=_stage, debug=False, **arguments))
+
+    serve(options.socket, options.descriptor, stage)
 
 
 def _schema(options: argparse.Namespace) -> None:

@@ -44,7 +44,7 @@ from depoison.reporting.html.page import index_is_current
 from depoison.reporting.paper import paper_is_current
 from depoison.reporting.tables import table_is_current
 from depoison.share import artifacts, notices
-from depoison.worker import start_worker
+from depoison.worker import remove, start_worker
 
 STAMPS = Path(".snakemake/depoison/stamps")
 """Scratch files whose modification time tells Snakemake whether a file with a fixed name is out of date."""
@@ -377,8 +377,8 @@ def _clear_stale_locks() -> TextIO:
         alive.seek(0)
         if alive.read() == platform.node():
             shutil.rmtree(SNAKEMAKES_LOCKS, ignore_errors=True)
-            for left in RUNNING.parent.glob("*.sock"):
-                left.unlink()
+            for left in RUNNING.parent.glob("worker-*"):
+                remove(left / "socket")
         alive.truncate(0)
         alive.write(platform.node())
         alive.flush()

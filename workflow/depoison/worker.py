@@ -1,8 +1,11 @@
 """A warm worker: it has imported torch once, and forks a process for every stage, which so pays nothing for starting.
 
-Snakemake starts one for the length of a run on this machine. A `depoison` that a rule calls hands its work over, with its
-environment and its files 0 to 2, and waits; where there is no worker it works itself. A stage is a process either way:
+Snakemake starts one for the length of a run on this machine. A `depoison stage` that a rule calls hands its stage over, with
+its environment and its files 0 to 2, and waits; where there is no worker it works itself. A stage is a process either way:
 its memory, its device and its death are its own.
+
+A worker does stages and nothing else, for the user whose it is: its socket is closed to others, and worker and client ask
+the kernel who the other one is.
 """
 
 from __future__ import annotations
@@ -15,8 +18,11 @@ import random
 import selectors
 import signal
 import socket
+import stat
+import struct
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +38,16 @@ PREFIX = "DEPOISON_WORKER_PREFIX"
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-SUPPORTED = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
+SUPPORTED = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds") and hasattr(socket, "SO_PEERCRED")
+
+LONGEST = 8 * 2**20
+"""Bytes of a request; Linux gives a process at most 6 MiB of arguments and environment."""
+
+PATIENCE = 5.0
+"""Seconds in which a client that began its request must end it: it sends all at once."""
+
+ARGUMENTS = ("spec", "output", "runtime", "root", "log")
+"""What a request names: the arguments of `depoison stage`, each a text, the last two empty where there is none."""
 
 
 def start_worker(folder: Path, threads: int) -> subprocess.Popen[bytes] | None:
@@ -43,15 +58,20 @@ def start_worker(folder: Path, threads: int) -> subprocess.Popen[bytes] | None:
         threads: of a stage; numerical libraries ask for their number once, when they are loaded.
 
     Returns:
-        The worker, whose standard input must stay open; None where the system lacks what it takes.
+        The worker, whose standard input must stay open; None where the system, or the file system, lacks what it takes.
     """
     if not SUPPORTED:
         return None
-    path = folder / f"worker-{os.getpid()}.sock"
-    path.unlink(missing_ok=True)
+    # A new folder, whatever was there before, that nobody else may enter.
+    path = folder / Path(tempfile.mkdtemp(prefix="worker-", dir=folder)).name / "socket"
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen(64)
+        with contextlib.suppress(OSError):
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(64)
+        if not _private(path):
+            remove(path)
+            return None
         # Ctrl-C reaches the clients, and with them their stages: the worker is deaf to it from its first moment on.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -66,18 +86,49 @@ def start_worker(folder: Path, threads: int) -> subprocess.Popen[bytes] | None:
     return worker
 
 
-def ask(arguments: Sequence[str]) -> int | None:
-    """Let the worker run `depoison` with these arguments.
+def remove(path: Path) -> None:
+    """Remove a worker's socket with its folder, where they are ours to remove."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+        path.parent.rmdir()
+
+
+def _private(path: Path) -> bool:
+    """Whether this is a socket in a folder, neither behind a link, both this user's and closed to all others."""
+    try:
+        folder, file = path.parent.lstat(), path.lstat()
+    except OSError:
+        return False
+    ours = all(one.st_uid == os.geteuid() and not one.st_mode & 0o077 for one in (folder, file))
+    return ours and stat.S_ISDIR(folder.st_mode) and stat.S_ISSOCK(file.st_mode)
+
+
+def _same_user(connection: socket.socket) -> bool:
+    """Whether the process at the other end, be it the one that listens, is this user's."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, user, _ = struct.unpack("3i", credentials)
+    return user == os.geteuid()
+
+
+def ask(stage: dict[str, str]) -> int | None:
+    """Let the worker run a stage.
+
+    Args:
+        stage: ARGUMENTS, by name.
 
     Returns:
-        The exit code; None if there is no worker for this Python, or if it died: then it is for the caller to do.
+        The exit code; None if there is no worker for this Python and user, or if it died: then it is for the caller to do.
     """
     if ADDRESS not in os.environ or os.environ.get(PREFIX) != sys.prefix or not SUPPORTED:
         return None
     environment = {name: value for name, value in os.environ.items() if name != ADDRESS}
-    request = json.dumps({"arguments": list(arguments), "environment": environment, "cwd": os.getcwd()}).encode()
+    request = json.dumps([stage, environment]).encode()
+    if len(request) > LONGEST or not _private(Path(os.environ[ADDRESS])):
+        return None
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.connect(os.environ[ADDRESS])
+        if not _same_user(connection):
+            return None
         socket.send_fds(connection, [len(request).to_bytes(4)], [0, 1, 2])
         connection.sendall(request)
         answer = connection.recv(1)
@@ -86,21 +137,22 @@ def ask(arguments: Sequence[str]) -> int | None:
     return None
 
 
-def serve(path: Path, listening: int, main: Callable[[list[str]], int]) -> None:
+def serve(path: Path, listening: int, run: Callable[[dict[str, str]], int]) -> None:
     """Serve until standard input ends and every stage has ended.
 
     Args:
         listening: descriptor of the listening socket.
-        main: the command line, called in the forked process.
+        run: what `depoison stage` does, to its exit code; called in the forked process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         for stage in STAGES:
             importlib.import_module(f"depoison.stages.{stage}")
     except Exception:  # each client meets it itself, and has a log to tell it in
-        path.unlink(missing_ok=True)
+        remove(path)
         return
     selector, listener = selectors.DefaultSelector(), socket.socket(fileno=listening)
+    asking: set[socket.socket] = set()  # clients of which nothing is known yet
     processes: dict[int, tuple[int, socket.socket]] = {}  # by pidfd: process, client
     waiting: dict[socket.socket, int] = {}  # clients: their processes
     selector.register(sys.stdin, selectors.EVENT_READ)
@@ -114,18 +166,26 @@ def serve(path: Path, listening: int, main: Callable[[list[str]], int]) -> None:
                 selector.unregister(sys.stdin)
                 selector.unregister(listener)
                 listener.close()
-                path.unlink(missing_ok=True)
+                remove(path)
             elif key.fileobj is listener and alive:
                 client, _ = listener.accept()
+                if _same_user(client):
+                    asking.add(client)
+                    selector.register(client, selectors.EVENT_READ)
+                else:
+                    client.close()
+            elif key.fileobj in asking:
+                client = key.fileobj
+                asking.remove(client)
                 try:
-                    process = _fork(client, main, [listener, selector, *waiting])
-                except (OSError, ValueError):  # it died while it asked
+                    process = _fork(client, run, [listener, selector, *asking, *waiting])
+                except (OSError, ValueError):  # no request, such as of one that died while it asked; or no process
+                    selector.unregister(client)
                     client.close()
                     continue
                 watch = os.pidfd_open(process)
                 processes[watch], waiting[client] = (process, client), process
                 selector.register(watch, selectors.EVENT_READ)
-                selector.register(client, selectors.EVENT_READ)
             elif key.fileobj in waiting:
                 # The client was killed, and so is its stage.
                 os.kill(waiting.pop(key.fileobj), signal.SIGKILL)
@@ -142,7 +202,7 @@ def serve(path: Path, listening: int, main: Callable[[list[str]], int]) -> None:
                 client.close()
 
 
-def _fork(client: socket.socket, main: Callable[[list[str]], int], inherited: Sequence[Any]) -> int:
+def _fork(client: socket.socket, run: Callable[[dict[str, str]], int], inherited: Sequence[Any]) -> int:
     """Fork the process that does what a client asks for.
 
     Args:
@@ -152,21 +212,45 @@ def _fork(client: socket.socket, main: Callable[[list[str]], int], inherited: Se
     Raises:
         OSError, ValueError: no request, or no process.
     """
+    client.settimeout(PATIENCE)
     size, files, _, _ = socket.recv_fds(client, 4, 3)
     try:
+        if len(size) < 4 or int.from_bytes(size) > LONGEST or len(files) != 3:
+            raise ValueError("no request")
         with client.makefile("rb") as stream:
-            request = json.loads(stream.read(int.from_bytes(size)))
+            stage, environment = parse(stream.read(int.from_bytes(size)))
         process = os.fork()
         if not process:
-            os._exit(_work(request, files, [*inherited, client], main))
+            os._exit(_work(stage, environment, files, [*inherited, client], run))
         return process
     finally:
         for file in files:
             os.close(file)
 
 
+def parse(request: bytes) -> tuple[dict[str, str], dict[str, str]]:
+    """The stage, by ARGUMENTS, and the environment of a request.
+
+    Raises:
+        ValueError: anything but what `ask` sends.
+    """
+    try:
+        stage, environment = json.loads(request)
+        text = "".join([*stage.values(), *environment, *environment.values()])
+        os.fsencode(text)
+    except (AttributeError, RecursionError, TypeError) as error:
+        raise ValueError("no request") from error
+    if stage.keys() != set(ARGUMENTS) or "\0" in text or any(not name or "=" in name for name in environment):
+        raise ValueError("no request")
+    return stage, environment
+
+
 def _work(
-    request: dict[str, Any], files: Sequence[int], inherited: Sequence[Any], main: Callable[[list[str]], int]
+    stage: dict[str, str],
+    environment: dict[str, str],
+    files: Sequence[int],
+    inherited: Sequence[Any],
+    run: Callable[[dict[str, str]], int],
 ) -> int:
     """In the forked process: become what the client would be; returns the exit code."""
     code = 1
@@ -178,12 +262,9 @@ def _work(
             os.close(file)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         random.seed()
-        os.chdir(request["cwd"])
         os.environ.clear()
-        os.environ.update(request["environment"])
-        code = main(request["arguments"])
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        os.environ.update(environment)
+        code = run(stage)
     except BaseException:
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
