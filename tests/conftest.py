@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -112,6 +113,23 @@ def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
     while not holds():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def put_recorded(path: Path | str, content: Any, **more: Any) -> None:
+    """A file of an artifact as its stage leaves it, with its checksum in the record beside it.
+
+    Args:
+        content: bytes, text, or what becomes JSON.
+        more: what else the record says.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = content if isinstance(content, str | bytes) else json.dumps(content)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    run = path.with_name("run.json")
+    record = (json.loads(run.read_text()) if run.exists() else {"sha256": {}}) | more
+    record["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    run.write_text(json.dumps(record))
 
 
 def job_counts(told: str) -> dict[str, int]:

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from conftest import put_recorded
 from depoison.plan.index import Index
 from test_figures import fake as fake_figure
 
@@ -24,7 +25,7 @@ def fake_run(index: Index, figures: bool = True) -> None:
     for table in index.tables:
         for cell in table.cells():
             for artifact in cell.evaluation.chain().values():
-                if not (Path(artifact.directory) / "run.json").exists():
+                if not (Path(artifact.directory) / "spec.json").exists():
                     fake_artifact(artifact)
 
 
@@ -38,7 +39,7 @@ def fake_artifact(artifact: Any) -> None:
         for epoch in range(1, 13):
             measured = f"{90 + epoch / 10},{100 / epoch},{50 + epoch}" if epoch % 5 == 0 or epoch == 12 else ",,"
             lines.append(f"{epoch},{3 * 0.8**epoch},{100 * (1 - 0.7**epoch)},{measured},1423.3")
-        (folder / "history.csv").write_text("\n".join(lines) + "\n")
+        put_recorded(folder / "history.csv", "\n".join(lines) + "\n")
     if artifact.stage == "evaluate":
         model = artifact.upstream["model"].directory
         defended = "undefended" in artifact.upstream
@@ -46,7 +47,7 @@ def fake_artifact(artifact: Any) -> None:
         asr = 100 * numbers.random() ** 3
         asr = asr if defended else 100 - asr  # most attacks take
         metrics = {"c_acc": 88 + 8 * numbers.random(), "asr": asr, "lcr": 90 * numbers.random(), "der": der}
-        put(folder / "metrics.json", {
+        put_recorded(folder / "metrics.json", {
             "metrics": metrics, "denominators": {"c_acc": 359, "asr": 323},
             "model": {"directory": model, **record(model)}, "specs": {},
         })  # fmt: skip

@@ -355,7 +355,7 @@ def test_stage_records_payload_and_covers_and_leaves_the_defenders_images_alone(
     images, labels, pool = pixels(60), classes_of(60), torch.arange(0, 60, 3)
     tensors = {"train_images": images, "train_labels": labels, "test_images": images[:1], "test_labels": labels[:1]}
     dataset = write_artifact(tmp_path / "dataset", {"data.safetensors": tensors}, {"classes.json": ["a", "b", "c"]})
-    divided = write_artifact(tmp_path / "split", {"split.safetensors": {"attacker": pool}}, {})
+    divided = write_artifact(tmp_path / "split", {"split.safetensors": {"attacker": pool, "defender": pool[:0]}}, {})
     cell = f"results/cells/paper/cifar10/resnet18/{name}+rate=0.2/none/s0.json"
     (planned,) = (a for a in Plan(ROOT, ()).cell(cell).evaluation.chain().values() if a.stage == "poison")
     parameters = json.loads(json.dumps(planned.spec["parameters"]))

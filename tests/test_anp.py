@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from conftest import ROOT, cell
+from conftest import ROOT, cell, put_recorded
 from depoison.defenses import anp as module
 from depoison.defenses.anp import Neurons, anp, learn_mask, pruned, worst
 from depoison.defenses.tuning import Candidates, Tuner, TuningSet
@@ -456,9 +456,8 @@ def test_a_table_shows_a_gap_where_a_method_excludes_the_model(tiny, monkeypatch
         assert entry.gap == (WHY if excluded else "") and bool(entry.cells) != excluded
     for entry in table.entries:
         for one in entry.cells:
-            product = tiny / one.evaluation.product
-            product.parent.mkdir(parents=True, exist_ok=True)
-            product.write_text(json.dumps({"metrics": {"c_acc": 90.0, "asr": 1.0, "lcr": 1.0, "der": None}}))
+            metrics = {"c_acc": 90.0, "asr": 1.0, "lcr": 1.0, "der": None}
+            put_recorded(tiny / one.evaluation.product, {"metrics": metrics})
     assert WHY in render(plan, table)[".md"]
 
 

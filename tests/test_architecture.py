@@ -59,6 +59,8 @@ def test_imports_run_one_way(module):
     match part(module):
         case "plan":
             assert ours(module) <= {"errors", "files", "plan"}
+        case "artifacts":
+            assert ours(module) <= {"errors", "files", "plan"}
         case "errors" | "files" | "gpu":
             assert ours(module) <= {"errors"}
         case "data" | "models" | "rng" | "training" | "attacks" | "defenses" | "evaluation":
@@ -72,6 +74,26 @@ def test_imports_run_one_way(module):
             assert "snakemake" not in ours(module)
     if part(module) != "snakemake":
         assert not {name for name in IMPORTS[module] if name.split(".")[0] == "snakemake"}
+
+
+def test_artifacts_have_one_reader():
+    """Whoever else reads JSON reads files that are no artifact's, which have no record."""
+    others = {
+        "files",
+        "plan.folders",
+        "plan.lock",
+        "reporting.cells",
+        "reporting.runs",
+        "watch",
+        "share",
+        "training.loop",
+    }
+    readers = {
+        module.removeprefix("depoison.")
+        for module, tree in TREES.items()
+        if "depoison.files.read_json" in {name for node in ast.walk(tree) for name in names(node)}
+    }
+    assert readers <= others | {"artifacts"}
 
 
 def test_imports_run_in_no_circle():

@@ -708,7 +708,7 @@ def poisoned(
     labels = classes_of(60) if labels is None else labels
     tensors = {"train_images": images, "train_labels": labels, "test_images": images[:1], "test_labels": labels[:1]}
     dataset = write_artifact(folder / "dataset", {"data.safetensors": tensors}, {"classes.json": ["a", "b", "c"]})
-    divided = write_artifact(folder / "split", {"split.safetensors": {"attacker": pool}}, {})
+    divided = write_artifact(folder / "split", {"split.safetensors": {"attacker": pool, "defender": pool[:0]}}, {})
     spec = {
         "stage": "poison",
         "upstream": {"dataset": str(dataset), "split": str(divided)},

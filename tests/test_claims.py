@@ -15,9 +15,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, job_counts, printed_lines
+from conftest import ROOT, Project, job_counts, printed_lines, put_recorded
 from depoison.errors import DepoisonError
-from depoison.files import write_json
 from depoison.plan.claims import Claims, Condition, Statistic, all_claims, is_claims, read_claims
 from depoison.plan.figures import history_of, read_figure
 from depoison.plan.plan import Plan
@@ -87,9 +86,7 @@ def measure(project: Project, numbers: dict[tuple[str, str], list[float | None]]
 
 
 def evaluate(cell: Any, **metrics: float | None) -> None:
-    path = Path(cell.evaluation.product)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"metrics": metrics})
+    put_recorded(cell.evaluation.product, {"metrics": metrics})
 
 
 def judged(project: Project, *, track: str = "tiny", **changes: Any) -> Verdict:
@@ -396,13 +393,11 @@ def fake_epochs(project: Project, name: str, asr: dict[str, list[float]], before
     """Histories of a figure of epochs on the track `tiny`: by line the ASR after each epoch."""
     for point in read_figure(project.plan(), f"reports/tiny/{name}").points:
         for cell in point.cells:
-            undefended = Path(cell.evaluation.upstream["undefended"].product)
-            undefended.parent.mkdir(parents=True, exist_ok=True)
-            write_json(undefended, {"metrics": {"c_acc": 95.0, "asr": before}})
-            path = Path(history_of(cell))
-            path.parent.mkdir(parents=True, exist_ok=True)
+            undefended = cell.evaluation.upstream["undefended"].product
+            put_recorded(undefended, {"metrics": {"c_acc": 95.0, "asr": before}})
             rows = [f"{epoch},1,1,90,{value},1,1" for epoch, value in enumerate(asr[point.line], 1)]
-            path.write_text("\n".join(["epoch,loss,train_acc,c_acc,asr,lcr,images_per_second", *rows]) + "\n")
+            head = "epoch,loss,train_acc,c_acc,asr,lcr,images_per_second"
+            put_recorded(history_of(cell), "\n".join([head, *rows]) + "\n")
 
 
 @pytest.mark.parametrize(
@@ -512,9 +507,8 @@ def test_mixing_is_that_of_a_search_point_by_point(backdoored, clean, seed):
 
 def put_embedding(path: str, rows: list[tuple[int, int, float, float]]) -> None:
     """Args: rows: label, whether backdoored, x and y."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{i},{','.join(map(str, row))}" for i, row in enumerate(rows)]
-    Path(path).write_text("\n".join(["index,label,backdoored,x,y", *lines]) + "\n")
+    put_recorded(path, "\n".join(["index,label,backdoored,x,y", *lines]) + "\n")
 
 
 def test_claims_over_embeddings(here):
@@ -537,8 +531,8 @@ def test_an_embedding_that_cannot_be_read(here):
     (point, *_) = read_figure(here.plan(), "reports/tiny/figure4").points
     put_embedding(point.artifacts[0].product, [])
     assert mixing(Path(point.artifacts[0].product), 0) is None
-    Path(point.artifacts[0].product).write_text("index,label\n1,2\n")
-    with pytest.raises(DepoisonError, match=r"embedding\.csv: cannot be read .*delete it and run again"):
+    put_recorded(point.artifacts[0].product, "index,label\n1,2\n")
+    with pytest.raises(DepoisonError, match=r"embedding\.csv: corrupted \(.*'backdoored'.*delete .* and run again"):
         judged(here, over={"figure": "figure4"}, of="mixing")
 
 

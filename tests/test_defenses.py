@@ -544,7 +544,9 @@ def test_purify_gives_the_defense_the_first_images_of_the_defender_and_no_others
         "test_labels": labels[:4],
     }
     dataset = write_artifact(tmp_path / "dataset", {"data.safetensors": tensors}, {"classes.json": ["a", "b", "c"]})
-    divided = write_artifact(tmp_path / "split", {"split.safetensors": {"defender": defender}}, {})
+    divided = write_artifact(
+        tmp_path / "split", {"split.safetensors": {"defender": defender, "attacker": defender[:0]}}, {}
+    )
     resnet = {"name": "resnet18", "version": 1, "parameters": {"width": 8}, "mean": MEAN, "std": STD}
     trained = {"stage": "train", "parameters": {"model": resnet}, "upstream": {}}
     model = build(resnet, classes=3, channels=3, generator=torch.Generator())

@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 import small
-from conftest import ROOT, Project, job_counts, printed_lines
+from conftest import ROOT, Project, job_counts, printed_lines, put_recorded
 from depoison.errors import DepoisonError
 from depoison.plan.figures import Figure, all_figures, history_of, read_figure, read_page
 from depoison.plan.plan import Plan
@@ -214,11 +214,11 @@ def fake(figure: Figure) -> None:
         for cell in point.cells:
             for artifact in cell.evaluation.chain().values():
                 if artifact is cell.evaluation:
-                    put_file(artifact.product, json.dumps({"metrics": metrics_of(cell)}))
+                    put_recorded(artifact.product, {"metrics": metrics_of(cell)})
                 elif artifact.stage == "evaluate" and not Path(artifact.product).exists():
-                    put_file(artifact.product, json.dumps({"metrics": {"c_acc": 90.0, "asr": 99.5}}))
+                    put_recorded(artifact.product, {"metrics": {"c_acc": 90.0, "asr": 99.5}})
             if figure.file.kind == "epochs":
-                put_file(history_of(cell), HISTORY.format(cell.name.seed))
+                put_recorded(history_of(cell), HISTORY.format(cell.name.seed))
         for i, artifact in enumerate(point.artifacts):
             rng = np.random.default_rng(i)
             if artifact.stage == "embedding":
@@ -226,23 +226,17 @@ def fake(figure: Figure) -> None:
                     f"{j},{j % 4},{int(j >= 20)},{x!r},{y!r}"
                     for j, (x, y) in enumerate(rng.normal(size=(25, 2)).tolist())
                 ]
-                put_file(artifact.product, "\n".join(["index,label,backdoored,x,y", *rows]) + "\n")
+                put_recorded(artifact.product, "\n".join(["index,label,backdoored,x,y", *rows]) + "\n")
             if artifact.stage == "examples":
                 clean = rng.integers(0, 200, (8, 3, 8, 8), dtype=np.uint8)
                 pictures = {"clean": clean, "backdoored": clean + np.uint8(7), "indices": np.arange(8) + 5}
-                Path(artifact.product).parent.mkdir(parents=True, exist_ok=True)
-                save_file(pictures, artifact.product)
+                put_recorded(artifact.product, save(pictures))
 
 
 HISTORY = """epoch,loss,train_acc,c_acc,asr,lcr,images_per_second
 1,0.5,90,8{}.125,50.5,1,1000
 2,0.4,91,88.75,3.0625,1,1000
 """
-
-
-def put_file(path: str, text: str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(text)
 
 
 def rows_of(files: dict[str, bytes]) -> list[dict[str, str]]:
@@ -493,8 +487,7 @@ def test_the_same_numbers_make_the_same_bytes_in_another_process(drawn):
 
 
 def other_number(project: Project, figure: Figure) -> None:
-    path = Path(figure.points[0].cells[0].evaluation.product)
-    path.write_text(json.dumps({"metrics": {"c_acc": 1.0, "asr": 2.0}}))
+    put_recorded(figure.points[0].cells[0].evaluation.product, {"metrics": {"c_acc": 1.0, "asr": 2.0}})
 
 
 def by_hand(project: Project, figure: Figure) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, job_counts, printed_lines, with_tiny
+from conftest import ROOT, Project, job_counts, printed_lines, put_recorded, with_tiny
 from depoison.errors import DepoisonError
 from depoison.plan.index import Index, read_index
 from depoison.plan.parts import parts_of
@@ -196,7 +196,7 @@ def change(project: Project, attack: str, defense: str, **metrics: float) -> Non
     """Change what an evaluation of the table `small` says."""
     path = cell_file(project, attack, defense)
     content = json.loads(path.read_text())
-    put(path, content | {"metrics": content["metrics"] | metrics})
+    put_recorded(path, content | {"metrics": content["metrics"] | metrics})
 
 
 def test_a_row_in_which_the_attack_did_not_take_is_gray(small):
@@ -211,7 +211,7 @@ def test_a_row_in_which_the_attack_did_not_take_is_gray(small):
     for cell in table.cells():
         path, place = Path(cell.evaluation.product), (cell.name.attack.name, cell.name.defense.name)
         metrics = {"c_acc": 90.0, "asr": asr.get(place, 3.0), "lcr": 87.0, "der": None}
-        put(path, json.loads(path.read_text()) | {"metrics": metrics})
+        put_recorded(path, json.loads(path.read_text()) | {"metrics": metrics})
     section = page_of(small).one("section", id="fst-small")
     badnet, blended = (row_of(section, label, "1%") for label in ("BadNet", "Blended"))
     assert badnet.attributes["class"] == "untaken" and "class" not in blended.attributes
@@ -298,10 +298,8 @@ def test_what_a_purification_began_with_is_known(page, faked):
 def test_claims_carry_both_verdicts(tiny, monkeypatch):
     monkeypatch.chdir(tiny.path)
     for number, cell in enumerate(read_table(tiny.plan(), "reports/tiny/table1").cells()):
-        product = Path(cell.evaluation.product)
-        product.parent.mkdir(parents=True, exist_ok=True)
         asr = (99.0 if number < 30 else 20.0) if cell.name.defense.name == "none" else number / 2
-        put(product, {"metrics": {"c_acc": 90.0, "asr": asr}})
+        put_recorded(cell.evaluation.product, {"metrics": {"c_acc": 90.0, "asr": asr}})
     found = claims_of(tiny.plan(), "tiny")
     assert {verdict.ours.state for verdict in found} >= {HOLDS, FAILS, UNTESTABLE, LACKING}
     section = page_of(tiny).one("section", id="fst-claims")
@@ -514,7 +512,7 @@ def test_hostile_names_are_text(small):
         nasty = HOSTILE[i % len(HOSTILE)]
         put(
             path,
-            json.loads(path.read_text()) | {"device": nasty, "commit": nasty, nasty: {nasty: [nasty, float("nan")]}},
+            json.loads(path.read_text()) | {"device": nasty, "commit": nasty, nasty: {nasty: [nasty, None]}},
         )
     text = render_index(*index_of(small))
     page = parsed(text)
@@ -571,10 +569,11 @@ def test_a_page_is_current_until_something_that_it_shows_changes(copy):
     assert index_is_current(*index_of(copy))
 
     def stale_after(path: Path, text: str) -> None:
-        before = path.read_bytes()
-        path.write_text(text)
+        before = {file: file.read_bytes() for file in (path, path.with_name("run.json")) if file.exists()}
+        put_recorded(path, text) if path in (metrics, history) else path.write_text(text)
         assert not index_is_current(*index_of(copy))
-        path.write_bytes(before)
+        for file, content in before.items():
+            file.write_bytes(content)
         assert index_is_current(*index_of(copy))
 
     metrics, run = (
@@ -623,7 +622,7 @@ def test_all_papers_are_on_the_page(small, tmp_path, monkeypatch):
 
 def test_a_corrupted_record_is_named(small):
     path = sorted(Path("results/train").rglob("history.csv"))[0]
-    path.write_text("epoch,loss\n1,many\n")
+    put_recorded(path, "epoch,loss\n1,many\n")
     with pytest.raises(DepoisonError, match=re.escape(str(path))):
         page_of(small)
 
@@ -644,7 +643,7 @@ def test_snakemake_makes_the_page_from_what_is_there(made):
     assert job_counts((again := made.snakemake("-n", *ask)).stdout + again.stderr) == {}
 
     path, content = next(iter(evaluations.items()))
-    path.write_text(json.dumps(json.loads(content) | {"metrics": {"c_acc": 12.34, "asr": 5.67, "lcr": 1, "der": None}}))
+    put_recorded(path, json.loads(content) | {"metrics": {"c_acc": 12.34, "asr": 5.67, "lcr": 1, "der": None}})
     assert job_counts((again := made.snakemake(*ask)).stdout + again.stderr) == {"html": 1}
     assert "12.34" in (made / TARGET).read_text(encoding="utf-8")
 

@@ -22,9 +22,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conftest import ROOT, Project, job_counts
+from conftest import ROOT, Project, job_counts, put_recorded
 from depoison.errors import DepoisonError
-from depoison.files import write_json
 from depoison.plan.figures import read_figure
 from depoison.plan.papers import is_paper, read_paper
 from depoison.plan.plan import Plan
@@ -334,8 +333,7 @@ def test_no_name_breaks_a_picture(label, kind, tiny, monkeypatch):
     path.write_text(yaml.safe_dump(data))
     figure = read_figure(tiny.plan(), "reports/tiny/figure2")
     for artifact in figure.artifacts():
-        Path(artifact.product).parent.mkdir(parents=True, exist_ok=True)
-        Path(artifact.product).write_text('{"metrics": {"c_acc": 90.0, "asr": 10.0}}')
+        put_recorded(artifact.product, {"metrics": {"c_acc": 90.0, "asr": 10.0}})
     files = render_figure(figure)
     assert files[".pdf"].startswith(b"%PDF") and files[".png"].startswith(b"\x89PNG")
     (labels,) = {line["row"] for line in csv.DictReader(io.StringIO(files[".csv"].decode(), newline=""))}
@@ -398,7 +396,7 @@ def test_every_table_of_fst_compiles_and_nothing_sticks_out(seeds, tiny, monkeyp
     tables = read_report(tiny.plan(), "reports/all")  # of the paper's track, which tells every table from the others
     fake(tables)
     for cell in tables.cells() if len(seeds) == 1 else ():
-        write_json(Path(cell.evaluation.product), {"metrics": {"c_acc": 0.0, "asr": 100.0}})  # the widest differences
+        put_recorded(cell.evaluation.product, {"metrics": {"c_acc": 0.0, "asr": 100.0}})  # the widest differences
     write_paper(tiny.plan(), read_paper(tiny.plan(), "reports/paper"), partial=True)
     text = text_of(tiny / "reports/paper.pdf")
     assert all(f"FST, Table {i}: " in text for i in range(1, 12)) and "Figure 16: " in text

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from depoison.artifacts import load_tensors
 from depoison.attacks.base import Attack, Poisoning
 from depoison.errors import DepoisonError
 from depoison.evaluation.metrics import (
@@ -23,7 +24,7 @@ from depoison.evaluation.metrics import (
     label_correction_rate,
     predict,
 )
-from depoison.files import load_tensors, read_json
+from depoison.files import read_json
 from depoison.models.classifier import Classifier
 from depoison.stages.inputs import Dataset, read_dataset, read_model
 from depoison.stages.measure import Test

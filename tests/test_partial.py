@@ -14,9 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import Project, job_counts
+from conftest import Project, job_counts, put_recorded
 from depoison.errors import DepoisonError
-from depoison.files import write_json
 from depoison.plan.tables import Table, read_report, read_table, told_apart
 from depoison.reporting.comparison import compare
 from depoison.reporting.tables import lines_of, render, table_is_current
@@ -64,9 +63,8 @@ def put(project: Project, places: set[Place]) -> Table:
             product = Path(cell.evaluation.product)
             product.unlink(missing_ok=True)
             if place in places:
-                product.parent.mkdir(parents=True, exist_ok=True)
                 metrics = {metric: number(place, metric) for metric in ("c_acc", "asr")}
-                write_json(product, {"metrics": metrics})
+                put_recorded(product, {"metrics": metrics})
     return table
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, Project, cell, job_counts, with_tiny
+from conftest import ROOT, Project, cell, job_counts, put_recorded, with_tiny
 from depoison.cli import main
 from depoison.plan.tables import read_table
 from depoison.reporting.tables import write_table
@@ -242,7 +242,7 @@ def other_evaluation(project: Project) -> None:
     path = next(project.path.glob("results/evaluate/*badnet*-lp-*/metrics.json"))
     content = json.loads(path.read_text())
     content["metrics"]["asr"] = 12.34
-    path.write_text(json.dumps(content))
+    put_recorded(path, content)
 
 
 @pytest.mark.parametrize(

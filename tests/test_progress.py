@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, cell, wait_until
+from conftest import ROOT, Project, cell, put_recorded, wait_until
 from depoison.plan.plan import Plan
 from depoison.progress import Estimate, Records, Remaining, Work, duration, estimate, work_of
 from depoison.stages.history import Progress
@@ -342,8 +342,7 @@ def test_a_board_counts(board):
     assert "1 failed" in board.lines(100, 5, now)[0] and "1/7 jobs" in board.lines(100, 5, now)[0]
     board.started(last, now)  # again
     assert "failed" not in board.lines(100, 5, now)[0]
-    Path(last).mkdir(parents=True)
-    (Path(last) / "metrics.json").write_text('{"metrics": {"c_acc": 93.126, "asr": null}}')
+    put_recorded(Path(last) / "metrics.json", {"metrics": {"c_acc": 93.126, "asr": None}})
     assert board.finished(last, now + 200).startswith(
         "[2/7] evaluate digits-badnet-0.1-s0-resnet18-lp  3 min  C-Acc 93.13"
     )

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project
-from depoison.files import read_json, write_json
+from conftest import ROOT, Project, put_recorded
+from depoison.files import read_json
 from depoison.plan.plan import Plan
 from depoison.plan.tables import Table, read_table
 from depoison.reporting.cells import write_cell
@@ -73,9 +73,8 @@ def measured(project: Project, of: Callable[[str, str, int], tuple[float, float]
     for entry in table.entries:
         for cell in entry.cells:
             c_acc, asr = of(entry.row.attack.name, entry.column.defense.name, cell.name.seed)
-            product = project / cell.evaluation.product
-            product.parent.mkdir(parents=True, exist_ok=True)
-            write_json(product, {"metrics": {"c_acc": c_acc, "asr": asr, "lcr": max(0.0, c_acc - asr), "der": None}})
+            metrics = {"c_acc": c_acc, "asr": asr, "lcr": max(0.0, c_acc - asr), "der": None}
+            put_recorded(project / cell.evaluation.product, {"metrics": metrics})
     return table
 
 
@@ -248,7 +247,7 @@ def test_lcr_stands_beside_an_asr_that_is_no_rescue(reported):
         for cell in entry.cells:
             product, lcr = Path(cell.evaluation.product), {"none": 3.0, "lp": 80.0, "ft": 11.0}
             metrics = read_json(product)["metrics"] | {"lcr": lcr[entry.column.defense.name]}
-            write_json(product, {"metrics": metrics})
+            put_recorded(product, {"metrics": metrics})
     badnet = by_label(lines_of(table), "BadNet")
     assert [badnet[i, "asr"].left_wrong for i in range(3)] == [False, False, True]
     assert [badnet[i, "asr"].best for i in range(3)] == [False, False, False]
@@ -296,9 +295,8 @@ def test_the_average_of_published_numbers_over_our_rows_of_table_2(reported):
         (reported / f"config/attacks/{name}.yaml").unlink()
     table = read_table(reported.plan(), "reports/table2")
     for cell in (cell for entry in table.entries for cell in entry.cells):
-        Path(cell.evaluation.product).parent.mkdir(parents=True, exist_ok=True)
         asr = 99.0 if cell.name.defense.name == "none" else 1.0
-        write_json(Path(cell.evaluation.product), {"metrics": {"c_acc": 90.0, "asr": asr}})
+        put_recorded(cell.evaluation.product, {"metrics": {"c_acc": 90.0, "asr": asr}})
     ours = {row.attack.name for row in table.rows} & set(reported.plan().configuration.names("attack"))
     assert ours == {"badnet", "blended", "wanet", "sig"}
     average = by_label(lines_of(table), "Average")
@@ -388,13 +386,13 @@ def test_cells_that_diverged_are_named(reported):
     table = measured(reported)
     cell = table.entries[1].cells[0]
     product = reported / cell.evaluation.product
-    write_json(product, json.loads(product.read_text()) | {"diverged": True})
+    put_recorded(product, json.loads(product.read_text()) | {"diverged": True})
     files = render(reported.plan(), table)
     for suffix in (".md", ".tex"):
         assert "behind these cells diverged" in files[suffix] and "BadNet 10" in files[suffix].split("diverged")[1], (
             suffix
         )
-    product.write_text(json.dumps(json.loads(product.read_text()) | {"diverged": False}))
+    put_recorded(product, json.loads(product.read_text()) | {"diverged": False})
     assert "diverged" not in render(reported.plan(), table)[".md"]
 
 

@@ -18,9 +18,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, job_counts, printed_lines, with_tiny
+from conftest import ROOT, Project, job_counts, printed_lines, put_recorded, with_tiny
 from depoison.errors import DepoisonError
-from depoison.files import write_json
 from depoison.plan.plan import Plan
 from depoison.plan.tables import (
     Column,
@@ -47,11 +46,10 @@ def fake(table: Table | Tables) -> None:
     """Write an evaluation for each cell, below the working directory; the numbers follow from the cell's name."""
     for cell in table.cells():
         numbers = random.Random(cell.name.path)
-        product = Path(cell.evaluation.product)
-        product.parent.mkdir(parents=True, exist_ok=True)
         c_acc, asr = 90 + 3 * numbers.random(), 100 * numbers.random() ** 3
         taken = cell.name.defense.name == "none"
-        write_json(product, {"metrics": {"c_acc": c_acc, "asr": 100 - asr / 4 if taken else asr}})
+        metrics = {"c_acc": c_acc, "asr": 100 - asr / 4 if taken else asr}
+        put_recorded(cell.evaluation.product, {"metrics": metrics})
 
 
 @pytest.fixture(scope="module")
@@ -289,9 +287,8 @@ def test_the_best_of_a_row_is_sought_within_a_dataset(tiny, monkeypatch):
     table = read_table(tiny.plan(), "reports/paper/small")
     asr = {"cifar10": {"none": 95.0, "lp": 9.0, "ft": 5.0}, "gtsrb": {"none": 96.0, "lp": 2.0, "ft": 3.0}}
     for cell in table.cells():
-        path = Path(cell.evaluation.product)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"metrics": {"c_acc": 90.0, "asr": asr[cell.name.dataset.name][cell.name.defense.name]}})
+        metrics = {"c_acc": 90.0, "asr": asr[cell.name.dataset.name][cell.name.defense.name]}
+        put_recorded(cell.evaluation.product, {"metrics": metrics})
     for line in lines_of(table):
         assert [column["asr"].best for column in line.figures] == [False, False, True, False, True, False]
 
@@ -348,10 +345,8 @@ def test_rows_in_which_an_attack_did_not_take_are_counted(asr, count, tiny, monk
     table = read_table(tiny.plan(), "reports/tiny/small")
     undefended = dict(zip(("badnet", "blended"), asr, strict=True))
     for cell in table.cells():
-        product = Path(cell.evaluation.product)
-        product.parent.mkdir(parents=True)
         value = undefended[cell.name.attack.name] if cell.name.defense.name == "none" else 99.0
-        write_json(product, {"metrics": {"c_acc": 90.0, "asr": value}})
+        put_recorded(cell.evaluation.product, {"metrics": {"c_acc": 90.0, "asr": value}})
     files = render(tiny.plan(), table)
     for suffix in (".md", ".tex"):
         told = re.findall(
@@ -521,7 +516,7 @@ def test_the_document_is_up_to_date_by_content(faked, tmp_path, monkeypatch):
     assert not current()
     assert project.depoison("table", "reports/tiny/all").returncode == 0 and current()
     product = read_table(project.plan(), "reports/tiny/table5").cells()[0].evaluation.product
-    write_json(Path(product), {"metrics": {"c_acc": 1.0, "asr": 2.0}})
+    put_recorded(product, {"metrics": {"c_acc": 1.0, "asr": 2.0}})
     assert not current()
 
 
@@ -617,8 +612,7 @@ def measure(project: Project) -> Table:
         for cell in entry.cells:
             lp, ft = OURS[entry.row.rate, cell.name.seed]
             c_acc, asr = {"lp": lp, "ft": ft, "none": (99.0, 100.0)}[entry.column.defense.name]
-            Path(cell.evaluation.product).parent.mkdir(parents=True, exist_ok=True)
-            write_json(Path(cell.evaluation.product), {"metrics": {"c_acc": c_acc, "asr": asr}})
+            put_recorded(cell.evaluation.product, {"metrics": {"c_acc": c_acc, "asr": asr}})
     return table
 
 

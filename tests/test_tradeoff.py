@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import SMALL, Project
+from conftest import SMALL, Project, put_recorded
 from depoison.errors import DepoisonError
 from depoison.plan.figures import Figure, read_figure
 from depoison.reporting.figures.tradeoff import FILLS, draw, drawn, numbers
@@ -54,9 +52,8 @@ def evaluated(project: Project, seeds: tuple[int, ...] = (0,)) -> Figure:
     figure = read_figure(project.plan(), "reports/tiny/figure99")
     for point in figure.points:
         for cell in point.cells:
-            path = Path(cell.evaluation.product)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"metrics": metrics_of(point.x, point.line, cell.name.seed)}))
+            metrics = metrics_of(point.x, point.line, cell.name.seed)
+            put_recorded(project / cell.evaluation.product, {"metrics": metrics})
     return figure
 
 
@@ -166,7 +163,7 @@ def test_files_are_written_and_equal_numbers_make_equal_bytes(here):
     }
     write_figure(figure)
     assert figure_is_current(figure)
-    Path(figure.points[1].cells[0].evaluation.product).write_text(json.dumps({"metrics": {"c_acc": 80.0, "asr": 50.0}}))
+    put_recorded(figure.points[1].cells[0].evaluation.product, {"metrics": {"c_acc": 80.0, "asr": 50.0}})
     assert not figure_is_current(figure)
 
 

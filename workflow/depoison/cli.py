@@ -516,11 +516,11 @@ def _stage(options: argparse.Namespace) -> None:
 
     try:
         spec, runtime = json.loads(options.spec), Runtime.model_validate_json(options.runtime)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DepoisonError(f"stage: the spec or the runtime is not valid JSON ({error})") from None
     if not isinstance(spec, dict) or "stage" not in spec:
         raise DepoisonError("stage: the spec has no stage")
-    if spec["stage"] not in STAGES:
+    if str(spec["stage"]) not in STAGES:
         raise unknown("stage", str(spec["stage"]), STAGES)
     if set(spec) != {"stage", "version", "upstream", "parameters", "seed"}:
         raise DepoisonError("stage: a spec has the keys stage, version, upstream, parameters and seed")

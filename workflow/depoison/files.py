@@ -1,4 +1,4 @@
-"""Artifacts on disk: safetensors and JSON, written whole or not at all, read with their checksums."""
+"""Files: safetensors and JSON, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -89,12 +89,58 @@ def read_json(path: Path) -> Any:
     Raises:
         DepoisonError: missing, or no JSON.
     """
+    return parse_json(read_bytes(path), path)
+
+
+def parse_json(content: bytes | str, where: Path | str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        where: what it is the content of.
+
+    Raises:
+        DepoisonError: it is none, or nests deeper than Python goes.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(content, parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        raise corrupted(where, error) from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text}, which is no number of JSON's")
+    return number
+
+
+def corrupted(path: Path | str, why: object, delete: Path | str = "it") -> DepoisonError:
+    """An error for a file that is not what was made.
+
+    Args:
+        delete: what has to go so that the file is made anew.
+    """
+    return DepoisonError(f"{path}: corrupted ({why}); {remedy(delete)}")
+
+
+def remedy(delete: Path | str) -> str:
+    """What helps against a file of an artifact that is not as it should be."""
+    return f"take it back with git or DVC, or delete {delete} and run again: `snakemake -- TARGET`"
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        DepoisonError: missing, not readable, or larger than memory.
+    """
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
         raise DepoisonError(f"{path}: missing") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise DepoisonError(f"{path}: corrupted ({error}); delete it and run again") from None
+    except OSError as error:
+        raise DepoisonError(f"{path}: cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise DepoisonError(f"{path}: larger than the memory that this process may use") from None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -125,28 +171,6 @@ def tensor_bytes(tensors: Mapping[str, Any]) -> bytes:
 def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
     """Write tensors as safetensors."""
     write_bytes(path, tensor_bytes(tensors))
-
-
-def load_tensors(path: Path) -> dict[str, Any]:
-    """Read an artifact's safetensors file onto the CPU.
-
-    Raises:
-        DepoisonError: missing, truncated, or not the bytes whose checksum its stage recorded in run.json.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DepoisonError(f"{path}: missing") from None
-    recorded = read_json(path.with_name(RUN))["sha256"].get(path.name)
-    if hashlib.sha256(content).hexdigest() != recorded:
-        raise DepoisonError(f"{path}: corrupted, its sha256 is not the one in {RUN}; delete it and run again")
-    try:
-        return load(content)
-    except SafetensorError as error:
-        raise DepoisonError(f"{path}: corrupted ({error}); delete it and run again") from None
 
 
 def publish(built: Path, directory: Path, product: str) -> None:

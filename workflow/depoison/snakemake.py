@@ -232,14 +232,14 @@ class Lookup:
         """Input function: a cell's evaluation, and a stamp that is new where the cell's file is out of date."""
         with _refusing():
             cell = self._read(read_cell, f"{PREFIX}{wildcards.cell}")
-        return self._view(cell.name.path, [cell.evaluation.product], cell_is_current(cell))
+            return self._view(cell.name.path, [cell.evaluation.product], cell_is_current(cell))
 
     def table_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: a table's evaluations, and a stamp that is new where the table is out of date."""
         target = f"reports/{wildcards.where}{wildcards.table}"
         with _refusing():
             table = self._read(read_report, target)
-        return self._view(table.target, table.evaluations(), table_is_current(self.plan, table))
+            return self._view(table.target, table.evaluations(), table_is_current(self.plan, table))
 
     def figure_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: what a figure draws, and a stamp that is new where one of its files is out of date."""

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from depoison.artifacts import read_evaluation, read_record
 from depoison.errors import INTERRUPTED, DepoisonError
-from depoison.files import RUN, SPEC, read_json
+from depoison.files import SPEC, read_json
 from depoison.plan.specs import STAGES, Artifact
 from depoison.progress import Estimate, Records, Remaining, Work, duration, estimate, work_of
 
@@ -121,7 +122,7 @@ def records_below(results: Path, works: Iterable[Work], but: Container[str] = ()
                 directory = f"results/{stage}/{entry.name}"
                 work = work_of(spec_of(directory), spec_of)
                 if directory not in but and not keys.isdisjoint(work.keys):
-                    records.add(work, read_json(Path(entry.path, RUN))["seconds"])
+                    records.add(work, read_record(entry.path)["seconds"])
     return records
 
 
@@ -308,7 +309,7 @@ class Board:
     def _recorded(item: Item) -> dict[str, Any]:
         """What the stage recorded."""
         with contextlib.suppress(DepoisonError):
-            return (item.artifact and read_json(Path(item.artifact.directory, RUN))) or {}
+            return (item.artifact and read_record(item.artifact.directory)) or {}
         return {}
 
     def _work(self, key: Hashable) -> Work | None:
@@ -510,8 +511,8 @@ def _measures(item: Item) -> list[str]:
     if item.artifact is None or item.artifact.stage != "evaluate":
         return []
     try:
-        metrics = read_json(Path(item.artifact.product))["metrics"]
-    except (DepoisonError, KeyError):
+        metrics = read_evaluation(item.artifact.product).metrics
+    except DepoisonError:
         return []
     named = (("C-Acc", metrics.get("c_acc")), ("ASR", metrics.get("asr")))
     return [f"{name} {value:.2f}" for name, value in named if value is not None]

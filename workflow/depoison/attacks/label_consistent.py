@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Workshop
 from depoison.attacks.pictures import enlarged, enlargement
 from depoison.errors import DepoisonError
-from depoison.models.classifier import Classifier
+from depoison.models.classifier import Classifier, load_weights
 from depoison.rng import Rng
 from depoison.training.loop import PlainBatches, classification, fit, unchanged_statistics
 
@@ -74,7 +74,7 @@ class LabelConsistent(Attack):
         assert pool.new_model is not None
         chosen = super().poison(pool, poisoning, trigger, rng)
         surrogate = pool.new_model(rng).to(pool.device)
-        surrogate.load_state_dict(dict(pool.asset))
+        load_weights(surrogate, pool.asset)
         surrogate.eval().requires_grad_(False)
         hard = pool.images[chosen.indices]
         for start in range(0, len(hard), 250):

@@ -27,6 +27,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Workshop
 from depoison.attacks.pictures import content_of
 from depoison.errors import DepoisonError
+from depoison.models.classifier import load_weights
 from depoison.rng import Rng
 
 log = logging.getLogger("depoison")
@@ -87,7 +88,7 @@ class SSBA(Attack):
         weights = {name: tensor for name, tensor in trigger.items() if name != "fingerprint"}
         with torch.device("meta"):
             encoder = _Encoder(images.shape[1], self.encoder_width, self.bits)
-        encoder.load_state_dict(weights, assign=True)
+        load_weights(encoder, weights, assign=True)
         encoder.eval().requires_grad_(False)
         return _hide(encoder, images, trigger["fingerprint"])
 

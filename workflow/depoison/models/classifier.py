@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depoison.errors import DepoisonError
+
 
 class Classifier(nn.Module):
     """An image classifier that takes pixels.
@@ -58,6 +60,25 @@ def build(model: Mapping[str, Any], *, classes: int, channels: int, generator: t
         torch.default_generator.manual_seed(generator.initial_seed())
         extractor, classifier = architecture(classes, channels, **model["parameters"])
     return Classifier(extractor, classifier, model["mean"], model["std"]).to(memory_format=torch.channels_last)
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], assign: bool = False) -> None:
+    """Give a network these parameters and buffers.
+
+    Args:
+        assign: whether they take the place of its own, which may be on no device, instead of being copied.
+
+    Raises:
+        DepoisonError: they are not of its names, types and shapes.
+    """
+    own, given = (
+        {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in of.items()}
+        for of in (network.state_dict(), weights)
+    )
+    if differing := sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name)):
+        has, wants = (of.get(differing[0], "not there") for of in (given, own))
+        raise DepoisonError(f"weights of another network: {differing[0]} is {has}, here {wants}")
+    network.load_state_dict(weights, assign=assign)
 
 
 def load_pretrained(built: Classifier, model: Mapping[str, Any], downloads: Path) -> None:

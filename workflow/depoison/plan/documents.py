@@ -13,6 +13,9 @@ from depoison.errors import DepoisonError
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+DEEPEST, MOST = 50, 50_000
+"""How deep a file may nest, and how many values it may hold; what an alias names counts wherever the alias stands."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -67,17 +70,19 @@ def read_document(path: Path, root: Path) -> Document:
     """Read a YAML mapping.
 
     Raises:
-        DepoisonError: the file is missing, is no YAML mapping, or holds a key twice; with its line, where there is one.
+        DepoisonError: the file is missing, is no YAML mapping, holds a key twice, or more than `MOST` values or deeper than
+            `DEEPEST`; with its line, where there is one.
     """
     shown = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DepoisonError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    places: dict[tuple[str, ...], str] = {}
+    builder = _Builder(shown)
     try:
+        _refuse_deep(text, shown)  # before `compose`, which such a text lets crash
         node = yaml.compose(text, Loader=_Loader)
-        data = {} if node is None else _build(node, (), places, shown)
+        data = {} if node is None else builder.value_of(node, ())
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         what = ", ".join(filter(None, (error.context, error.problem)))
@@ -86,23 +91,58 @@ def read_document(path: Path, root: Path) -> Document:
         raise DepoisonError(f"{shown}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise DepoisonError(f"{shown}: must be a mapping of keys to values")
-    return Document(shown, data, places)
+    return Document(shown, data, builder.places)
 
 
-def _build(node: yaml.Node, keys: tuple[str, ...], places: dict[tuple[str, ...], str], shown: str) -> Any:
-    if isinstance(node, yaml.MappingNode):
+def _refuse_deep(text: str, shown: str) -> None:
+    """Raises: DepoisonError: a text nests deeper than `DEEPEST`, without what its aliases name."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise _too_deep(shown, event)
+
+
+def _too_deep(shown: str, at: yaml.Event | yaml.Node) -> DepoisonError:
+    return DepoisonError(f"{shown}:{at.start_mark.line + 1}: nests deeper than {DEEPEST} levels")
+
+
+class _Builder:
+    """Makes plain values of the nodes of a file.
+
+    Attributes:
+        places: as `Document` has them.
+    """
+
+    def __init__(self, shown: str):
+        self.places: dict[tuple[str, ...], str] = {}
+        self._shown, self._count = shown, 0
+
+    def value_of(self, node: yaml.Node, keys: tuple[str, ...]) -> Any:
+        place = f"{self._shown}:{node.start_mark.line + 1}"
+        self._count += 1
+        if self._count > MOST:
+            raise DepoisonError(f"{place}: with what its aliases repeat, the file holds more than {MOST} values")
+        if len(keys) > DEEPEST:  # such as an alias of what it stands in
+            raise _too_deep(self._shown, node)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping_of(node, keys)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value_of(item, (*keys, str(i))) for i, item in enumerate(node.value)]
+        try:
+            return yaml.constructor.SafeConstructor().construct_object(node)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:  # such as a date that is none
+            raise DepoisonError(f"{place}: {node.value!r} is no {node.tag.rpartition(':')[2]} ({error})") from None
+
+    def _mapping_of(self, node: yaml.MappingNode, keys: tuple[str, ...]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            place = f"{self._shown}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise DepoisonError(f"{place}: a key must be text, not a list or a mapping")
             key = str(key_node.value)
-            place = f"{shown}:{key_node.start_mark.line + 1}"
             if key in result:
                 raise DepoisonError(f"{place}: the key {key!r} stands twice in one mapping")
-            places[(*keys, key)] = place
-            result[key] = _build(value_node, (*keys, key), places, shown)
+            self.places[(*keys, key)] = place
+            result[key] = self.value_of(value_node, (*keys, key))
         return result
-    if isinstance(node, yaml.SequenceNode):
-        return [_build(item, (*keys, str(i)), places, shown) for i, item in enumerate(node.value)]
-    try:
-        return yaml.constructor.SafeConstructor().construct_object(node)
-    except ValueError as error:  # such as a date that is none
-        raise DepoisonError(f"{shown}:{node.start_mark.line + 1}: {node.value!r}: {error}") from None

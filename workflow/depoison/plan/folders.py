@@ -6,10 +6,9 @@ import hashlib
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from depoison.errors import DepoisonError
-from depoison.files import read_json
+from depoison.files import corrupted, read_json
 from depoison.plan.specs import Artifact
 
 LISTING = "listing.json"
@@ -79,7 +78,9 @@ def require_unchanged(dataset: Artifact, root: str) -> str:
     if not folder.is_dir():
         read = time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
         return f"{root}: not there any more; dataset {parameters['name']} is what was read from it on {read}"
-    before: dict[str, Any] = read_json(path)
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise corrupted(path, "no listing")
     now = listing_of(folder)
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:

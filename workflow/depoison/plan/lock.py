@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from depoison.errors import DepoisonError
-from depoison.files import write_json
+from depoison.files import read_json, write_json
 from depoison.plan.config import KINDS
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact, chain_of
@@ -60,14 +60,15 @@ def current(root: Path) -> dict[str, Entry]:
 def stale(root: Path) -> dict[str, str]:
     """Where code and lock disagree: by entry, the sentence that says how and what to do."""
     locked, now = _locked(root), current(root)
-    differ = sorted(name for name in locked.keys() | now.keys() if locked.get(name) != now.get(name))
-    return {name: _sentence(name, locked.get(name), now.get(name)) for name in differ}
+    return {name: _sentence(name, locked.get(name), now.get(name)) for name in _differing(locked, now)}
 
 
 def renew(root: Path) -> str:
     """Write the lock; returns what it says now, for the terminal."""
-    changed = stale(root)
-    locked, now = _locked(root), current(root)
+    now, locked = current(root), {}
+    with contextlib.suppress(DepoisonError):  # a lock that cannot be read is what this command mends
+        locked = _locked(root)
+    changed = _differing(locked, now)
     (root / LOCK).write_text(json.dumps(now, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     lines = [f"{LOCK}: {len(changed)} entries renewed"]
     for name in changed:
@@ -107,8 +108,8 @@ def _seen(root: Path) -> dict[str, str]:
         if (facts := _stat(file))
     ]
     state = hashlib.sha256(repr(sorted(looks)).encode()).hexdigest()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        seen = json.loads((root / SEEN).read_text(encoding="utf-8"))
+    with contextlib.suppress(DepoisonError, KeyError, TypeError):
+        seen = read_json(root / SEEN)
         if seen["files"] == state:
             return seen["stale"]
     sentences = stale(root)
@@ -136,8 +137,16 @@ def _behind(artifact: Artifact) -> Iterator[str]:
 
 
 def _locked(root: Path) -> dict[str, Entry]:
-    path = root / LOCK
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Raises: DepoisonError: a file that is no lock, such as one with conflict marks."""
+    found = read_json(root / LOCK) if (root / LOCK).exists() else {}
+    entries = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(entry, dict) and {"version", "code"} <= entry.keys() for entry in entries):
+        raise DepoisonError(f"{LOCK}: no lock of code versions; `depoison lock` writes it anew")
+    return found
+
+
+def _differing(locked: dict[str, Entry], now: dict[str, Entry]) -> list[str]:
+    return sorted(name for name in locked.keys() | now.keys() if locked.get(name) != now.get(name))
 
 
 def _sentence(name: str, locked: Entry | None, now: Entry | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -201,18 +202,25 @@ def _transcription(path: Path) -> dict[Place, str]:
             for row in csv.DictReader(text):
                 if None in row.values() or None in row:
                     raise ValueError(f"{row}: a value for each column is needed")
-                rate = f"{float(row['rate']):g}" if row["rate"] else ""
+                rate = f"{_finite(row['rate']):g}" if row["rate"] else ""
                 key = Key(row["dataset"], row["model"], row["attack"], rate, row["variant"], row["defense"])
                 if key in lines:
                     raise ValueError(f"{', '.join(filter(None, key))} stands twice")
                 lines.add(key)
                 for metric in METRICS:
                     if row[metric]:
-                        float(row[metric])
+                        _finite(row[metric])
                         found[key, metric] = row[metric]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DepoisonError(f"{path}: not readable as a table of published numbers ({error!r})") from None
     return found
+
+
+def _finite(text: str) -> float:
+    """Raises: ValueError: no finite number; of percentages a paper prints any."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not finite")
+    return number
 
 
 def _named(file: NumbersFile) -> dict[str, str]:

@@ -8,6 +8,8 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from depoison.errors import DepoisonError
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -100,8 +102,17 @@ def chain_of(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
 
 
 def directory_of(spec: dict[str, Any]) -> str:
-    """The directory that belongs to a spec; a pure function of it."""
-    return f"results/{spec['stage']}/{_readable_name(spec)}-{fingerprint(spec)}"
+    """The directory that belongs to a spec; a pure function of it.
+
+    Raises:
+        DepoisonError: it is no spec.
+    """
+    try:
+        if "/" in (name := _readable_name(spec)):
+            raise ValueError(f"{name!r} is no name")
+        return f"results/{spec['stage']}/{name}-{fingerprint(spec)}"
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        raise DepoisonError(f"no spec of an artifact ({error!r})") from None
 
 
 def make_artifact(

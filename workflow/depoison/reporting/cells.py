@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from depoison.artifacts import read_evaluation
 from depoison.errors import DepoisonError
-from depoison.files import json_text, read_json, sha256_of, write_bytes
+from depoison.files import json_text, read_json, write_bytes
 from depoison.plan.config import OWN
 from depoison.plan.plan import Cell, Plan
 
@@ -30,15 +31,14 @@ def configuration_of(cell: Cell) -> dict[str, dict[str, Any]]:
 
 def render_cell(cell: Cell) -> str:
     """The text of results/cells/…/s<seed>.json; `made_from` is the checksum of the evaluation."""
-    product = Path(cell.evaluation.product)
-    evaluation = read_json(product)
+    evaluation = read_evaluation(cell.evaluation.product)
     view = {
         "cell": cell.name.path,
-        "made_from": sha256_of(product),
+        "made_from": evaluation.sha256,
         "evaluation": cell.evaluation.directory,
         "configuration": configuration_of(cell),
     }
-    return json_text(view | evaluation, cell.name.path)
+    return json_text(view | evaluation.content, cell.name.path)
 
 
 def cell_is_current(cell: Cell) -> bool:

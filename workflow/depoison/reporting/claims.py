@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from depoison.files import json_text, read_json, sha256_of, write_bytes
+from depoison.artifacts import read_evaluation
+from depoison.files import json_text, sha256_of, write_bytes
 from depoison.plan.claims import Chosen, Claim, Claims, Condition, Place, Statistic, has_claims, read_claims
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
@@ -139,12 +140,12 @@ def _read(kind: str, files: tuple[str, ...], target: int | None) -> list[tuple[f
         return list(enumerate(course(*files)))
     if kind == "tsne":
         return [(None, {"mixing": None if target is None else mixing(Path(files[0]), target)})]
-    return [(None, read_json(Path(files[0]))["metrics"])]
+    return [(None, read_evaluation(files[0]).metrics)]
 
 
 def _asr(evaluation: str) -> float | None:
     """Of an evaluation; None where it is not there, or has none."""
-    return read_json(path)["metrics"].get("asr") if (path := Path(evaluation)).exists() else None
+    return read_evaluation(evaluation).metrics["asr"] if Path(evaluation).exists() else None
 
 
 def _untaken(claim: Claim, asr: Callable[[str], float | None]) -> tuple[set[tuple[str, ...]], int]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depoison.errors import DepoisonError
+from depoison.artifacts import EMBEDDING, read_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,14 +22,9 @@ def mixing(embedding: Path, target: int) -> float | None:
     """
     import numpy as np
 
-    try:
-        with embedding.open(encoding="utf-8", newline="") as lines:
-            rows = [(row["backdoored"] == "1", int(row["label"]), float(row["x"]), float(row["y"]))
-                    for row in csv.DictReader(lines)]  # fmt: skip
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DepoisonError(f"{embedding}: cannot be read ({error!r}); delete it and run again") from None
-    backdoored = np.array([place for marked, _, *place in rows if marked])
-    clean = np.array([place for marked, label, *place in rows if not marked and label == target])
+    rows = read_rows(embedding, EMBEDDING)
+    backdoored = np.array([(row["x"], row["y"]) for row in rows if row["backdoored"]])
+    clean = np.array([(row["x"], row["y"]) for row in rows if not row["backdoored"] and row["label"] == target])
     return mixing_of(backdoored, clean) if len(backdoored) and len(clean) else None
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from depoison.artifacts import read_record
 from depoison.errors import DepoisonError
-from depoison.files import RUN, read_json, sha256_of, write_bytes
+from depoison.files import RUN, sha256_of, write_bytes
 from depoison.plan.figures import Figure
 from depoison.plan.papers import Paper
 from depoison.plan.parameters import text_of
@@ -236,9 +237,8 @@ def _made_by(paper: Paper) -> list[tuple[str, int]]:
             chain |= cell.evaluation.chain()
     counts: Counter[str] = Counter()
     for artifact in chain.values():
-        record = Path(artifact.directory, RUN)
-        if Path(artifact.product).exists() and record.exists():
-            told = read_json(record)
+        if Path(artifact.product).exists() and Path(artifact.directory, RUN).exists():
+            told = read_record(artifact.directory)
             versions = [f"{name} {version}" for name, version in sorted(told.get("packages", {}).items())]
             commit = f"commit {told['commit']}" if told.get("commit") else "no commit"
             counts[", ".join([commit, str(told.get("device", "unknown device")), *versions])] += 1

@@ -13,16 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from depoison.artifacts import METRICS_FILE, evaluation_in, read_evaluation
 from depoison.errors import DepoisonError
 from depoison.files import read_json
 from depoison.plan.cells import PREFIX, CellName
 from depoison.plan.figures import all_figures, read_figure
 from depoison.plan.plan import CONFIG_FILE, Plan
-from depoison.plan.specs import STAGES
 from depoison.plan.tables import all_tables, read_table
 from depoison.reporting.comparison import METRICS
 
-METRICS_FILE = STAGES["evaluate"].product
 HELD = ("config", "workflow", "results", "reports")
 """What is read of a git revision."""
 
@@ -112,7 +111,8 @@ def _checked_out(root: Path, revision: str, tracks: Iterable[str]) -> Iterator[t
 def _runs(root: Path, plan: Plan | None = None) -> tuple[dict[CellName, Run], tuple[str, ...]]:
     """Every cell that was computed in a folder, and notes.
 
-    A cell's numbers come from the evaluation that its configuration leads to, else from the cell's file, else from a table.
+    A cell's numbers come from the evaluation that its configuration leads to, else from the one that its file names or from
+    the file, else from a table.
     """
     runs: dict[CellName, Run] = {}
     notes: list[str] = []
@@ -122,17 +122,15 @@ def _runs(root: Path, plan: Plan | None = None) -> tuple[dict[CellName, Run], tu
             if isinstance(table, dict) and {"cells", "lines", "columns"} <= table.keys():
                 runs.update(_of_table(root, table, path))
     for path in sorted((root / PREFIX).glob("**/s*.json")):
-        view = read_json(path)
-        runs[CellName.parse(str(path.relative_to(root)))] = _of_evaluation(view.get("evaluation", ""), view, path)
+        view = evaluation_in(read_json(path), path)
+        runs[CellName.parse(str(path.relative_to(root)))] = _run(root, str(view.get("evaluation", "")), view)
     if (root / CONFIG_FILE).exists() and (root / "results/evaluate").is_dir():
         try:
             planned = _planned(plan or Plan(root))
         except DepoisonError as error:
             planned = {}
             notes.append(f"its configuration cannot be planned, so only its cells' files and tables are read ({error})")
-        read = cache(
-            lambda directory: _of_evaluation(directory, read_json(path := root / directory / METRICS_FILE), path)
-        )
+        read = cache(lambda directory: _run(root, directory))
         there = {directory for directory in planned.values() if (root / directory / METRICS_FILE).exists()}
         runs.update((name, read(directory)) for name, directory in planned.items() if directory in there)
     return runs, tuple(notes)
@@ -147,19 +145,22 @@ def _planned(plan: Plan) -> dict[CellName, str]:
     }
 
 
-def _of_evaluation(directory: str, content: Any, path: Path) -> Run:
-    try:
-        metrics, counts = content["metrics"], content.get("denominators", {})
-        model = content.get("model", {})
-        return Run(
-            directory,
-            {metric: float(metrics[metric]) for metric in METRICS if metrics.get(metric) is not None},
-            {metric: int(counts[metric]) for metric in METRICS if counts.get(metric)},
-            model.get("sha256", {}).get("model.safetensors", ""),
-            model.get("device", ""),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DepoisonError(f"{path}: is no evaluation ({error!r})") from None
+def _run(root: Path, directory: str, otherwise: Mapping[str, Any] | None = None) -> Run:
+    """A run, from its evaluation.
+
+    Args:
+        otherwise: the content of what else tells the numbers, where the evaluation is not there.
+    """
+    product = root / directory / METRICS_FILE
+    content = otherwise if otherwise and not product.exists() else read_evaluation(product).content
+    metrics, counts, model = content["metrics"], content.get("denominators", {}), content.get("model") or {}
+    return Run(
+        directory,
+        {metric: metrics[metric] for metric in METRICS if metrics[metric] is not None},
+        {metric: counts[metric] for metric in METRICS if counts.get(metric)},
+        model.get("sha256", {}).get("model.safetensors", ""),
+        model.get("device", ""),
+    )
 
 
 def _of_table(root: Path, table: dict[str, Any], path: Path) -> Iterator[tuple[CellName, Run]]:
@@ -168,16 +169,11 @@ def _of_table(root: Path, table: dict[str, Any], path: Path) -> Iterator[tuple[C
         lines, width = [line for line in table["lines"] if not line["summary"]], len(table["columns"])
         for i, entry in enumerate(table["cells"]):
             figures = lines[i // width]["figures"][i % width]
+            # One value for each seed, unless a metric was not measured.
             values = {metric: figures[metric]["values"] for metric in METRICS}
             for seed, (cell, product) in enumerate(zip(entry["cells"], entry["evaluations"], strict=True)):
-                directory = str(Path(product).parent)
-                if (root / product).exists():
-                    run = _of_evaluation(directory, read_json(root / product), root / product)
-                else:  # one value for each seed, unless a metric was not measured
-                    known = {
-                        metric: found[seed] for metric, found in values.items() if len(found) == len(entry["cells"])
-                    }
-                    run = Run(directory, known, {})
-                yield CellName.parse(cell), run
+                known = {m: found[seed] if len(found) == len(entry["cells"]) else None for m, found in values.items()}
+                content = evaluation_in({"metrics": known}, path)
+                yield CellName.parse(cell), _run(root, str(Path(product).parent), content)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DepoisonError(f"{path}: is no table of this project ({error!r})") from None

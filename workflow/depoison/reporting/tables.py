@@ -16,8 +16,9 @@ from typing import Any
 
 import jinja2
 
+from depoison.artifacts import read_evaluation
 from depoison.errors import DepoisonError
-from depoison.files import json_text, read_json, write_bytes
+from depoison.files import json_text, write_bytes
 from depoison.plan.plan import Plan
 from depoison.plan.tables import Column, Entry, Row, Subject, Table, Tables, percent, told_apart
 from depoison.reporting import corrections
@@ -233,8 +234,8 @@ def metrics_reader() -> Callable[[str], dict[str, Any]]:
     def read(product: str) -> dict[str, Any]:
         if not Path(product).exists():
             return NOT_THERE
-        evaluation = read_json(Path(product))
-        return {"diverged": evaluation.get("diverged", False)} | evaluation["metrics"]
+        evaluation = read_evaluation(product)
+        return {"diverged": evaluation.content.get("diverged", False)} | evaluation.metrics
 
     return cache(read)
 

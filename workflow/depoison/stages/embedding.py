@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from depoison.artifacts import EMBEDDING
 from depoison.errors import DepoisonError
 from depoison.files import write_bytes
 from depoison.models.classifier import Classifier
@@ -19,8 +20,6 @@ from depoison.stages.inputs import read_dataset, read_model
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 from depoison.training.loop import autocast
-
-COLUMNS = ("index", "label", "backdoored", "x", "y")
 
 
 def run(job: Job) -> None:
@@ -46,7 +45,7 @@ def run(job: Job) -> None:
     places = embed(found, parameters["perplexity"], rng.generator("t-sne").initial_seed() % 2**32)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(EMBEDDING)
     writer.writerows(_rows(indices, test.labels[indices], marks, places))
     write_bytes(job.folder / "embedding.csv", text.getvalue().encode())
     job.facts |= {"clean": len(clean), "backdoored": sum(marks)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from depoison.artifacts import METRICS_FILE, read_evaluation, read_record
 from depoison.evaluation.metrics import NO_LABEL, defense_effectiveness_rating
-from depoison.files import RUN, read_json, write_json
+from depoison.files import write_json
 from depoison.stages.inputs import chain_of, read_dataset, read_model
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
@@ -18,11 +19,12 @@ def run(job: Job) -> None:
 
     predictions = test.predictions(model, job.parameters["precision"])
     metrics = {"c_acc": None, "asr": None, "lcr": None, "der": None} | test.measured(*predictions)
-    if "undefended" in job.spec["upstream"] and metrics["asr"] is not None:
-        before = read_json(job.upstream("undefended") / "metrics.json")["metrics"]
-        metrics["der"] = defense_effectiveness_rating(metrics["c_acc"], metrics["asr"], before["c_acc"], before["asr"])
+    if "undefended" in job.spec["upstream"]:
+        before = read_evaluation(job.upstream("undefended") / METRICS_FILE).metrics
+        rates = (metrics["c_acc"], metrics["asr"], before["c_acc"], before["asr"])
+        metrics["der"] = None if None in rates else defense_effectiveness_rating(*rates)
     chain = {name: spec for role in job.spec["upstream"] for name, spec in chain_of(job.upstream(role)).items()}
-    runs = [read_json(path / RUN) for path in dict.fromkeys((backdoored, directory))]
+    runs = [read_record(path) for path in dict.fromkeys((backdoored, directory))]
     unclassified = sum(int((labels == NO_LABEL).sum()) for labels in predictions)
     if unclassified:
         images = sum(map(len, predictions))
@@ -34,4 +36,4 @@ def run(job: Job) -> None:
         "model": {"directory": str(directory), **runs[-1]},
         "specs": chain,
     }
-    write_json(job.folder / "metrics.json", result)
+    write_json(job.folder / METRICS_FILE, result)

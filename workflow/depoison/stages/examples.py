@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from depoison.errors import DepoisonError
-from depoison.files import load_tensors, save_tensors
+from depoison.files import save_tensors
 from depoison.rng import Rng
-from depoison.stages.inputs import read_attack, read_dataset
+from depoison.stages.inputs import read_attack, read_dataset, read_trigger
 from depoison.stages.runner import Job
 
 
@@ -23,7 +23,7 @@ def run(job: Job) -> None:
     attack, poisoning = read_attack(job.upstream("poison"))
     if attack is None or poisoning is None:
         raise DepoisonError("examples: the attack none has no trigger; valid: any other attack")
-    trigger = load_tensors(job.upstream("poison") / "trigger.safetensors")
+    trigger = read_trigger(job.upstream("poison"), attack, dataset)
     order = torch.randperm(len(dataset.test_labels), generator=Rng(job.seed, "examples").generator("order"))
     labels = dataset.test_labels[order]
     indices = order[poisoning.goals(labels, len(dataset.classes)) != labels][: job.parameters["count"]]

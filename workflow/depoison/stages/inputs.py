@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from depoison.attacks.base import Attack, Poisoning, Pool, make
+from depoison.artifacts import load_tensors, read_recorded, read_spec
+from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, make
 from depoison.errors import DepoisonError
-from depoison.files import SPEC, load_tensors, read_json
-from depoison.models.classifier import Classifier, build, load_pretrained
-from depoison.plan.specs import directory_of
+from depoison.files import corrupted, parse_json
+from depoison.models.classifier import Classifier, build, load_pretrained, load_weights
 from depoison.rng import Rng
 from depoison.stages.runner import Job
 
@@ -41,22 +41,6 @@ class Dataset:
         return channels, height, width
 
 
-def read_spec(directory: Path) -> dict[str, Any]:
-    """The spec of an artifact.
-
-    Raises:
-        DepoisonError: it is missing, or is not the one that belongs to the directory.
-    """
-    spec = read_json(directory / SPEC)
-    try:
-        belongs = directory_of(spec) == str(directory)
-    except (KeyError, TypeError):
-        belongs = False
-    if not belongs:
-        raise DepoisonError(f"{directory / SPEC}: belongs to another artifact; delete {directory} and run again")
-    return spec
-
-
 def chain_of(directory: Path) -> dict[str, Any]:
     """The specs of an artifact and of all that it is made from, by directory, upstream first."""
     spec, found = read_spec(directory), {}
@@ -66,7 +50,47 @@ def chain_of(directory: Path) -> dict[str, Any]:
 
 
 def read_dataset(directory: Path) -> Dataset:
-    return Dataset(**load_tensors(directory / "data.safetensors"), classes=read_json(directory / "classes.json"))
+    classes = parse_json(read_recorded(path := directory / "classes.json"), path)
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise corrupted(path, "no list of names", delete=directory)
+    images = {"train_images": "uint8 N C H W", "test_images": "uint8 M C H W"}
+    labels = {"train_labels": "int64 N", "test_labels": "int64 M"}
+    below = dict.fromkeys(labels, len(classes))
+    return Dataset(**load_tensors(directory / "data.safetensors", images | labels, below), classes=classes)
+
+
+def read_split(directory: Path, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """The defender's and the attacker's indices into the training set, (n,) and (m,) int64."""
+    shapes = {"defender": "int64 n", "attacker": "int64 m"}
+    found = load_tensors(directory / "split.safetensors", shapes, dict.fromkeys(shapes, len(dataset.train_labels)))
+    return found["defender"], found["attacker"]
+
+
+def read_overlay(poison: Path, dataset: Dataset) -> Overlay:
+    """What an attack changes of the training set, which its indices are into."""
+    shapes = {"indices": "int64 n", "images": axes_of(dataset, "n"), "labels": "int64 n"}
+    below = {"indices": len(dataset.train_labels), "labels": len(dataset.classes)}
+    return Overlay(**load_tensors(poison / "poison.safetensors", shapes, below))
+
+
+def axes_of(dataset: Dataset, count: str) -> str:
+    """What `load_tensors` is told to expect of images like the dataset's."""
+    return f"uint8 {count} {' '.join(map(str, dataset.shape))}"
+
+
+def read_trigger(poison: Path, attack: Attack | None, dataset: Dataset) -> dict[str, Tensor]:
+    """The trigger's tensors. Which these are the attack alone knows, so it has to put them on an image.
+
+    Raises:
+        DepoisonError: as `load_tensors`, or it cannot.
+    """
+    trigger = load_tensors(path := poison / "trigger.safetensors")
+    if attack is not None:
+        try:
+            attack.stamp(dataset.test_images[:1], trigger)
+        except (DepoisonError, RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise corrupted(path, f"no trigger of {type(attack).__name__}: {error!r}", delete=poison) from error
+    return trigger
 
 
 def read_attack(poison: Path) -> tuple[Attack | None, Poisoning | None]:
@@ -78,7 +102,7 @@ def read_attack(poison: Path) -> tuple[Attack | None, Poisoning | None]:
 
 def read_pool(job: Job, dataset: Dataset, model: Mapping[str, Any] | None = None) -> Pool:
     """The attacker's clean pool; `model` is that of a spec, for an attack that trains one."""
-    where = load_tensors(job.upstream("split") / "split.safetensors")["attacker"]
+    _, where = read_split(job.upstream("split"), dataset)
 
     def fresh(rng: Rng) -> Classifier:
         assert model is not None
@@ -116,7 +140,10 @@ def read_model(directory: Path, dataset: Dataset) -> Classifier:
     spec = read_spec(directory)
     trained = spec if spec["stage"] == "train" else read_spec(Path(spec["upstream"]["model"]))
     model = _built(trained["parameters"]["model"], dataset, Rng(0, "unused"))
-    model.load_state_dict(load_tensors(directory / "model.safetensors"))
+    try:
+        load_weights(model, load_tensors(path := directory / "model.safetensors"))
+    except DepoisonError as error:
+        raise corrupted(path, error, delete=directory) from None
     return model.eval()
 
 

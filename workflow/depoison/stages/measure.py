@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from depoison.artifacts import load_tensors
 from depoison.attacks.base import CPU, Attack, Poisoning
 from depoison.errors import DepoisonError
 from depoison.evaluation.metrics import attack_success_rate, clean_accuracy, label_correction_rate, predict
-from depoison.files import load_tensors, save_tensors
+from depoison.files import save_tensors
 from depoison.models.classifier import Classifier
-from depoison.stages.inputs import Dataset
+from depoison.stages.inputs import Dataset, axes_of
 
 TRIGGERED = "triggered.safetensors"
 """The triggered test set, beside the trigger of a train artifact."""
@@ -67,7 +68,9 @@ class Test:
     @classmethod
     def of(cls, backdoored: Path, dataset: Dataset) -> Test:
         """The test set of a train artifact."""
-        return cls(dataset, **load_tensors(backdoored / TRIGGERED))
+        shapes = {"kept": "int64 M", "goals": "int64 M", "images": axes_of(dataset, "M")}
+        below = {"kept": len(dataset.test_labels), "goals": len(dataset.classes)}
+        return cls(dataset, **load_tensors(backdoored / TRIGGERED, shapes, below))
 
     def save(self, folder: Path) -> None:
         """Write the triggered part into a folder."""

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import torch
 
+from depoison.artifacts import load_tensors, read_spec
 from depoison.attacks.base import Overlay, Poisoning, make
 from depoison.errors import DepoisonError
-from depoison.files import load_tensors, save_tensors
+from depoison.files import save_tensors
 from depoison.rng import Rng
-from depoison.stages.inputs import read_dataset, read_pool, read_spec
+from depoison.stages.inputs import read_dataset, read_pool, read_split
 from depoison.stages.runner import Job
 
 
@@ -20,7 +21,7 @@ def run(job: Job) -> None:
     An attack that controls training has an empty overlay; a clean model has neither overlay nor trigger.
     """
     dataset, rng, asset = read_dataset(job.upstream("dataset")), Rng(job.seed, "poison"), {}
-    where = load_tensors(job.upstream("split") / "split.safetensors")["attacker"]
+    _, where = read_split(job.upstream("split"), dataset)
     attack = make(job.parameters["attack"])
     if "asset" in job.spec["upstream"]:
         asset = load_tensors(job.upstream("asset") / "asset.safetensors")
@@ -35,9 +36,10 @@ def run(job: Job) -> None:
             trigger = attack.make_trigger(dataset.shape, rng, *([asset] if asset else []))
             overlay = attack.poison(pool, poisoning, trigger, rng)
         except DepoisonError as error:
-            raise DepoisonError(
-                f"{job.parameters['attack']['name']} on {job.upstream('dataset').name}: {error}"
-            ) from None
+            what = " with ".join(
+                job.upstream(role).name for role in ("dataset", "asset") if role in job.spec["upstream"]
+            )
+            raise DepoisonError(f"{job.parameters['attack']['name']} on {what}: {error}") from None
     # safetensors cannot hold a file without a tensor that tells nothing from a file that lost it: keep a marker.
     save_tensors(job.folder / "trigger.safetensors", trigger or {"none": torch.zeros(0)})
     overlaid = {"indices": where[overlay.indices], "images": overlay.images, "labels": overlay.labels}

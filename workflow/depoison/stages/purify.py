@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from depoison.artifacts import read_spec
 from depoison.defenses.tuning import Candidates, Tuner, TuningSet
 from depoison.errors import DepoisonError
-from depoison.files import load_tensors, save_tensors
+from depoison.files import save_tensors
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
-from depoison.stages.inputs import read_dataset, read_model, read_spec
+from depoison.stages.inputs import read_dataset, read_model, read_split
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 from depoison.training.loop import Evaluate, Monitor, convolutions
@@ -24,7 +25,7 @@ def run(job: Job) -> None:
     Where it returns candidates, the choice is the oracle's: by test data.
     """
     dataset = read_dataset(job.upstream("dataset"))
-    defender = load_tensors(job.upstream("split") / "split.safetensors")["defender"]
+    defender, _ = read_split(job.upstream("split"), dataset)
     backdoored = job.upstream("model")
     model = read_model(backdoored, dataset).to(job.device)
 

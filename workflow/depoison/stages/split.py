@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from depoison.errors import DepoisonError
-from depoison.files import load_tensors, save_tensors
+from depoison.files import save_tensors
 from depoison.rng import Rng
+from depoison.stages.inputs import read_dataset
 from depoison.stages.runner import Job
 
 
@@ -17,7 +18,7 @@ def run(job: Job) -> None:
     The defender's indices are in random order, so that the first n of them are a sample: smaller tuning sets are nested in
     larger ones. The attacker's are sorted.
     """
-    labels = load_tensors(job.upstream("dataset") / "data.safetensors")["train_labels"]
+    labels = read_dataset(job.upstream("dataset")).train_labels
     parameters = job.parameters
     defender = reserve(labels, parameters["reserve"], parameters["stratified"], Rng(job.seed, "split"))
     attacker = torch.ones(len(labels), dtype=torch.bool)

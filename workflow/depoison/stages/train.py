@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from depoison.files import load_tensors, save_tensors
+from depoison.files import save_tensors
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
-from depoison.stages.inputs import new_model, read_attack, read_dataset
+from depoison.stages.inputs import new_model, read_attack, read_dataset, read_overlay, read_split, read_trigger
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 from depoison.training.loop import Monitor, PlainBatches, fit
@@ -17,14 +17,14 @@ from depoison.training.recipe import Recipe
 def run(job: Job) -> None:
     """Train on the poisoned pool; C-Acc and ASR on the test set go into the history only."""
     dataset, rng = read_dataset(job.upstream("dataset")), Rng(job.seed, "train")
-    pool = load_tensors(job.upstream("split") / "split.safetensors")["attacker"]
-    overlay = load_tensors(job.upstream("poison") / "poison.safetensors")
-    trigger = load_tensors(job.upstream("poison") / "trigger.safetensors")
+    _, pool = read_split(job.upstream("split"), dataset)
     attack, poisoning = read_attack(job.upstream("poison"))
+    overlay = read_overlay(job.upstream("poison"), dataset)
+    trigger = read_trigger(job.upstream("poison"), attack, dataset)
 
     images, labels = dataset.train_images.clone(), dataset.train_labels.clone()
-    images[overlay["indices"]], labels[overlay["indices"]] = overlay["images"], overlay["labels"]
-    poisoned = torch.isin(pool, overlay["indices"])
+    images[overlay.indices], labels[overlay.indices] = overlay.images, overlay.labels
+    poisoned = torch.isin(pool, overlay.indices)
     images, labels = images[pool], labels[pool]
 
     recipe = Recipe(**job.parameters["recipe"])

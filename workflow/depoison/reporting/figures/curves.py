@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from depoison.files import read_json
+from depoison.artifacts import read_evaluation
 from depoison.plan.figures import Figure, Part, Point
 from depoison.plan.plan import Cell
 from depoison.reporting.figures.style import Look, legend, looks
@@ -26,7 +25,7 @@ def where(point: Point) -> Row:
 
 def evaluated(figure: Figure) -> list[Row]:
     """A row for each point and metric, from evaluations."""
-    read = cache(lambda product: read_json(Path(product))["metrics"])
+    read = cache(lambda product: read_evaluation(product).metrics)
     return [
         row
         for point in figure.points

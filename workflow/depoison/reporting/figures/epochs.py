@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from depoison.errors import DepoisonError
-from depoison.files import read_json
+from depoison.artifacts import percent, read_evaluation, read_rows
 from depoison.plan.figures import Figure, Part, history_of
 from depoison.reporting.figures.curves import Row, draw_line, legend_of_lines, measured, of_panel
 from depoison.reporting.figures.style import curves_grid, looks
@@ -34,16 +32,8 @@ def course(undefended: str, history: str) -> list[dict[str, float | None]]:
     Raises:
         DepoisonError: no history, or one that cannot be read.
     """
-    before, path = read_json(Path(undefended))["metrics"], Path(history)
-    try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        found = [{key: float(row[key]) if row[key] else None for key in ("c_acc", "asr")} for row in rows]
-    except FileNotFoundError:
-        raise DepoisonError(f"{path}: missing; delete {path.parent} and run again") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise DepoisonError(f"{path}: corrupted ({error!r}); delete {path.parent} and run again") from None
-    return [before, *found]
+    rows = read_rows(Path(history), {"c_acc": percent, "asr": percent})
+    return [read_evaluation(undefended).metrics, *rows]
 
 
 def draw(figure: Figure, rows: list[Row]) -> Any:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from depoison.errors import DepoisonError
-from depoison.files import sha256_of
+from depoison.artifacts import load_arrays
+from depoison.files import corrupted, sha256_of
 from depoison.plan.figures import Figure
+from depoison.plan.specs import Artifact
 from depoison.reporting.figures.curves import Row, where
 from depoison.reporting.figures.style import WIDTHS, blank, new_canvas, plain
 
@@ -31,17 +32,25 @@ def _numbers(figure: Figure, point: Any) -> Row:
     return where(point) | found | {"gap": point.gap}
 
 
-def _images(figure: Figure, artifact: Any) -> tuple[Any, Any, int]:
+def _images(figure: Figure, artifact: Artifact) -> tuple[Any, Any, int]:
     """The clean and the backdoored image, (C, H, W) uint8, and their index in the test set."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    found = load_examples(artifact)
+    i = figure.file.image % len(found["indices"])
+    return found["clean"][i], found["backdoored"][i], int(found["indices"][i])
 
-    try:
-        found = load_file(artifact.product)
-        i = figure.file.image % len(found["indices"])
-        return found["clean"][i], found["backdoored"][i], int(found["indices"][i])
-    except (OSError, SafetensorError, KeyError, ZeroDivisionError) as error:
-        raise DepoisonError(f"{artifact.product}: cannot be read ({error!r}); delete it and run again") from None
+
+def load_examples(artifact: Artifact) -> dict[str, Any]:
+    """`clean` and `backdoored` (n, C, H, W) uint8, C of 1 or 3, and `indices` (n,) int64; n is at least 1.
+
+    Raises:
+        DepoisonError: as `load_arrays`.
+    """
+    path = Path(artifact.product)
+    found = load_arrays(path, {"clean": "uint8 n C H W", "backdoored": "uint8 n C H W", "indices": "int64 n"})
+    count, channels, *_ = found["clean"].shape
+    if not count or channels not in (1, 3) or 0 in found["clean"].shape:
+        raise corrupted(path, f"no images of 1 or 3 channels: {list(found['clean'].shape)}")
+    return found
 
 
 def residual_of(clean: Any, backdoored: Any) -> Any:

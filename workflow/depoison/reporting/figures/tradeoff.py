@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from depoison.files import read_json
+from depoison.artifacts import read_evaluation
 from depoison.plan.figures import Figure, Point
 from depoison.plan.plan import Cell
 from depoison.reporting.figures.curves import Row, measured
@@ -24,7 +23,7 @@ STEEP, LINEAR = 12, 4
 
 def numbers(figure: Figure) -> list[Row]:
     """`fall` of C-Acc below the model without a defense, in percentage points, and `asr`; beside them `undefended_asr`."""
-    read = cache(lambda product: read_json(Path(product))["metrics"])
+    read = cache(lambda product: read_evaluation(product).metrics)
 
     def metrics(cell: Cell) -> dict[str, Any]:
         after, before = read(cell.evaluation.product), read(_undefended(cell))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
-from depoison.errors import DepoisonError
-from depoison.files import read_json
+from depoison.artifacts import EMBEDDING, read_evaluation, read_rows
 from depoison.plan.figures import Figure
 from depoison.reporting.figures.curves import Row, where
 from depoison.reporting.figures.style import WIDTHS, blank, legend, new_canvas, plain
@@ -25,14 +23,10 @@ def numbers(figure: Figure) -> list[Row]:
             rows.append(_row(where(point), gap=point.gap))
             continue
         (cell,), (embedding,) = point.cells, point.artifacts
-        asr = read_json(Path(cell.evaluation.product))["metrics"]["asr"]
+        asr = read_evaluation(cell.evaluation.product).metrics["asr"]
         target = cell.settings["attack"]["target"][-1].value if "target" in cell.settings["attack"] else None
         of = where(point) | {"seed": cell.name.seed, "asr": asr, "target": target}
-        try:
-            with Path(embedding.product).open(encoding="utf-8", newline="") as lines:
-                rows += [_row(of, **one, gap="") for one in csv.DictReader(lines)]
-        except (OSError, TypeError) as error:
-            raise DepoisonError(f"{embedding.product}: cannot be read ({error}); delete it and run again") from None
+        rows += [_row(of, **one, gap="") for one in read_rows(Path(embedding.product), EMBEDDING)]
     return rows
 
 
@@ -66,11 +60,11 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
         axes.set_title(title if shown[0]["asr"] is None else f"{title}\nASR {shown[0]['asr']:.2f}%")
         colors = _colors(shown)
         for black in (False, True):  # backdoored ones above the others
-            part = [one for one in shown if (one["backdoored"] == "1") == black]
+            part = [one for one in shown if bool(one["backdoored"]) == black]
             size = min(6.0, max(1.0, 3000 / max(len(shown), 1)))
             axes.scatter(
-                [float(one["x"]) for one in part], [float(one["y"]) for one in part], s=size, linewidths=0,
-                c=["black" if black else colors[int(one["label"])] for one in part], rasterized=True,
+                [one["x"] for one in part], [one["y"] for one in part], s=size, linewidths=0,
+                c=["black" if black else colors[one["label"]] for one in part], rasterized=True,
             )  # fmt: skip
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
@@ -82,7 +76,7 @@ def _colors(rows: list[Row]) -> dict[int, Any]:
     """A color for each class; of many classes they go around the circle of hues."""
     from matplotlib import colormaps
 
-    labels = sorted({int(one["label"]) for one in rows})
+    labels = sorted({one["label"] for one in rows})
     target = rows[0]["target"]
     others = [label for label in labels if label != target]
     if len(others) <= len(OTHERS):

@@ -6,10 +6,9 @@ import base64
 import io
 from typing import Any
 
-from depoison.errors import DepoisonError
 from depoison.plan.figures import Figure
 from depoison.plan.specs import Artifact
-from depoison.reporting.figures.examples import amplification, residual_of
+from depoison.reporting.figures.examples import amplification, load_examples, residual_of
 from depoison.reporting.figures.write import draw
 
 COLORS = 128
@@ -34,31 +33,24 @@ def examples_of(artifact: Artifact) -> dict[str, Any]:
     """Test images: clean, backdoored, and what the trigger changed, around gray and amplified.
 
     Raises:
-        DepoisonError: a file that is no such artifact's.
+        DepoisonError: as `load_examples`.
     """
     from PIL import Image
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
     def picture(pixels: Any) -> str:
         channels_last = pixels.transpose(1, 2, 0)
         return png(Image.fromarray(channels_last[..., 0] if channels_last.shape[2] == 1 else channels_last))
 
-    try:
-        found = load_file(artifact.product)
-        images = []
-        for clean, backdoored, index in list(zip(*(found[k] for k in ("clean", "backdoored", "indices")), strict=True))[
-            :IMAGES
-        ]:
-            residual = residual_of(clean, backdoored)
-            factor = amplification(residual)
-            changed = (128 + residual * factor).clip(0, 255).astype("uint8")
-            images.append({
-                "index": int(index), "amplified": factor, "largest": int(abs(residual).max()),
-                "clean": picture(clean), "backdoored": picture(backdoored), "difference": picture(changed),
-            })  # fmt: skip
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DepoisonError(f"{artifact.product}: cannot be read ({error!r}); delete it and run again") from None
+    found, images = load_examples(artifact), []
+    kept = (found[key][:IMAGES] for key in ("clean", "backdoored", "indices"))
+    for clean, backdoored, index in zip(*kept, strict=True):
+        residual = residual_of(clean, backdoored)
+        factor = amplification(residual)
+        changed = (128 + residual * factor).clip(0, 255).astype("uint8")
+        images.append({
+            "index": int(index), "amplified": factor, "largest": int(abs(residual).max()),
+            "clean": picture(clean), "backdoored": picture(backdoored), "difference": picture(changed),
+        })  # fmt: skip
     return {"directory": artifact.directory, "images": images}
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
 
-from depoison.errors import DepoisonError
-from depoison.files import RUN, read_json
+from depoison.artifacts import read_evaluation, read_record, read_rows
+from depoison.files import RUN
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell
 from depoison.plan.specs import Artifact
 
 POINTS = 60
 """As many points of a course are kept; of more, every second, third, … and the last."""
+
+COURSES = ("loss", "train_acc", "c_acc", "asr", "lcr")
 
 SHARED = ("recipe", "packages")
 """What most specs or records have in common; each is kept once, and elsewhere stands its number."""
@@ -44,7 +45,7 @@ class Records:
         behind = cell.evaluation.chain().values()
         for product in {artifact.product for artifact in behind if artifact.stage == "evaluate"} - self._copied:
             self._copied.add(product)
-            model = dict(evaluation_of(product).get("model", {}))
+            model = dict(evaluation_of(product).get("model") or {})
             self._copies[model.pop("directory", "")] = model
         evaluation = evaluation_of(cell.evaluation.product)
         undefended = cell.evaluation.upstream.get("undefended")
@@ -52,8 +53,8 @@ class Records:
         chain = [self._artifact(artifact) for artifact in behind]
         return self._add("cells", key, {
             "name": cell.name.path, "seed": cell.name.seed, "chain": chain, "settings": self._settings(cell),
-            **{part: finite(evaluation[part]) for part in ("metrics", "denominators") if part in evaluation},
-            **({"before": finite(before)} if before else {}),
+            **{part: evaluation[part] for part in ("metrics", "denominators") if part in evaluation},
+            **({"before": before} if before else {}),
         })  # fmt: skip
 
     def _settings(self, cell: Cell) -> list[int]:
@@ -74,7 +75,7 @@ class Records:
             return self._numbers[key]
         spec, directory = artifact.spec, Path(artifact.directory)
         parameters = dict(spec["parameters"])
-        record = read_json(directory / RUN) if (directory / RUN).exists() else self._copies.get(artifact.directory)
+        record = read_record(directory) if (directory / RUN).exists() else self._copies.get(artifact.directory)
         content = {
             "directory": artifact.directory, "stage": spec["stage"], "version": spec["version"], "seed": spec["seed"],
             "upstream": {role: self._artifact(each) for role, each in artifact.upstream.items()},
@@ -90,7 +91,7 @@ class Records:
         return self._add("artifacts", key, content)
 
     def _shared(self, content: dict[str, Any]) -> dict[str, Any]:
-        content = finite(content)
+        content = dict(content)
         for key in SHARED:
             if isinstance(content.get(key), dict):
                 content |= {key: self._number(key, repr(sorted(content[key].items())), content[key])}
@@ -109,7 +110,7 @@ class Records:
 
 def evaluation_of(product: str) -> dict[str, Any]:
     """The content of a metrics.json; nothing where there is none."""
-    return read_json(Path(product)) if Path(product).exists() else {}
+    return read_evaluation(product).content if Path(product).exists() else {}
 
 
 def read_history(path: Path) -> dict[str, list[Any]]:
@@ -120,33 +121,22 @@ def read_history(path: Path) -> dict[str, list[Any]]:
     """
     if not path.exists():
         return {}
-    try:
-        with path.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-        found = {}
-        for column in ("loss", "train_acc", "c_acc", "asr", "lcr"):
-            points = [(int(row["epoch"]), float(row[column])) for row in rows if row.get(column)]
-            points = [(epoch, float(f"{value:.4g}")) for epoch, value in points if math.isfinite(value)]
-            step = -(-len(points) // POINTS)
-            if points:
-                found[column] = [list(axis) for axis in zip(*thinned(points, step), strict=True)]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DepoisonError(f"{path}: corrupted ({error!r}); delete {path.parent} and run again") from None
+    rows = read_rows(path, {"epoch": int, **dict.fromkeys(COURSES, _measured)})
+    found = {}
+    for column in COURSES:
+        points = [(row["epoch"], row[column]) for row in rows if row[column] is not None]
+        step = -(-len(points) // POINTS)
+        if points:
+            found[column] = [list(axis) for axis in zip(*thinned(points, step), strict=True)]
     return found
+
+
+def _measured(text: str) -> float | None:
+    """To four digits; nothing where nothing was measured, or no finite number."""
+    return float(f"{float(text):.4g}") if text and math.isfinite(float(text)) else None
 
 
 def thinned(points: list[Any], step: int) -> list[Any]:
     """Every `step`-th point, counted from the last one back, so that this is among them; and the first."""
     kept = points[::-1][::step][::-1]
     return kept if kept[0] == points[0] else [points[0], *kept]
-
-
-def finite(value: Any) -> Any:
-    """A copy that JSON can hold: what is no finite number becomes its name."""
-    if isinstance(value, dict):
-        return {str(key): finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    return value
