@@ -471,7 +471,8 @@ def test_a_figure_is_drawn_or_its_command_is_told(copy):
 
 
 def test_pulled_evaluations_are_enough(faked, page, tmp_path, monkeypatch):
-    """What git holds: no model, no dataset, no trace of Snakemake. And with nothing but evaluations all numbers stay."""
+    """What git holds: no model, no dataset, no trace of Snakemake. And with nothing but evaluations and their records all
+    numbers stay."""
     pulled = faked.copy(tmp_path / "pulled")
     shutil.copytree(faked / "results", pulled / "results", ignore=shutil.ignore_patterns("*.safetensors"))
     monkeypatch.chdir(pulled.path)
@@ -486,8 +487,6 @@ def test_pulled_evaluations_are_enough(faked, page, tmp_path, monkeypatch):
     for folder in Path("results").iterdir():
         if folder.name != "evaluate":
             shutil.rmtree(folder)
-    for path in Path("results").rglob("run.json"):
-        path.unlink()
     only(pulled)
     bare = page_of(pulled)
     numbers = [[cell.text for cell in each.all("td") if "data-e" in cell.attributes] for each in (page, bare)]
