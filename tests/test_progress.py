@@ -353,7 +353,7 @@ def test_a_board_keeps_what_stages_remarked_for_the_end(board):
     first, second, *_ = board.items
     for key, record in ((first, {"seconds": 2.0, "warnings": ["2 files left out"]}), (second, {"seconds": 1.0})):
         Path(key).mkdir(parents=True)
-        (Path(key) / "run.json").write_text(json.dumps(record))
+        (Path(key) / "run.json").write_text(json.dumps(record | {"sha256": {}}))
         board.started(key, board.began)
         board.finished(key, board.began + 3)
     assert board.remarks == ["dataset digits: 2 files left out"]
