@@ -85,7 +85,6 @@ def test_artifacts_have_one_reader():
         "reporting.cells",
         "reporting.runs",
         "watch",
-        "share",
         "training.loop",
     }
     readers = {

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
-import boto3
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 
 from conftest import ROOT, TINY
-from sharing import REPORT, Clone
+from sharing import REPORT, USER, Clone, WebFolder, s3_service, serving
 
 pytestmark = pytest.mark.pipeline
 
@@ -77,6 +76,17 @@ def bytes_of(remote: Path) -> dict[str, bytes]:
     return {str(path.relative_to(remote)): path.read_bytes() for path in remote.rglob("*") if path.is_file()}
 
 
+def errors(told: str) -> list[str]:
+    assert "Traceback" not in told and "Having any troubles" not in told
+    return [line for line in told.splitlines() if "error" in line]
+
+
+def tree(folder: Path) -> set[str]:
+    """All that lies in a working copy, besides what DVC and git keep for themselves, and what Python compiles."""
+    found = (path.relative_to(folder) for path in folder.rglob("*"))
+    return {str(path) for path in found if not {".git", "tmp", "cache", "__pycache__"} & {*path.parts}}
+
+
 def clone_of(published, name: str, *settings: tuple[str, str], **variables: str) -> Clone:
     base, _ = published
     clone = Clone(base / name, **variables)
@@ -122,23 +132,15 @@ def test_a_clone_computes_only_what_is_missing(published, link):
 
 
 @pytest.fixture
-def s3(monkeypatch):
-    """An S3 service on this machine with the bucket `team`: (its address, what its users' environment holds)."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    address = "http://{}:{}".format(*server.get_host_and_port())
-    user = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in user.items():
-        monkeypatch.setenv(name, value)
-    boto3.client("s3", endpoint_url=address).create_bucket(Bucket="team")
-    yield address, user
-    server.stop()
+def s3():
+    with s3_service() as service:
+        yield service
 
 
 def test_a_team_shares_through_s3(published, s3):
     base, first = published
-    address, user = s3
-    author = clone_of(published, "s3-author", **user)
+    address, bucket = s3
+    author = clone_of(published, "s3-author", **USER)
     shutil.copytree(first.folder / ".dvc/cache", author.folder / ".dvc/cache")
     author.run("dvc", "checkout", "-q")
     author.run("dvc", "remote", "add", "--force", "--default", "team", "s3://team/depoison")
@@ -146,7 +148,7 @@ def test_a_team_shares_through_s3(published, s3):
     assert re.search(r"pushed \d+ files .*, 0 of them new", author.depoison("share", "push", REPORT))
     author.commit("S3")
 
-    clone = Clone(base / "s3-reader", **user)
+    clone = Clone(base / "s3-reader", **USER)
     author.run("git", "clone", "-q", ".", str(clone.folder))
     clone.scramble()
     computes_only_what_is_missing(clone)
@@ -154,7 +156,6 @@ def test_a_team_shares_through_s3(published, s3):
 
     # An object that was overwritten is named, and fetched once somebody put it right: no cache holds what was wrong.
     shutil.rmtree(clone.folder / ".dvc/cache")
-    bucket = boto3.resource("s3", endpoint_url=address).Bucket("team")
     lost = next(iter(sorted(clone.folder.glob("results/purify/*badnet*fst*/model.safetensors"))))
     md5 = re.search(r"md5: (\w{32})", lost.with_suffix(".safetensors.dvc").read_text())[1]
     stored = bucket.Object(f"depoison/files/md5/{md5[:2]}/{md5[2:]}")
@@ -162,7 +163,7 @@ def test_a_team_shares_through_s3(published, s3):
     lost.unlink()
     stored.put(Body=content[:-1] + bytes([content[-1] ^ 1]))
     told = clone.depoison("share", "pull", "--models", REPORT, fails=True)
-    assert f"{lost.parent.name}/model.safetensors: the remote lacks 0 and holds 1 damaged" in told
+    assert f"{lost.parent.name}/model.safetensors: damaged in the remote; a run computes them anew" in told
     assert not lost.exists() and {key.key for key in bucket.objects.all()} >= {stored.key}
     stored.put(Body=content)
     clone.depoison("share", "pull", "--models", REPORT)
@@ -175,7 +176,7 @@ def test_a_team_shares_through_s3(published, s3):
     (evaluation,) = (path for path in clone.folder.glob("results/evaluate/*badnet*fst*/metrics.json"))
     evaluation.unlink()
     told = clone.depoison("share", "pull", REPORT, fails=True)
-    assert f"{lost.parent.name}/model.safetensors" in told and "the remote lacks 1" in told
+    assert f"{lost.parent.name}/model.safetensors: not in the remote; a run computes them anew" in told
     assert clone.jobs() == {"purify": 1, "evaluate": 1, "table": 1}
 
 
@@ -333,11 +334,9 @@ def test_a_bad_object_is_named_and_computed_anew_and_nothing_leaves_the_remote(p
             word = "missing" if damage == "missing" else "damaged"
             assert re.search(rf"{word} in the remote +results/\w+/{folder.name}/{bad.name}", told)
         told = clone.depoison("share", "pull", REPORT, fails=True)
-        assert f"{folder.name}/{bad.name}" in told
-        lacks, damaged = (1, 0) if damage == "missing" else (0, 1)
-        assert f"the remote lacks {lacks} and holds {damaged} damaged" in told
-        assert "Traceback" not in told
-        assert len(told.strip().splitlines()) == 1
+        fault = "not in the remote" if damage == "missing" else "damaged in the remote"
+        (error,) = errors(told)
+        assert f"{folder.name}/{bad.name}: {fault}; a run computes them anew" in error
         assert not bad.exists()
         assert not list(folder.glob("*.safetensors"))  # with one of its files alone it would pass for complete
         clone.depoison("share", "status", "--models", REPORT)
@@ -371,6 +370,129 @@ def test_what_is_damaged_in_the_cache_is_fetched_again(published):
     model.unlink()
     clone.depoison("share", "pull", "--models", REPORT)
     assert model.read_bytes() == content
+
+
+def test_pointers_that_are_none_write_nothing_and_the_others_go_on(published, tmp_path):
+    base, author = published
+    clone = clone_of(published, "pointers")
+    code = b"raise SystemExit('the code of whoever wrote the pointer')"
+    md5 = hashlib.md5(code).hexdigest()
+    stored = base / "remote/files/md5" / md5[:2] / md5[2:]
+    stored.parent.mkdir(exist_ok=True)
+    stored.write_bytes(code)
+
+    def purified(words: str) -> Path:
+        return next(clone.folder.glob(f"results/purify/*{words}*/model.safetensors.dvc"))
+
+    elsewhere, empty, linked = purified("badnet*fst"), purified("badnet*lp"), purified("blended*fst")
+    text = elsewhere.read_text()
+    elsewhere.write_text(
+        f"outs:\n- md5: {md5}\n  size: {len(code)}\n  hash: md5\n  path: ../../../workflow/sitecustomize.py\n"
+    )
+    empty.write_text("outs: []\n")
+    linked.rename(tmp_path / "pointer")
+    linked.symlink_to(tmp_path / "pointer")
+    dangling = next(clone.folder.glob("results/purify/*blended*lp*/model.safetensors.dvc")).with_suffix("")
+    dangling.symlink_to("../../../workflow/sitecustomize.py")
+    try:
+        shutil.rmtree(clone.folder / "results/evaluate")
+        assert clone.planned().count("refused, it is not what `dvc add` writes") == 2
+        before = tree(clone.folder)
+        for action in ("status", "pull"):
+            told = errors(clone.depoison("share", action, REPORT, fails=True))
+            assert len(told) == 3
+            for path, fault in (
+                (elsewhere, "its path is '../../../workflow/sitecustomize.py', not 'model.safetensors'"),
+                (empty, "line 1 is 'outs: []', not 'outs:'"),
+                (linked, "is a symbolic link"),
+            ):
+                (line,) = (line for line in told if str(path.relative_to(clone.folder)) in line)
+                assert fault in line
+        # The others are here, and nothing besides; the link that led nowhere is the file now.
+        added = {str(path.with_suffix("").relative_to(clone.folder)) for path in clone.folder.glob("results/**/*.dvc")}
+        bad = {str(path.with_suffix("").relative_to(clone.folder)) for path in (elsewhere, empty, linked)}
+        poisons = {name for name in added if name.startswith("results/poison")}  # nobody needs them
+        assert tree(clone.folder) - before == added - bad - poisons - {str(dangling.relative_to(clone.folder))}
+        assert dangling.is_file() and not dangling.is_symlink()
+
+        # Nor does a push change one, or gc take its file for one that others have.
+        file = elsewhere.with_suffix("")
+        shutil.copy(author.folder / file.relative_to(clone.folder), file)
+        told = clone.depoison("share", "push", REPORT, fails=True)
+        assert re.search("pushed 9 files .*, 0 of them new", told) and len(errors(told)) == 1
+        (clone.folder / "config/tracks/tiny.yaml").unlink()  # now everything is stray
+        told = clone.depoison("gc", "--remove", fails=True)
+        assert len(errors(told)) == 1 and "stray, nowhere else" in told and file.exists() and not dangling.exists()
+    finally:
+        stored.unlink()
+    elsewhere.write_text(text)
+    assert "stray, nowhere else" not in clone.depoison("gc", "--remove") and not file.exists()
+
+
+def test_what_was_published_and_is_not_what_was_recorded_is_not_taken(published):
+    clone = clone_of(published, "unrecorded")
+    shutil.rmtree(clone.folder / "results/evaluate")
+    fst, lp = (
+        next(clone.folder.glob(f"results/purify/*badnet*{name}*/model.safetensors.dvc")) for name in ("fst", "lp")
+    )
+    text = fst.read_text()
+    fst.write_text(lp.read_text())  # a model of the same table, whole
+    for _ in range(2):
+        told = clone.depoison("share", "pull", REPORT, fails=True)
+        (error,) = errors(told)
+        model = fst.with_suffix("")
+        assert (
+            f"{model.relative_to(clone.folder)}: published otherwise than recorded; a run computes them anew" in error
+        )
+        assert not model.exists() and f"  not as recorded       {model.relative_to(clone.folder)}" in told
+    fst.write_text(text)
+    assert "pulled 1 files" in clone.depoison("share", "pull", REPORT)
+
+    # Nor is it pushed in the first place.
+    fst.unlink()
+    model.unlink()
+    model.write_bytes(b"not a model")
+    told = clone.depoison("share", "push", REPORT, fails=True)
+    assert len(errors(told)) == 1 and f"{model.relative_to(clone.folder)}: " in errors(told)[0]
+    assert "sha256 is not the one in run.json" in told and not fst.exists()
+
+
+def test_a_remote_that_cannot_be_asked_has_lost_nothing(published):
+    base, _ = published
+    clone = clone_of(published, "unasked")
+    fst, evaluation = (next(clone.folder.glob(f"results/{stage}/*badnet*fst*")) for stage in ("purify", "evaluate"))
+    shutil.rmtree(evaluation)
+    with serving(WebFolder(base / "remote")) as server:
+        clone.run("dvc", "remote", "add", "--force", "--default", "team", server.address)
+        server.status = 503
+        told = clone.depoison("share", "status", REPORT)
+        assert "the remote was not asked: 503" in told and "in the remote" not in told and "to pull: 5 files" in told
+        told = clone.depoison("share", "pull", REPORT, fails=True)
+        (error,) = errors(told)
+        assert (
+            "and 2 more: not fetched, and nothing says that the remote lacks them; ask again before you compute"
+            in error
+        )
+        assert "(503, message='Service Unavailable'" in error and "anew" not in told and "pulled 0 files" in told
+        assert not any(clone.heavy().values())
+
+        # What was made here meanwhile is not pushed, and gc keeps it.
+        server.status = None
+        assert "pulled 5 files" in clone.depoison("share", "pull", REPORT)
+        server.status = 503
+        (error,) = errors(clone.depoison("share", "push", REPORT, fails=True))
+        assert "and 2 more: not pushed; push again (503, message=" in error
+        (clone.folder / "config/tracks/tiny.yaml").unlink()  # now everything is stray
+        told = clone.depoison("gc", "--remove", fails=True)
+        assert (
+            "not known to be in the remote" in errors(told)[0] and "0 removed" in told and len(list(fst.iterdir())) == 5
+        )
+
+    # A folder whose place is there and nothing in it: a disk that is not mounted.
+    (clone.folder / "nothing").mkdir()
+    clone.run("dvc", "remote", "add", "--force", "--default", "team", "nothing")
+    (error,) = errors(clone.depoison("gc", "--remove", fails=True))
+    assert "nothing: DVC's remote 'team' is not there, or nothing was pushed to it yet; mount it" in error
 
 
 def test_no_remote_is_a_clear_error(published):
@@ -425,6 +547,21 @@ def test_gc_knows_what_killed_jobs_left(published):
     assert told.count("unfinished") == 2 and "2 stray artifacts, 0 removed" in told
     clone.depoison("gc", "--remove", "--unshared-too")
     assert [folder.exists() for folder in left] == [True, False, False]
+
+
+def test_gc_removes_nothing_where_a_link_leads(published, tmp_path):
+    clone = clone_of(published, "gc-links")
+    left = [
+        clone.folder / "results/purify" / name for name in ("digits-old-0123456789", ".digits-old-9876543210.scratch")
+    ]
+    for link in left:
+        link.symlink_to(tmp_path)
+    (tmp_path / "state-3.safetensors").write_bytes(b"0" * 2048)
+    told = clone.depoison("gc", "--remove", "--unshared-too", fails=True)
+    assert [line.split(":")[2].strip() for line in errors(told)] == [
+        str(link.relative_to(clone.folder)) for link in left
+    ]
+    assert "0 stray artifacts, 0 removed" in told and (tmp_path / "state-3.safetensors").exists()
 
 
 def test_push_refuses_other_bytes_than_the_published_ones(published):

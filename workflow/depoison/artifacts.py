@@ -157,9 +157,18 @@ def read_recorded(path: Path) -> bytes:
         DepoisonError: missing, or not the bytes that were recorded.
     """
     content = read_bytes(path)
-    if hashlib.sha256(content).hexdigest() != read_record(path.parent)["sha256"].get(path.name):
+    if not is_recorded(path, hashlib.sha256(content).hexdigest()):
         raise corrupted(path, f"its sha256 is not the one in {RUN}")
     return content
+
+
+def is_recorded(path: Path, sha256: str) -> bool:
+    """Whether this is the checksum that is recorded of an artifact's file.
+
+    Raises:
+        DepoisonError: as `read_record`.
+    """
+    return sha256 == read_record(path.parent)["sha256"].get(path.name)
 
 
 # --- CSV ---------------------------------------------------------------------------------------------------------

@@ -423,17 +423,25 @@ def _progress(options: argparse.Namespace) -> None:
     follow(artifacts(_plan(options), options.targets) if options.targets else [])
 
 
-def _share(options: argparse.Namespace) -> None:
+def _share(options: argparse.Namespace) -> int:
     from depoison import share
 
     chosen = {} if options.action == "push" else {"models": options.models}
-    print(getattr(share, options.action)(_plan(options), options.targets, **chosen))
+    return _say(*getattr(share, options.action)(_plan(options), options.targets, **chosen))
 
 
-def _gc(options: argparse.Namespace) -> None:
+def _gc(options: argparse.Namespace) -> int:
     from depoison.share import collect
 
-    print(collect(_plan(options), options.targets, options.remove, options.unshared_too))
+    return _say(*collect(_plan(options), options.targets, options.remove, options.unshared_too))
+
+
+def _say(text: str, faults: Sequence[str]) -> int:
+    """What was done, and what is wrong with the rest; returns the exit code."""
+    print(text, flush=True)
+    for fault in faults:
+        log.error("error: %s", fault)
+    return int(bool(faults))
 
 
 def _cell(options: argparse.Namespace) -> None:
