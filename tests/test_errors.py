@@ -596,6 +596,17 @@ def test_what_was_put_back_is_no_change(read_folder):
     planned()
 
 
+@pytest.mark.parametrize("text", ["[]", "{", "3"])
+def test_a_listing_that_is_none_is_named(text, read_folder):
+    _, planned = read_folder
+    (listing,) = Path("results/dataset").glob("*/listing.json")
+    listing.write_text(text)
+    with pytest.raises(DepoisonError, match=f"{listing}: corrupted .*delete it"):
+        planned()
+    listing.unlink()
+    planned()
+
+
 def test_a_folder_that_is_gone_is_told(read_folder):
     root, planned = read_folder
     shutil.rmtree(root)
@@ -742,6 +753,53 @@ def test_a_place_that_cannot_be_written(made):
     shutil.rmtree(made / "results/purify")
     (made / "results/purify").write_text("a file where a folder should be")
     refused(run(made, tiny_cell(defense="lp+lr=0.1")), "results/purify", progress=True)
+
+
+READ_ONLY = """
+mount --bind . . && mount -o remount,ro,bind . && cd "$PWD" || exit 77
+python -m depoison verify && python -m depoison explain {cell} > /dev/null || exit 1
+for command in "table reports/tiny/small.md" "html reports/tiny/index.html" "cell {cell}" "run {other}" "lock" \
+    "verify reports/tiny/small.md --recompute 1" "claims reports/tiny/claims.md"; do
+  python -m depoison $command > /dev/null 2> $TMPDIR/told && exit 1
+  tail -n 1 $TMPDIR/told; grep Traceback $TMPDIR/told
+done
+"""
+
+
+def test_a_checkout_that_is_read_only(made, tmp_path):
+    """What only reads works, and what writes says in a line what cannot be written."""
+    script = READ_ONLY.format(cell=tiny_cell(), other=tiny_cell(defense="lp+lr=0.1"))
+    done = made.run("unshare", "--map-root-user", "--mount", "bash", "-c", script, TMPDIR=str(tmp_path))
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip("no mount namespaces here")
+    assert done.returncode == 1 and not done.stderr, done.stderr  # of the last grep
+    first, *lines = done.stdout.splitlines()
+    assert first.endswith("no faults") and len(lines) == 7
+    assert all(line.startswith("depoison: error: ") and "Read-only file system" in line for line in lines), lines
+
+
+def test_a_file_that_is_larger_than_memory_is_named(made):
+    path = next(made.path.glob("results/evaluate/*badnet*-lp-*/metrics.json")).relative_to(made.path)
+    script = f"truncate -s 8G {path}; ulimit -v 2000000; python -m depoison table reports/tiny/small.md"
+    refused(made.run("bash", "-c", script), f"{path}: larger than the memory that this process may use")
+
+
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n{}\n", "[]", '{"stage train": 3}', "[" * 100_000])
+def test_a_lock_that_is_none_is_named_and_written_anew(text, project, monkeypatch, capsys):
+    """Such as one in which two branches met."""
+    monkeypatch.chdir(project.path)
+    lock = project / "workflow/depoison.lock.json"
+    before = lock.read_text()
+    lock.write_text(text)
+    assert main(["check"]) == 1 and "depoison.lock.json: " in capsys.readouterr().err
+    assert main(["lock"]) == 0 and lock.read_text() == before
+
+
+def test_any_other_want_of_memory_is_a_line(untouched, monkeypatch, capsys):
+    monkeypatch.chdir(untouched.path)
+    monkeypatch.setattr("depoison.plan.check.check", lambda plan: bytearray(2**62))
+    assert main(["check"]) == 1
+    assert re.fullmatch(r"depoison: error: out of memory \(\S*test_errors\.py, line \d+\)\n", capsys.readouterr().err)
 
 
 # --- through Snakemake -------------------------------------------------------------------------------------------

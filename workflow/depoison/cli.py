@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import random
 import sys
 import time
 import traceback
@@ -17,6 +18,9 @@ from typing import Any
 
 from depoison.errors import INTERRUPTED, TOLD, DepoisonError, told, unknown
 from depoison.worker import ARGUMENTS, ask
+
+TOLERANCE = 1.0
+"""Percentage points that a number may be off when it is made anew: on another kind of processor sums round otherwise."""
 
 PROJECT = "config/config.yaml"
 """What the project's folder is known by."""
@@ -47,7 +51,7 @@ def _carry_out(options: argparse.Namespace) -> int:
             _stand_in_the_project()
         return options.command(options) or 0
     except Exception as error:
-        foreseen = isinstance(error, DepoisonError) or (isinstance(error, OSError) and error.filename)
+        foreseen = isinstance(error, DepoisonError | OSError | MemoryError)
         if options.debug or not (foreseen or file):
             raise
         if not foreseen:
@@ -86,6 +90,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "targets", nargs="*", help="what the run makes (results/cells/…, reports/…); else what is being made"
+    )
+
+    sub = configured(
+        command(
+            "verify", _verify, "whether artifacts, cells and reports are what was recorded, and numbers come out again"
+        )
+    )
+    sub.add_argument("targets", nargs="*", help="cells and reports, with all behind them; default: all that is here")
+    sub.add_argument(
+        "--recompute", type=_positive, metavar="N", help="make N of the evaluations behind targets anew and compare"
+    )
+    sub.add_argument("--seed", type=int, help="of the draw of these N; default: another one each time")
+    sub.add_argument(
+        "--tolerance", type=_points, default=TOLERANCE, help="percentage points that a number may be off (%(default)g)"
     )
 
     sub = configured(command("check", _check, "validate every file below config/"))
@@ -178,6 +196,18 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("lock", _lock, "accept the code of stages and methods as it is (see docs/architecture.md)")
     return parser
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError(text)
+    return number
+
+
+def _points(text: str) -> float:
+    if not 0 <= (number := float(text)) <= 100:
+        raise ValueError(text)
+    return number
 
 
 def _stand_in_the_project() -> None:
@@ -421,6 +451,23 @@ def _progress(options: argparse.Namespace) -> None:
     from depoison.watch import follow
 
     follow(artifacts(_plan(options), options.targets) if options.targets else [])
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from depoison.reporting.verification import write_verification
+    from depoison.verify import check, recompute, track_of
+
+    plan = _plan(options)
+    tell = partial(print, flush=True)
+    track = track_of(plan, options.targets) if options.recompute else ""
+    sound = check(plan, options.targets, tell)
+    if not options.recompute:
+        return int(not sound)
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
+    found = recompute(plan, options.targets, options.recompute, seed, options.tolerance, tell)
+    path = write_verification(track, found)
+    tell(f"{found.agreeing} of {len(found.cells)} agree within {found.tolerance:g} percentage points: {path}")
+    return int(not sound or found.agreeing < len(found.cells))
 
 
 def _share(options: argparse.Namespace) -> int:

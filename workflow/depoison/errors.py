@@ -28,11 +28,12 @@ def told(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, DepoisonError):
         return text
+    name = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     libraries = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
     ours = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
     where = [f"{os.path.relpath(frame.filename)}, line {frame.lineno}" for frame in (ours or frames)[-1:]]
-    return " ".join([": ".join(filter(None, (type(error).__name__, text))), *(f"({place})" for place in where)])
+    return " ".join([": ".join(filter(None, (name, text))), *(f"({place})" for place in where)])
 
 
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> DepoisonError:

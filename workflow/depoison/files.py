@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,18 @@ def _itself(path: str, flags: int) -> int:
         raise
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, seen: Callable[[int], object] = lambda size: None) -> str:
+    """Of a file of any size.
+
+    Args:
+        seen: takes how many bytes were read more.
+    """
+    digest, part = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(part):
+            digest.update(part[:size])
+            seen(size)
+    return digest.hexdigest()
 
 
 def json_text(value: Any, where: Path | str = "") -> str:

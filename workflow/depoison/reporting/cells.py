@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from depoison.artifacts import read_evaluation
+from depoison.artifacts import METRICS_FILE, read_evaluation
 from depoison.errors import DepoisonError
 from depoison.files import json_text, read_json, write_bytes
 from depoison.plan.config import OWN
@@ -31,14 +31,18 @@ def configuration_of(cell: Cell) -> dict[str, dict[str, Any]]:
 
 def render_cell(cell: Cell) -> str:
     """The text of results/cells/…/s<seed>.json; `made_from` is the checksum of the evaluation."""
-    evaluation = read_evaluation(cell.evaluation.product)
+    return _text(Path(cell.name.path), cell.evaluation.directory, configuration_of(cell))
+
+
+def _text(path: Path, directory: str, configuration: Any) -> str:
+    evaluation = read_evaluation(Path(directory, METRICS_FILE))
     view = {
-        "cell": cell.name.path,
+        "cell": str(path),
         "made_from": evaluation.sha256,
-        "evaluation": cell.evaluation.directory,
-        "configuration": configuration_of(cell),
+        "evaluation": directory,
+        "configuration": configuration,
     }
-    return json_text(view | evaluation.content, cell.name.path)
+    return json_text(view | evaluation.content, path)
 
 
 def cell_is_current(cell: Cell) -> bool:
@@ -46,6 +50,23 @@ def cell_is_current(cell: Cell) -> bool:
     path = Path(cell.name.path)
     there = path.exists() and Path(cell.evaluation.product).exists()
     return there and path.read_bytes() == render_cell(cell).encode()
+
+
+def cell_is_its_evaluations(path: Path) -> bool | None:
+    """Whether a cell's file is what was written of the evaluation that it names, under whatever configuration.
+
+    None where that is not there.
+
+    Raises:
+        DepoisonError: the evaluation cannot be read.
+    """
+    with contextlib.suppress(KeyError, TypeError):
+        held = read_json(path)
+        product = Path(held["evaluation"], METRICS_FILE)
+        if not product.exists():
+            return None
+        return path.read_bytes() == _text(path, held["evaluation"], held["configuration"]).encode()
+    return False
 
 
 def read_cell(plan: Plan, target: str) -> Cell:

@@ -12,6 +12,8 @@ from typing import Any
 from depoison.plan.tables import Entry, Row, Subject, Table
 
 METRICS = {"c_acc": "C-Acc", "asr": "ASR"}
+ALL_METRICS = METRICS | {"der": "DER", "lcr": "LCR"}
+"""The last two are ours alone."""
 BETTER = {"c_acc": 1, "asr": -1}
 """The sign of a difference that is an improvement."""
 TIE = 0.005

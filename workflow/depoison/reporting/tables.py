@@ -335,12 +335,16 @@ def write_table(plan: Plan, table: Table | Tables, partial: bool = False) -> Non
         write_bytes(Path(table.target + suffix), text.encode())
 
 
-def table_is_current(plan: Plan, table: Table | Tables) -> bool:
-    """Whether all evaluations are there and the four files say what would be written now."""
+def table_is_current(plan: Plan, table: Table | Tables, partial: bool = False) -> bool:
+    """Whether the four files say what would be written now.
+
+    Args:
+        partial: whether evaluations may be missing; else it is not current then.
+    """
     files = {suffix: Path(table.target + suffix) for suffix in SUFFIXES}
-    if not all(path.exists() for path in [*files.values(), *map(Path, table.evaluations())]):
+    if not all(path.exists() for path in files.values()) or (table.missing() and not partial):
         return False
-    return all(files[suffix].read_bytes() == text.encode() for suffix, text in render(plan, table).items())
+    return all(files[suffix].read_bytes() == text.encode() for suffix, text in render(plan, table, partial).items())
 
 
 def render(plan: Plan, table: Table | Tables, partial: bool = False) -> dict[str, str]:

@@ -188,7 +188,7 @@ def _record(job: Job, started: float) -> dict[str, Any]:
         "seconds": time.time() - started,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "packages": packages | {"python": platform.python_version()},
-        "commit": _commit(),
+        "commit": git_commit(),
         "threads": job.runtime.threads,
         "device": platform.processor() or platform.machine(),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -201,7 +201,7 @@ def _record(job: Job, started: float) -> dict[str, Any]:
     return record | job.facts
 
 
-def _commit() -> str | None:
+def git_commit() -> str | None:
     """The git commit of the working directory, with "-dirty" where tracked files differ from it."""
     try:
         done = subprocess.run(

@@ -38,7 +38,7 @@ from depoison.reporting.claims import (
     told,
     verdicts,
 )
-from depoison.reporting.comparison import BETTER
+from depoison.reporting.comparison import ALL_METRICS, BETTER
 from depoison.reporting.figures.write import kind_of, made_from_of, render_csv, setting
 from depoison.reporting.html.pictures import drawn, examples_of
 from depoison.reporting.html.records import Records
@@ -56,11 +56,10 @@ from depoison.reporting.tables import (
     summary_of,
 )
 from depoison.reporting.tables import Figure as Number
-
-ALL_METRICS = {"c_acc": "C-Acc", "asr": "ASR", "der": "DER", "lcr": "LCR"}
-"""The last two are ours alone, and shown on request."""
+from depoison.reporting.verification import read_verification
 
 EXTRA = ("der", "lcr")
+"""Shown on request."""
 BINS = (1, 5, 20)
 """Percentage points at which the color of a difference gets stronger."""
 
@@ -107,6 +106,7 @@ def render_index(plan: Plan, index: Index, draw: bool = True) -> str:
         totals=builder.totals(papers),
         origins=builder.origins(),
         times=builder.times(),
+        verified=builder.verified(),
         courses=sum("history" in each for each in builder.records.data["artifacts"] if each["stage"] == "train"),
         missing=[each for paper in papers for each in (*paper["tables"], *paper["figures"]) if each["missing"]],
         command=command(plan, index.target),
@@ -301,6 +301,20 @@ class _Builder:
             "evaluations": sum(Path(product).exists() for product in evaluations), "wanted": len(evaluations),
             "tables": len(self.index.tables), "figures": len(figures),
             "drawn": sum(figure["picture"] is not None for figure in figures),
+        }  # fmt: skip
+
+    def verified(self) -> dict[str, Any] | None:
+        """What the last `depoison verify --recompute` on the track found, and whether that is of what is here."""
+        if (found := read_verification(self.index.track)) is None:
+            return None
+        shown = {str(Path(product).parent) for table in self.index.tables for product in table.evaluations()}
+        options = {"recompute": len(found.cells), "seed": found.seed, "tolerance": f"{found.tolerance:g}"}
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        configfiles = ["--configfile", *self.plan.overlays] if self.plan.overlays else []
+        return {
+            "found": found, "changed": found.changed(), "covered": len(shown & found.evaluations.keys()),
+            "when": f"{found.when[:10]}, {found.when[11:16]} UTC",
+            "command": shlex.join(["depoison", "verify", *configfiles, *found.targets, *words]),
         }  # fmt: skip
 
     def _runs(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
