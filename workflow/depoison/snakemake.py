@@ -86,6 +86,9 @@ class Lookup:
             self.plan = Plan(".", workflow.configfiles, self._given)
         # What is up to date for one configuration is not for another that plans at the same time.
         self._stamps = STAMPS / fingerprint([self._given, self.plan.overlays])
+        # Jobs run the package of this checkout, too, whatever their environment has installed (none, in that of --sdm conda).
+        package = str(Path(__file__).parents[1])
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self.runtime = self.plan.configuration.config.runtime
         here = workflow.resource_settings.nodes is None
         if here and "gpu" not in workflow.global_resources and devices() and self.runtime.device != "cpu":

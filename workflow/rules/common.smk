@@ -1,12 +1,8 @@
 # What the rules share: the plan, and functions that look a job up in it.
-import os
 import sys
 from pathlib import Path
 
-# Jobs run the package of this checkout, too, whatever their environment has installed (none, in that of --sdm conda).
-PACKAGE = str(Path(workflow.basedir) / "workflow")
-sys.path.insert(0, PACKAGE)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [PACKAGE, os.environ.get("PYTHONPATH")]))
+sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
 from depoison.snakemake import Lookup
 
