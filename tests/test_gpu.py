@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import stat
@@ -266,6 +267,43 @@ def test_users_exclude_each_other(umask, users):
         users.start(1, seconds=0.1, umask=umask, user=(0, SOMEBODY, NOBODY)[number % 3], DEPOISON_DEVICES="0")
     assert [event["event"] for event in users.finish()] == ["in", "out"] * 8
     assert users.told() == set()
+
+
+@pytest.mark.drill
+@as_root
+def test_of_three_users_jobs_that_are_killed_and_others_no_device_has_two_holders(users, capsys):
+    moments, killed = random.Random(3), 0
+
+    def holding() -> list[dict[str, Any]]:
+        events = users.events()
+        return [one for one in events if [e["job"] for e in events].count(one["job"]) == 1 and one["held"]]
+
+    for number in range(60):
+        users.start(
+            moments.choice((1, 1, 2)),
+            seconds=moments.uniform(0, 0.5),
+            umask=moments.choice((0o000, 0o022, 0o077)),
+            user=moments.choice((0, SOMEBODY, NOBODY)),
+            DEPOISON_DEVICES="0,1,2,3",
+        )
+        if number % 4 == 3:
+            users.wait_for(lambda _: holding(), 60)
+            victim = moments.choice(holding())
+            os.kill(victim["job"], signal.SIGSTOP)  # so that it says no more
+            if victim in holding():
+                with users.log.open("a") as log:
+                    log.write(json.dumps(victim | {"event": "out"}) + "\n")
+                killed += 1
+            (job,) = (one for one in users.running if one.pid == victim["job"])
+            users.running.remove(job)
+            job.kill()
+            job.wait()
+    held = list(holders(users.finish()))
+    assert held[-1] == {} and max(max(now.values(), default=0) for now in held) == 1
+    assert max(len(now) for now in held) == 4 and killed > 5
+    assert users.told() == set()
+    with capsys.disabled():
+        print(f"\n{len(held) // 2} leases of three users, {killed} of them ended by SIGKILL")
 
 
 def a_link(place: Path) -> None:

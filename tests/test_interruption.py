@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import random
@@ -11,15 +13,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
 import pytest
 
-from conftest import Project, cell, wait_until, with_tiny
-from depoison.files import RUN, sha256_of
-from depoison.plan.specs import STAGES
+from conftest import SMALL, Project, cell, wait_until, with_tiny
+from depoison.errors import DepoisonError
+from depoison.files import RUN, only_maker, sha256_of
+from depoison.plan.config import Runtime
+from depoison.plan.figures import read_figure
+from depoison.plan.specs import STAGES, Artifact, chain_of
+from depoison.stages.runner import run_stage
 
 pytestmark = pytest.mark.pipeline
 
@@ -35,19 +44,11 @@ def start(project: Project, *command: str) -> subprocess.Popen[bytes]:
 def complete(project: Project) -> dict[str, str]:
     """{artifact: sha256 of its product} of all that count as complete; each must be what its stage recorded."""
     found = {}
-    for record in sorted(project.path.glob(f"results/*/*/{RUN}")):
-        folder = record.parent
-        stage = STAGES[folder.parent.name]
-        recorded = json.loads(record.read_text(encoding="utf-8"))["sha256"]
-        if (folder / stage.product).exists():
-            assert recorded == {name: sha256_of(folder / name) for name in stage.files}, folder
-            found[folder.name] = recorded[stage.product]
-    products = [
-        path
-        for stage, facts in STAGES.items()
-        for path in project.path.glob(f"results/{stage}/[!.]*/{facts.product}")  # hidden ones were being built
-    ]
-    assert len(products) == len(found), "a product without a record"
+    for stage, facts in STAGES.items():
+        for product in project.path.glob(f"results/{stage}/[!.]*/{facts.product}"):  # hidden ones are being built
+            recorded = json.loads(product.with_name(RUN).read_text(encoding="utf-8"))["sha256"]
+            assert recorded == {name: sha256_of(product.with_name(name)) for name in facts.files}, product
+            found[product.parent.name] = recorded[facts.product]
     return found
 
 
@@ -62,6 +63,19 @@ def child_of(snakemake: subprocess.Popen[bytes], stage: str) -> psutil.Process:
         if words[1:4] == ["-m", "depoison", "stage"] and f'"stage":"{stage}"' in words[4]:
             return process
     raise AssertionError(f"no {stage} runs")
+
+
+def kind_of(process: psutil.Process, head: int) -> str | None:
+    """What a process of a run is: the head, its worker, or a stage, the one that asks for it or the one that makes it."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # gone, or killed and not yet waited for
+        words, above = process.cmdline()[1:4], process.parent()
+        if process.pid == head:
+            return "head"
+        if words == ["-m", "depoison", "stage"]:
+            return "stage"
+        if words == ["-m", "depoison", "worker"]:
+            return "worker" if above is not None and above.pid == head else "stage"
+    return None
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +161,154 @@ def test_snakemake_killed_at_10_random_moments_completes_without_help(uninterrup
     assert leftovers(project) == []
 
 
+class Waiting:
+    """A run on one core that wants two purified models and waits for the first, whose lock somebody holds.
+
+    Attributes:
+        models: directories, first the one that it waits for.
+        job: the job that waits.
+    """
+
+    def __init__(self, project: Project):
+        self.project, self.held = project, contextlib.ExitStack()
+        cells = [cell(track="tiny", attack="badnet+rate=0.1", defense=f"lp+lr={lr}") for lr in ("0.2", "0.4")]
+        self.other = project.copy(project.path.with_name("other"), "results")
+        assert self.other.depoison("run", *cells).returncode == 0
+        self.models = [project.plan().cell(name).evaluation.upstream["model"].directory for name in cells]
+        for model in self.models:
+            self.held.enter_context(only_maker(project / model))
+        self.run = start(project, "snakemake", "--cores", "1", "--", *cells)
+        wait_until(self._started)
+        self.models.sort(key=lambda model: model != self.job.cmdline()[6])
+
+    def _started(self) -> bool:
+        assert self.run.poll() is None
+        for process in psutil.Process(self.run.pid).children(recursive=True):
+            if kind_of(process, self.run.pid) == "stage":
+                self.job = process
+                return self.job.cmdline()[1:4] == ["-m", "depoison", "stage"]
+        return False
+
+    def somebody_makes(self, model: str) -> str:
+        shutil.copytree(self.other / model, self.project / model, dirs_exist_ok=True)
+        return self.record(model)
+
+    def record(self, model: str) -> str:
+        """How a finished model came about, and when."""
+        assert model.rpartition("/")[2] in complete(self.project)
+        return (self.project / model / RUN).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def waiting(made: Project) -> Iterator[Waiting]:
+    found = Waiting(made)
+    with found.held:
+        yield found
+    found.run.wait(60)
+
+
+def test_what_somebody_finished_after_a_run_was_planned_stays(waiting):
+    """Snakemake removes a job's outputs before it starts: that may be hours of a training that outlived another Snakemake."""
+    made = waiting.somebody_makes(waiting.models[1])
+    waiting.held.close()
+    assert waiting.run.wait(60) == 0 and waiting.record(waiting.models[1]) == made
+
+
+def test_what_somebody_finished_while_a_job_waited_for_it_stays_when_that_job_dies(waiting):
+    """Snakemake removes the outputs of a job that failed."""
+    made = waiting.somebody_makes(waiting.models[0])
+    waiting.job.kill()
+    waiting.held.close()
+    assert waiting.run.wait(60) != 0 and waiting.record(waiting.models[0]) == made
+
+
+DRILLED = SMALL | {
+    "title": "Drilled",
+    "caption": "Each loop over epochs that saves its state",
+    "columns": [{"defense": name, "label": name} for name in ("none", "lp", "ft-sam", "fst", "anp", "i-bau", "ngf")],
+    "rows": [
+        {"attack": attack, "label": attack, "rates": [rate]}
+        for attack, rate in (("badnet", 0.1), ("bypass-patch", 0.1), ("label-consistent", 0.01))
+    ],
+}
+
+
+def drilled(path: Path) -> Project:
+    """The project with a table whose jobs take seconds each, and save after every epoch."""
+    project = with_tiny(Project(path))
+    project.edit("config/papers/fst/drilled.yaml", lambda data: data.update(DRILLED))
+    project.edit(
+        "config/tracks/tiny.yaml",
+        lambda data: (
+            data["training"].update(epochs=15),
+            data["tuning"].update(epochs=15),
+            data["defenses"].update({"i-bau": {"epochs": 4}, "anp": {"epochs": 8}}),
+        ),
+    )
+    project.set("config/config.yaml", "runtime", "save_seconds", to=0)
+    return project
+
+
+@pytest.mark.drill
+def test_a_table_completes_after_30_kills_of_its_head_its_worker_and_its_stages(tmp_path, capsys):
+    """Of ten heads the worker and a stage are killed, then it is, every second one with all that it started."""
+    command, moments = ("snakemake", "--cores", "2", "--", "reports/tiny/drilled.md"), random.Random(30)
+    whole, project = drilled(tmp_path / "whole"), drilled(tmp_path / "project")
+    assert start(whole, *command).wait(1200) == 0
+    heads: list[subprocess.Popen[bytes]] = []
+    steps: set[tuple[str, int]] = set()
+    so_far: dict[str, str] = {}
+    killed: Counter[str] = Counter()
+
+    def went(due: int) -> bool:
+        """Whether so many epochs and artifacts are saved; a run that killed jobs ended is started again."""
+        for state in project.path.glob("results/*/.*.scratch/state.json"):
+            with contextlib.suppress(FileNotFoundError):
+                steps.add((state.parent.name, json.loads(state.read_text(encoding="utf-8"))["epoch"]))
+        steps.update((record.parent.name, 0) for record in project.path.glob(f"results/*/[!.]*/{RUN}"))
+        if not heads or heads[-1].poll() is not None:
+            assert not (project / "reports/tiny/drilled.md").exists(), f"finished after {killed}: too small a table"
+            heads.append(start(project, *command))
+        return len(steps) >= due
+
+    def kill(kind: str) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            head = psutil.Process(heads[-1].pid)
+            if found := [one for one in (head, *head.children(recursive=True)) if kind_of(one, head.pid) == kind]:
+                moments.choice(found).kill()
+                killed[kind] += 1
+                return True
+        return False
+
+    for number in range(10):
+        for kind in (*moments.sample(["worker", "stage"], 2), "head"):
+            due = len(steps) + moments.randint(1, 8)
+            wait_until(lambda due=due, kind=kind: went(due) and kill(kind), 600)
+            if kind == "head" and number % 2:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(heads[-1].pid, signal.SIGKILL)
+            now = complete(project)
+            assert so_far.items() <= now.items(), "something finished was lost"
+            so_far = now
+        heads[-1].wait()
+    assert killed == {"head": 10, "worker": 10, "stage": 10}
+
+    done = project.snakemake(*command[1:])
+    assert done.returncode == 0, done.stderr
+    assert project.checksums() == whole.checksums() and complete(project).keys() == complete(whole).keys()
+    assert (project / "reports/tiny/drilled.csv").read_bytes() == (whole / "reports/tiny/drilled.csv").read_bytes()
+    again = project.snakemake("-n", *command[1:])
+    assert "Nothing to be done" in again.stdout + again.stderr
+    assert leftovers(project) == [] and not list(project.path.glob(".snakemake/depoison/worker-*"))
+    here = str(project.path)
+    wait_until(lambda: not [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == here])
+    logs = [path.read_text(encoding="utf-8") for path in project.path.glob("logs/*/*.log")]
+    resumed, anew = (sum(line in log for log in logs) for line in ("resuming after epoch", "starting anew"))
+    assert resumed and not anew
+    with capsys.disabled():
+        print(f"\n{dict(killed)} in {len(heads)} runs; of {len(logs)} jobs {resumed} resumed in their last attempt")
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
     """Mounts file systems of a given size, or resizes them."""
@@ -196,3 +358,66 @@ def test_a_full_disk_loses_nothing_and_the_run_completes_once_there_is_space(dis
     assert done.returncode == 0, done.stdout + done.stderr
     assert finished.items() <= complete(project).items()
     assert project.checksums() == uninterrupted.checksums()
+
+
+ONE_LINE = r"^results/\S+: No space left on device; nothing finished is lost$"
+
+
+def free(folder: Path, pages: int) -> Path:
+    """Fill the disk of a folder but for so many pages of 4 KiB; returns the file that fills it."""
+    filler = folder / "filler"
+    filler.unlink(missing_ok=True)
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(filler, max(0, filler.stat().st_size // 4096 - pages) * 4096)
+    return filler
+
+
+def forked(artifact: Artifact, runtime: Runtime) -> None:
+    """Make an artifact in a process of its own, as a job does; raises its error."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as one:
+        one.submit(run_stage, artifact.spec, artifact.directory, runtime).result()
+
+
+@pytest.mark.drill
+def test_a_disk_that_is_full_at_any_moment_of_any_stage_costs_nothing_but_that_stage(
+    disk, tmp_path, monkeypatch, capsys
+):
+    """Each kind of artifact with no page of room, with one too few, and with some number between."""
+    whole, project, moments = (
+        with_tiny(Project(tmp_path / "whole")),
+        with_tiny(Project(tmp_path / "project")),
+        random.Random(7),
+    )
+    plan, runtime = project.plan(), Runtime(save_seconds=0)
+    lc = plan.cell(cell(track="tiny", attack="label-consistent+epochs=4+rate=0.01", defense="lp+epochs=4"))
+    figures = (read_figure(plan, f"reports/tiny/fst/{name}") for name in ("figure3", "figure9"))
+    drawn = {artifact.stage: artifact for figure in figures for artifact in figure.artifacts()}
+    wanted = chain_of([lc.evaluation, drawn["embedding"], drawn["examples"]]).values()
+    assert {artifact.stage for artifact in wanted} == set(STAGES)
+    disk(project / "results", "32m")
+    for stage in STAGES:  # once, as the warm worker does, and not in each process
+        importlib.import_module(f"depoison.stages.{stage}")
+    refused = 0
+    for artifact in wanted:
+        monkeypatch.chdir(whole.path)
+        forked(artifact, runtime)
+        pages = sum(-(-path.stat().st_size // 4096) for path in Path(artifact.directory).iterdir())
+        monkeypatch.chdir(project.path)
+        finished = complete(project)
+        for room in sorted({0, moments.randrange(pages), pages - 1}):
+            filler = free(Path("results"), room)
+            with pytest.raises(DepoisonError, match=ONE_LINE):
+                forked(artifact, runtime)
+            refused += 1
+            assert complete(project) == finished and not Path(artifact.product).exists()
+            assert {name.rpartition(".")[2] for name in leftovers(project)} <= {"scratch"}
+        filler.unlink()
+        forked(artifact, runtime)
+        assert leftovers(project) == []
+    assert complete(project).keys() == complete(whole).keys()
+    for pattern in ("results/**/*.safetensors", "results/embedding/*/*.csv"):
+        assert project.checksums(pattern) == whole.checksums(pattern)
+    with capsys.disabled():
+        print(f"\n{refused} times full, at {len(wanted)} artifacts of {len(STAGES)} stages")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -350,6 +351,36 @@ def test_another_user_is_given_nothing_also_where_the_socket_is_open(modes, answ
     done = somebody(warm.project, CALL, warm.environment[ADDRESS], asked)
     assert done.communicate(timeout=60)[0].strip() in answers
     assert not (warm.project / "theirs.log").exists() and warm.forked() == []
+
+
+@pytest.mark.drill
+@as_root
+def test_stages_are_made_as_ever_while_the_worker_is_beset(warm, capsys):
+    """By what is no request, by connections that say nothing, and by another user."""
+    before = warm.project.checksums()
+    patterns = ("split/*", "poison/*badnet*", "train/*blended*", "purify/*badnet*")
+    work = [stage(warm.project, f"results/{pattern}") for pattern in patterns] * 3
+    silent = [warm.connect() for _ in range(50)]
+    insults, forks, moments = 0, set(), random.Random(5)
+    asked = json.dumps([NAMED, {}])
+    for folder, arguments in work:
+        shutil.rmtree(warm.project / str(folder))
+        process, theirs = warm.start(*arguments), somebody(warm.project, CALL, warm.environment[ADDRESS], asked)
+        while process.poll() is None:
+            forks.update(one.pid for one in warm.forked())
+            with warm.connect() as rude, contextlib.suppress(ConnectionError):
+                sent = moments.choice(list(RUDE.values()))
+                socket.send_fds(rude, [sent[:4] or b" "], [0, 1, 2])
+                rude.sendall(sent[4:])
+            insults += 1
+        assert process.returncode == 0, process.stderr.read()
+        assert theirs.communicate()[0] == "Permission denied\n"
+    for connection in silent:
+        connection.close()
+    assert warm.project.checksums() == before and alive(warm.worker)
+    assert len(forks) >= len(work) // 2, "the worker made them"
+    with capsys.disabled():
+        print(f"\n{len(work)} stages made, {len(forks)} seen in the worker, among {insults} insults")
 
 
 LISTEN = """

@@ -359,9 +359,16 @@ def _check_folders(paths: Iterable[Any]) -> None:
             raise DepoisonError(f"{there}: {'cannot be written' if there.is_dir() else 'is a file, not a folder'}")
 
 
+NOT_WORTH_SAYING = (
+    "provenance/metadata so that it in part cannot be used",  # it has none of files that it did not make itself
+    "Cannot restore results/",  # what a failed job was to make was not there before either
+    "--keep-incomplete mode is set",
+)
+"""What Snakemake says because of how the profile and the rules treat artifacts: complete, whoever made them."""
+
+
 def _worth_saying(record: logging.LogRecord) -> bool:
-    """All but that Snakemake has no metadata of files that it did not make itself: it is not asked to compare them."""
-    return "provenance/metadata so that it in part cannot be used" not in str(record.msg)
+    return not any(words in str(record.msg) for words in NOT_WORTH_SAYING)
 
 
 def _clear_stale_locks() -> TextIO:

@@ -5,7 +5,7 @@ rule dataset:
     input:
         LOOKUP.inputs("dataset"),
     output:
-        "results/dataset/{id}/data.safetensors",
+        update("results/dataset/{id}/data.safetensors"),
     log:
         "logs/dataset/{id}.log",
     benchmark:
@@ -23,7 +23,7 @@ rule split:
     input:
         LOOKUP.inputs("split"),
     output:
-        "results/split/{id}/split.safetensors",
+        update("results/split/{id}/split.safetensors"),
     log:
         "logs/split/{id}.log",
     benchmark:
@@ -41,7 +41,7 @@ rule asset:
     input:
         LOOKUP.inputs("asset"),
     output:
-        "results/asset/{id}/asset.safetensors",
+        update("results/asset/{id}/asset.safetensors"),
     log:
         "logs/asset/{id}.log",
     benchmark:
@@ -61,7 +61,7 @@ rule poison:
     input:
         LOOKUP.inputs("poison"),
     output:
-        "results/poison/{id}/poison.safetensors",
+        update("results/poison/{id}/poison.safetensors"),
     log:
         "logs/poison/{id}.log",
     benchmark:

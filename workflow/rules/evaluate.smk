@@ -5,7 +5,7 @@ rule evaluate:
     input:
         LOOKUP.inputs("evaluate"),
     output:
-        "results/evaluate/{id}/metrics.json",
+        update("results/evaluate/{id}/metrics.json"),
     log:
         "logs/evaluate/{id}.log",
     benchmark:

@@ -10,7 +10,7 @@ rule embedding:
     input:
         LOOKUP.inputs("embedding"),
     output:
-        "results/embedding/{id}/embedding.csv",
+        update("results/embedding/{id}/embedding.csv"),
     log:
         "logs/embedding/{id}.log",
     benchmark:
@@ -30,7 +30,7 @@ rule examples:
     input:
         LOOKUP.inputs("examples"),
     output:
-        "results/examples/{id}/examples.safetensors",
+        update("results/examples/{id}/examples.safetensors"),
     log:
         "logs/examples/{id}.log",
     benchmark:

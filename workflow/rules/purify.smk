@@ -5,7 +5,7 @@ rule purify:
     input:
         LOOKUP.inputs("purify"),
     output:
-        "results/purify/{id}/model.safetensors",
+        update("results/purify/{id}/model.safetensors"),
     log:
         "logs/purify/{id}.log",
     benchmark:

@@ -5,7 +5,7 @@ rule train:
     input:
         LOOKUP.inputs("train"),
     output:
-        "results/train/{id}/model.safetensors",
+        update("results/train/{id}/model.safetensors"),
     log:
         "logs/train/{id}.log",
     benchmark:
