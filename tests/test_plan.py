@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tomllib
+from dataclasses import MISSING, fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -28,12 +29,12 @@ from depoison.errors import DepoisonError
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.config import KINDS, Runtime
 from depoison.plan.lock import PACKAGE, _text_of, current, disagreement, stale
-from depoison.plan.parameters import SHARED, Parameter, text_of
+from depoison.plan.parameters import Parameter, text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.schema import schemas
 from depoison.plan.signatures import _tree
 from depoison.plan.specs import canonical, fingerprint, make_artifact
-from depoison.plan.tables import Key, parse_target, read_table
+from depoison.plan.tables import Key, all_tables, parse_target, read_table
 from depoison.reporting.explain import explain
 
 PLAN = Plan(ROOT)
@@ -202,7 +203,7 @@ def test_every_hyper_parameter_moves_what_follows_from_it_and_nothing_else(kind,
     after = PLAN.cell(named(kind, name, key, text_of(another(parameter, value))))
     first = {"dataset": "dataset", "model": "train", "attack": "poison", "defense": "purify"}[kind]
     assets = PLAN.configuration.method("attack", name).content.asset or [] if kind == "attack" else []
-    if kind == "attack" and key in SHARED["recipe"]:
+    if kind == "attack" and key in PLAN.configuration.shared["recipe"]:
         first = "asset" if "recipe" in assets else "train"
     if key in assets:
         first = "asset"
@@ -227,6 +228,62 @@ def test_each_method_has_its_own_path():
     for kind in ("attack", "defense"):
         names = PLAN.configuration.names(kind)
         assert len({PLAN.cell(named(kind, name)).evaluation.directory for name in names}) == len(names)
+
+
+NEW = {"type": "float", "range": "[0, 1)", "neutral": 0, "help": "new"}
+
+
+def evaluations_of_every_table(plan: Plan) -> list[str]:
+    return [product for target in all_tables(plan) for product in read_table(plan, target).evaluations()]
+
+
+def test_a_new_shared_hyper_parameter_moves_no_path_until_its_value_is_not_neutral(project):
+    """Every path of every table on every track stays."""
+    for group in ("recipe", "poisoning"):
+        project.set("config/shared.yaml", group, f"new_{group}", to=NEW)
+    plan = project.plan()
+    assert evaluations_of_every_table(plan) == evaluations_of_every_table(PLAN)
+    for where, moves in (
+        ({"attack": "badnet+new_poisoning=0.1"}, "poison"),
+        ({"attack": "badnet+new_recipe=0.1"}, "train"),
+        ({"defense": "fst+new_recipe=0.1"}, "purify"),
+    ):
+        assert moved(PLAN.cell(cell()), after := plan.cell(cell(**where))) == from_stage(moves, after)
+
+
+def test_no_neutral_value_is_in_a_spec():
+    """Of a cell whose values are all neutral where there is such a value."""
+    shared = PLAN.configuration.shared
+    neutral = {key: parameter.neutral for key, parameter in shared["recipe"].items() if parameter.has_neutral}
+    override = "".join(f"+{key}={text_of(value)}" for key, value in neutral.items())
+    chain = PLAN.cell(cell(attack=f"badnet{override}", defense=f"fst{override}")).evaluation.chain()
+    for artifact in chain.values():
+        for group, values in ((group, artifact.spec["parameters"].get(group, {})) for group in shared):
+            assert all(shared[group][key].tells(value) for key, value in values.items())
+    recipes = [a.spec["parameters"]["recipe"] for a in chain.values() if "recipe" in a.spec["parameters"]]
+    assert [set(recipe) for recipe in recipes] == [shared["recipe"].keys() - neutral.keys()] * 2
+
+
+def test_code_takes_what_a_spec_leaves_out_for_neutral():
+    from depoison.attacks.base import Poisoning
+    from depoison.training.recipe import Recipe
+
+    for group, taken in (("recipe", Recipe), ("poisoning", Poisoning)):
+        defaults = {field.name: None if field.default is MISSING else field.default for field in fields(taken)}
+        assert defaults == {key: parameter.neutral for key, parameter in PLAN.configuration.shared[group].items()}
+
+
+def test_a_neutral_value_is_valid_and_of_a_shared_hyper_parameter(project):
+    project.set("config/shared.yaml", "recipe", "flip", "neutral", to=2)
+    with pytest.raises(
+        DepoisonError,
+        match=r"^config/shared.yaml:\d+: recipe.flip: neutral: 2 is not valid; valid: a number in \[0, 1\]$",
+    ):
+        project.plan()
+    project.set("config/shared.yaml", "recipe", "flip", "neutral", to=0)
+    project.set("config/defenses/fst.yaml", "parameters", "alpha", "neutral", to=0)
+    with pytest.raises(DepoisonError, match=r"^config/defenses/fst.yaml:\d+: unknown key 'neutral'"):
+        project.plan().cell(cell())
 
 
 def test_without_a_defense_the_backdoored_model_is_evaluated():
@@ -303,6 +360,7 @@ def test_a_picture_is_known_by_its_content(project):
 # --- precedence --------------------------------------------------------------------------------------------------
 
 LADDER = [
+    ("neutral", "config/shared.yaml", ("recipe", "lr", "neutral")),
     ("shared default", "config/config.yaml", ("{section}", "lr")),
     ("dataset", "config/datasets/digits.yaml", ("{section}", "lr")),
     ("method", "config/{folder}/{name}.yaml", ("values", "lr")),
@@ -629,6 +687,7 @@ def test_the_schemas_are_those_of_the_models():
     ("schema", "pattern"),
     [
         ("config", "config.yaml"),
+        ("shared", "shared.yaml"),
         ("track", "tracks/*.yaml"),
         ("table", "papers/*/table*.yaml"),
         ("claims", "papers/*/claims.yaml"),

@@ -138,8 +138,9 @@ def test_the_precision_of_the_tracks():
     plan = Plan(ROOT)
     for track, expected in (("paper", "tf32"), ("cifar10-cpu", "fp32"), ("digits", "fp32")):
         chain = plan.cell(cell(track, dataset="cifar10", attack="badnet", defense="fst")).evaluation.chain().values()
-        recipes = [artifact.spec["parameters"].get("recipe", artifact.spec["parameters"]) for artifact in chain]
-        assert [r["precision"] for r in recipes if "precision" in r] == [expected] * 4  # train, purify, two evaluations
+        computing = [a.spec["parameters"] for a in chain if a.stage in ("train", "purify", "evaluate")]
+        found = [each.get("recipe", each).get("precision", "fp32") for each in computing]
+        assert found == [expected] * 4  # two evaluations
 
 
 @pytest.mark.parametrize(("key", "value", "papers"), [("precision", "bf16", True), ("epochs", 3, False)])

@@ -36,7 +36,7 @@ class Poisoning:
 
     rate: float
     target: int
-    labels: str
+    labels: str = "all-to-one"
 
     def goals(self, labels: Tensor, classes: int) -> Tensor:
         """The label that the attack wants for images of these labels, (N,) int64."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.documents import Document, names_in, read_document
-from depoison.plan.parameters import BUDGET, SHARED, Parameter
+from depoison.plan.parameters import Parameter, Shared
 from depoison.plan.signatures import declared_asset, declared_keywords
 
 KINDS = {"dataset": "datasets", "model": "models", "attack": "attacks", "defense": "defenses"}
@@ -52,6 +52,15 @@ class Runtime(_Strict):
     largest_image: float = Field(
         50, gt=0, le=10_000, description="megapixels that an image file may have; more is refused"
     )
+
+
+class SharedFile(_Strict):
+    """config/shared.yaml: the hyper-parameters that methods share, in groups."""
+
+    dataset: dict[str, Shared] = Field(description="of datasets")
+    poisoning: dict[str, Shared] = Field(description="of attacks")
+    recipe: dict[str, Shared] = Field(description="of training and of tuning")
+    tuning: dict[str, Shared] = Field(description="of tuning alone")
 
 
 class Config(_Strict):
@@ -226,6 +235,9 @@ class Configuration:
     def __init__(self, root: Path, documents: list[Document], given: Mapping[str, Any] | None = None):
         self.root = root
         given = dict(given or {})
+        shared, self._shared_document = load_as(SharedFile, read_document(root / "config" / "shared.yaml", root))
+        self.shared: dict[str, dict[str, Shared]] = {group: getattr(shared, group) for group in SharedFile.model_fields}
+        """The hyper-parameters that methods share, by group."""
         self._shared_defaults = documents[0]
         merged, own = documents[0].data, {}
         places = dict(documents[0].places)
@@ -248,9 +260,8 @@ class Configuration:
                     raise unknown(kind, name, self.names(kind), self._document.place(folder, name))
                 self._check_values(values, self.parameters(kind, name), (folder, name), self._document.place)
 
-    @staticmethod
-    def _group_of(section: str) -> dict[str, Parameter]:
-        return {key: parameter for group in SECTIONS[section] for key, parameter in SHARED[group].items()}
+    def _group_of(self, section: str) -> dict[str, Shared]:
+        return {key: parameter for group in SECTIONS[section] for key, parameter in self.shared[group].items()}
 
     @staticmethod
     def _check_values(values: Values, known: Mapping[str, Parameter], keys: tuple[str, ...], place: Any) -> None:
@@ -281,7 +292,7 @@ class Configuration:
             raise unknown(kind, name, self.names(kind))
         loaded = load_as(Method, read_document(self.root / "config" / KINDS[kind] / f"{name}.yaml", self.root))
         method, document = loaded
-        own, shared = method.parameters, self._shared(kind, method)
+        own, shared = method.parameters, self._shared_by(kind, method)
         for key in own.keys() & shared.keys():
             raise DepoisonError(f"{document.place('parameters', key)}: {key!r} is the name of a shared hyper-parameter")
         if kind != "dataset":
@@ -291,7 +302,7 @@ class Configuration:
                     raise DepoisonError(f"{document.place(section)}: only a dataset has a section {section!r}")
         if method.normalization and kind != "model":
             raise DepoisonError(f"{document.place('normalization')}: only a model has a section 'normalization'")
-        normalization = {key: SHARED["dataset"][key] for key in ("mean", "std")}
+        normalization = {key: self.shared["dataset"][key] for key in ("mean", "std")}
         self._check_values(method.normalization, normalization, ("normalization",), document.place)
         self._check_values(method.values, shared, ("values",), document.place)
         for section in ("training", "tuning"):
@@ -334,9 +345,12 @@ class Configuration:
             )
 
     @staticmethod
-    def _shared(kind: str, method: Method) -> dict[str, Parameter]:
-        groups = SHARED_BY[kind] if method.shared is None else method.shared
-        return {key: parameter for group in groups for key, parameter in SHARED[group].items()}
+    def _groups(kind: str, method: Method) -> Sequence[str]:
+        """The groups of shared hyper-parameters that a method takes."""
+        return SHARED_BY[kind] if method.shared is None else method.shared
+
+    def _shared_by(self, kind: str, method: Method) -> dict[str, Shared]:
+        return {key: parameter for group in self._groups(kind, method) for key, parameter in self.shared[group].items()}
 
     def excluded(self, kind: str, name: str, *, dataset: str, model: str) -> str:
         """Why a method cannot be used on a dataset or with a model, a sentence; "" where it can."""
@@ -346,7 +360,16 @@ class Configuration:
     def parameters(self, kind: str, name: str) -> dict[str, Parameter]:
         """Every hyper-parameter that can be set for a method: its own, then the shared ones."""
         method = self.method(kind, name).content
-        return {**method.parameters, **self._shared(kind, method)}
+        return {**method.parameters, **self._shared_by(kind, method)}
+
+    def specified(self, group: str, values: Values, keys: Collection[str] | None = None) -> Values:
+        """A group's values, or those of some keys, as they stand in a spec: less those at which a key changes nothing."""
+        wanted = values.keys() if keys is None else values.keys() & keys
+        return {
+            key: values[key]
+            for key, parameter in self.shared[group].items()
+            if key in wanted and parameter.tells(values[key])
+        }
 
     @cache  # noqa: B019
     def track(self, name: str) -> Loaded:
@@ -359,7 +382,7 @@ class Configuration:
             raise unknown("track", name, self.names("track"))
         loaded = load_as(Track, read_document(self.root / "config" / "tracks" / f"{name}.yaml", self.root))
         track, document = loaded
-        budget = {key: SHARED["recipe"][key] for key in BUDGET}
+        budget = {key: parameter for key, parameter in self.shared["recipe"].items() if parameter.budget}
         for section in ("training", "tuning"):
             self._check_values(getattr(track, section), budget, (section,), document.place)
         for kind, folder in KINDS.items():
@@ -412,6 +435,9 @@ class Configuration:
 
         method, document = self.method(kind, name)
         track_, track_document = self.track(track)
+        for group in self._groups(kind, method):
+            neutral = {key: parameter.neutral for key, parameter in self.shared[group].items() if parameter.has_neutral}
+            yield "neutral", neutral, at(self._shared_document, group)
         for section in SECTIONS_OF[kind]:
             yield "shared default", self._shared_defaults.data.get(section) or {}, at(self._shared_defaults, section)
             if section != "poisoning":

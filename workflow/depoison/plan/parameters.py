@@ -24,7 +24,7 @@ class Parameter(BaseModel):
         type: what a value is; `floats` is a list of numbers, `picture` one of the choices, which our code makes, or the
             stem of a file in config/triggers/, whose content goes into the spec; `model` one of the choices, or the name of
             the model that the attack's asset is, with that model's values on the cell's track and dataset.
-        default: the value where nothing else sets one; a shared parameter has none and takes it from config.yaml.
+        default: the value where nothing else sets one; a shared hyper-parameter has none, and takes it from a file's section.
         range: the valid interval in the usual notation, such as "(0, 1]" or "[0, inf)"; for `floats`, of each number.
         choices: the valid values, where there are few.
         optional: whether "none" is valid.
@@ -116,6 +116,36 @@ class Parameter(BaseModel):
         return words + (" or none" if self.optional else "")
 
 
+class Shared(Parameter):
+    """A hyper-parameter that methods share: config/shared.yaml.
+
+    Attributes:
+        neutral: the value at which it changes nothing. It is the default where no file has one, and in no spec.
+    """
+
+    neutral: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _neutral_is_canonical(cls, data: Any) -> Any:
+        """As `check` returns it, so that it equals what a file or a cell's name says."""
+        if isinstance(data, dict) and "neutral" in data:
+            parameter = Parameter.model_validate({key: value for key, value in data.items() if key != "neutral"})
+            try:
+                return data | {"neutral": parameter.check(data["neutral"], "neutral")}
+            except DepoisonError as error:
+                raise ValueError(str(error)) from None
+        return data
+
+    @property
+    def has_neutral(self) -> bool:
+        return "neutral" in self.model_fields_set
+
+    def tells(self, value: Any) -> bool:
+        """Whether a value, in its canonical form, changes anything."""
+        return not self.has_neutral or value != self.neutral
+
+
 def _bounds(text: str) -> tuple[float, float, bool, bool]:
     match = _INTERVAL.match(text)
     if not match:
@@ -164,60 +194,3 @@ def text_of(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(text_of, value))
     return repr(value) if isinstance(value, float) else str(value)
-
-
-_RATE = "fraction of the attacker's training pool"
-
-SHARED: dict[str, dict[str, Parameter]] = {
-    "dataset": {
-        "source": Parameter(type="str", help="where the images come from: a file of depoison/data"),
-        "size": Parameter(type="int", range="[8, 1024]", help="height and width of the images, in pixels"),
-        "root": Parameter(type="str", optional=True, help="a local copy to read instead of downloading"),
-        "checksum": Parameter(type="str", optional=True, help="sha256 the images must have; then `root` may differ"),
-        "mean": Parameter(type="floats", range="[0, 1]", help="per-channel mean that models subtract"),
-        "std": Parameter(type="floats", range="(0, 1]", help="per-channel standard deviation that models divide by"),
-        "reserve": Parameter(type="float", range="(0, 1)", help="fraction set aside as the defender's clean data"),
-        "stratified": Parameter(type="bool", help="whether the defender's data has every class in proportion"),
-    },
-    "poisoning": {
-        "rate": Parameter(type="float", range="(0, 1)", help=f"poisoning rate, as a {_RATE}"),
-        "target": Parameter(type="int", range="[0, inf)", help="target label of an all-to-one attack"),
-        "labels": Parameter(type="str", choices=("all-to-one", "all-to-all"), help="label map of the attack"),
-    },
-    "recipe": {
-        "lr": Parameter(type="float", range="(0, inf)", help="learning rate at its highest"),
-        "momentum": Parameter(type="float", range="[0, 1)", help="momentum of SGD"),
-        "weight_decay": Parameter(type="float", range="[0, inf)", help="weight decay of SGD"),
-        "epochs": Parameter(type="int", range="[1, inf)", help="passes over the data"),
-        "batch_size": Parameter(type="int", range="[2, inf)", help="images in a batch"),
-        "schedule": Parameter(
-            type="str",
-            choices=("cosine", "constant", "multistep", "onecycle"),
-            help="cosine by epoch, constant, a tenth after 35% and again after 75% of the epochs, or one cycle by step",
-        ),
-        "precision": Parameter(
-            type="str",
-            choices=("fp32", "tf32", "bf16"),
-            help="fp32; fp32 with a GPU's convolutions in TF32, as PyTorch does by default; or bf16 autocast",
-        ),
-        "crop": Parameter(type="int", range="[0, 64]", help="zero padding of the random crop, in pixels; 0: no crop"),
-        "crop_probability": Parameter(type="float", range="[0, 1]", help="how often an image is cropped"),
-        "flip": Parameter(type="float", range="[0, 1]", help="how often an image is mirrored"),
-        "rotation": Parameter(type="float", range="[0, 180]", help="largest random rotation, in degrees; 0: none"),
-        "rotation_probability": Parameter(type="float", range="[0, 1]", help="how often an image is rotated"),
-        "evaluate_every": Parameter(
-            type="int", range="[0, inf)", help="epochs between entries of C-Acc and ASR; 0: never"
-        ),
-    },
-    "tuning": {
-        "tuning_ratio": Parameter(
-            type="float",
-            range="(0, 1)",
-            optional=True,
-            help="fraction of the training set to tune on; none: all reserved",
-        ),
-    },
-}
-"""Hyper-parameters that methods share. A track's budget may set those of `BUDGET`."""
-
-BUDGET = ("lr", "epochs", "batch_size", "schedule", "precision", "evaluate_every")

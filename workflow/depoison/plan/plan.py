@@ -15,7 +15,7 @@ from depoison.plan.config import CELLS_NAME, KINDS, OWN, Configuration, Setting
 from depoison.plan.documents import read_document
 from depoison.plan.folders import SOURCE as FOLDER_SOURCE
 from depoison.plan.folders import classes_of, require_root, require_unchanged
-from depoison.plan.parameters import SHARED, text_of
+from depoison.plan.parameters import text_of
 from depoison.plan.specs import Artifact, make_artifact
 
 CONFIG_FILE = "config/config.yaml"
@@ -142,18 +142,19 @@ class Plan:
         self._require_fit(name, value)
         dataset = make_artifact("dataset", {}, self._dataset_parameters(name.dataset.name, value["dataset"]))
         self.local_copies[dataset.directory] = value["dataset"]["root"]
-        reserve = {key: value["dataset"][key] for key in ("reserve", "stratified")}
+        specified = self.configuration.specified
+        reserve = specified("dataset", value["dataset"], ("reserve", "stratified"))
         split = make_artifact("split", {"dataset": dataset}, reserve, name.seed)
         data = {"dataset": dataset, "split": split}
 
         attack = {"attack": self._method("attack", name.attack, value["attack"], settings["attack"])}
         training = self._training(name)
         asset = self._asset(name, attack["attack"], data)
-        poisoning = {key: value["attack"][key] for key in SHARED["poisoning"] if key in value["attack"]}
-        poison = make_artifact("poison", data | asset, {**attack, "poisoning": poisoning}, name.seed)
+        poisoning = {"poisoning": specified("poisoning", value["attack"])}
+        poison = make_artifact("poison", data | asset, attack | poisoning, name.seed)
         backdoored = make_artifact("train", {**data, "poison": poison}, training, name.seed)
 
-        measure = {"precision": value["attack"]["precision"]}
+        measure = specified("recipe", value["attack"], ("precision",))
         undefended = make_artifact(
             "evaluate", {"dataset": dataset, "backdoored": backdoored, "model": backdoored}, measure
         )
@@ -163,7 +164,7 @@ class Plan:
         purified = make_artifact(
             "purify",
             {**data, "model": backdoored},
-            {"defense": defense, "recipe": _recipe(value["defense"])} | self._tuning(name, value),
+            {"defense": defense, "recipe": specified("recipe", value["defense"])} | self._tuning(name, value),
             name.seed,
         )
         evaluation = make_artifact(
@@ -221,7 +222,7 @@ class Plan:
         value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
         model = self._method("model", name.model, value["model"], settings["model"])
         model |= {key: value["dataset"][key] for key in ("mean", "std")}
-        return {"model": model, "recipe": _recipe(value["attack"])}
+        return {"model": model, "recipe": self.configuration.specified("recipe", value["attack"])}
 
     def _asset(self, name: CellName, attack: dict[str, Any], data: dict[str, Artifact]) -> dict[str, Artifact]:
         """{"asset": what the attack makes before it poisons}, of what its file says that this depends on; or nothing.
@@ -256,7 +257,7 @@ class Plan:
         """What a dataset's content follows from: its source, and for a folder of images which one or what is in it."""
         if values["source"] not in self._sources:
             raise unknown("source", values["source"], self._sources, f"dataset {name}")
-        shared = {key: values[key] for key in ("source", "size", "checksum")}
+        shared = self.configuration.specified("dataset", values, ("source", "size", "checksum"))
         # A dataset's own hyper-parameters are options of its own source; another source does not know them.
         method = self.configuration.method("dataset", name).content
         own = {key: values[key] for key in method.parameters if values["source"] == method.values["source"]}
@@ -306,7 +307,3 @@ class Plan:
                 f"{name.path}: tuning_ratio {ratio:g} is above the defender's reserve; the maximum is {reserve:g}"
             )
         return {"tuning_ratio": reserve if ratio is None else ratio}
-
-
-def _recipe(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: values[key] for key in SHARED["recipe"] if key in values}

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 from depoison.plan.claims import ClaimsFile
-from depoison.plan.config import Config, Method, Track
+from depoison.plan.config import Config, Method, SharedFile, Track
 from depoison.plan.figures import AnyFigureFile
 from depoison.plan.published import CorrectionsFile
 from depoison.plan.tables import TableFile
 
 MODELS = {
     "config": Config,
+    "shared": SharedFile,
     "method": Method,
     "track": Track,
     "table": TableFile,

@@ -24,9 +24,9 @@ def run(job: Job) -> None:
     limit(job.runtime.largest_image)
     where = {"root": job.root, "cache": job.runtime.downloads, "size": parameters["size"]}
     images = data.load(parameters["source"], **where, **parameters["options"])
-    if parameters["checksum"] not in (None, images.checksum):
+    if (expected := parameters.get("checksum")) not in (None, images.checksum):
         raise DepoisonError(
-            f"dataset {parameters['name']}: the images' checksum is {images.checksum}, configured is {parameters['checksum']}"
+            f"dataset {parameters['name']}: the images' checksum is {images.checksum}, configured is {expected}"
         )
     for remark in images.remarks:
         job.warn(remark)

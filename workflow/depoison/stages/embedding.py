@@ -41,7 +41,7 @@ def run(job: Job) -> None:
         indices = torch.cat([indices, test.kept[chosen]])
         images = torch.cat([images, test.triggered[chosen]])
         marks += [1] * count
-    found = features_of(model, images, parameters["precision"]).numpy()
+    found = features_of(model, images, parameters.get("precision", "fp32")).numpy()
     places = embed(found, parameters["perplexity"], rng.generator("t-sne").initial_seed() % 2**32)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -17,7 +17,7 @@ def run(job: Job) -> None:
     test = Test.of(backdoored, dataset)
     model = read_model(directory, dataset).to(job.device)
 
-    predictions = test.predictions(model, job.parameters["precision"])
+    predictions = test.predictions(model, **job.parameters)
     metrics = {"c_acc": None, "asr": None, "lcr": None, "der": None} | test.measured(*predictions)
     if "undefended" in job.spec["upstream"]:
         before = read_evaluation(job.upstream("undefended") / METRICS_FILE).metrics

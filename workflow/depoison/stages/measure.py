@@ -80,7 +80,7 @@ class Test:
         """{"c_acc"} and, where there is an attack, {"asr", "lcr"}, in percent."""
         return self.measured(*self.predictions(model, precision))
 
-    def predictions(self, model: Classifier, precision: str) -> tuple[Tensor, Tensor]:
+    def predictions(self, model: Classifier, precision: str = "fp32") -> tuple[Tensor, Tensor]:
         """The labels that a model gives the plain test images, (N,) int64, and the triggered ones, (M,)."""
         # Not every network takes a batch of no image, as a clean model's triggered ones are.
         triggered = predict(model, self.triggered, precision) if len(self.kept) else self.kept

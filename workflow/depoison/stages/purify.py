@@ -53,8 +53,8 @@ def run(job: Job) -> None:
         raise DepoisonError(f"defense {defense['name']} returns {shown}; valid: the purified Classifier, or Candidates")
     if isinstance(purified, Candidates):
         # Measured as the evaluation will measure it: in the precision that the backdoored model was trained in.
-        test, precision = Test.of(backdoored, dataset), read_spec(backdoored)["parameters"]["recipe"]["precision"]
-        purified, job.facts["selection"] = pick(purified, model, lambda model: test.measure(model, precision))
+        test, trained = Test.of(backdoored, dataset), Recipe(**read_spec(backdoored)["parameters"]["recipe"])
+        purified, job.facts["selection"] = pick(purified, model, lambda model: test.measure(model, trained.precision))
     if differing := sorted(name for name, _ in _shapes(purified) ^ shapes):
         raise DepoisonError(f"defense {defense['name']} returns a network of another shape: {differing[0]} differs")
     write_history(job, monitor.history)

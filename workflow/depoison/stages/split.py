@@ -20,7 +20,7 @@ def run(job: Job) -> None:
     """
     labels = read_dataset(job.upstream("dataset")).train_labels
     parameters = job.parameters
-    defender = reserve(labels, parameters["reserve"], parameters["stratified"], Rng(job.seed, "split"))
+    defender = reserve(labels, parameters["reserve"], parameters.get("stratified", False), Rng(job.seed, "split"))
     attacker = torch.ones(len(labels), dtype=torch.bool)
     attacker[defender] = False
     save_tensors(job.folder / "split.safetensors", {"defender": defender, "attacker": attacker.nonzero()[:, 0]})

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The shared hyper-parameters `recipe` (depoison.plan.parameters says what each is)."""
+    """The shared hyper-parameters `recipe`, as config/shared.yaml describes them; what a spec leaves out is neutral."""
 
     lr: float
-    momentum: float
-    weight_decay: float
     epochs: int
     batch_size: int
-    schedule: str
-    precision: str
-    crop: int
-    crop_probability: float
-    flip: float
-    rotation: float
-    rotation_probability: float
-    evaluate_every: int
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    precision: str = "fp32"
+    crop: int = 0
+    crop_probability: float = 0.0
+    flip: float = 0.0
+    rotation: float = 0.0
+    rotation_probability: float = 0.0
+    evaluate_every: int = 0
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The learning rate of step `step` (from 0) of an epoch-wise divided total of `steps`.
