@@ -416,49 +416,47 @@ def test_only_the_oracle_measures_the_test_set(made, monkeypatch):
 # What a method cannot work with
 
 
-WHY = "ANP prunes BatchNorm layers, and this model has none"
-
-
-def test_a_cell_that_a_method_excludes_is_refused_with_its_reason(project):
-    project.set("config/defenses/anp.yaml", "excludes", "models", "vgg19-bn", to=WHY)
-    refused = cell(dataset="digits", model="vgg19-bn", defense="anp")
-    with pytest.raises(DepoisonError, match=f"{refused}: {WHY}"):
+def test_a_cell_whose_model_lacks_what_the_method_needs_is_refused_with_the_models_that_have_it(project):
+    refused = cell(dataset="digits", model="swin-t", defense="anp")
+    valid = "densenet161, preactresnet18, resnet18, resnet50, vgg19-bn"
+    with pytest.raises(DepoisonError, match=f"^{refused}: ANP needs batchnorm, which Swin-T lacks; valid: {valid}$"):
         project.plan().cell(refused)
-    project.plan().cell(cell(defense="anp"))
-    project.set("config/defenses/anp.yaml", "excludes", to={"datasets": {"digits": "there are none"}})
-    with pytest.raises(DepoisonError, match="there are none"):
-        project.plan().cell(cell(defense="anp"))
+    project.plan().cell(cell(model="vgg19-bn", defense="anp"))
+    project.set("config/attacks/badnet.yaml", "needs", to=["attention"])
+    project.set("config/models/swin-t.yaml", "has", to=["attention"])
+    with pytest.raises(DepoisonError, match="BadNet needs attention, which ResNet-18 lacks; valid: swin-t$"):
+        project.plan().cell(cell(defense="none"))
 
 
-@pytest.mark.parametrize("folder", ["models", "datasets"])
-def test_an_unknown_name_among_the_excluded_is_refused(project, folder):
-    project.set("config/defenses/anp.yaml", "excludes", folder, "vgg19bn", to=WHY)
-    with pytest.raises(DepoisonError, match=r"config/defenses/anp.yaml:\d+: unknown .*vgg19bn"):
+def test_a_need_that_no_model_meets_is_refused_and_so_is_one_of_a_model(project):
+    project.set("config/defenses/anp.yaml", "needs", to=["batchnrom"])
+    with pytest.raises(
+        DepoisonError, match=r"^config/defenses/anp.yaml:\d+: unknown .*'batchnrom'; did you mean 'batchnorm'"
+    ):
         project.plan().configuration.method("defense", "anp")
+    for kind, key, others in (("model", "needs", "attacks and defenses"), ("defense", "has", "models")):
+        name = {"model": "resnet18", "defense": "ft"}[kind]
+        project.set(f"config/{kind}s/{name}.yaml", key, to=["batchnorm"])
+        with pytest.raises(DepoisonError, match=f"^config/{kind}s/{name}.yaml:\\d+: only {others} have '{key}'$"):
+            project.plan().configuration.method(kind, name)
 
 
-def test_an_unknown_key_of_excludes_is_refused(project):
-    project.set("config/defenses/anp.yaml", "excludes", "model", "vgg19-bn", to=WHY)
-    with pytest.raises(DepoisonError, match="did you mean 'models'"):
-        project.plan().configuration.method("defense", "anp")
-
-
-def test_a_table_shows_a_gap_where_a_method_excludes_the_model(tiny, monkeypatch):
+def test_a_table_shows_a_gap_where_the_model_lacks_what_a_method_needs(tiny, monkeypatch):
     tiny.edit("config/papers/fst/small.yaml", lambda t: t["columns"].append({"defense": "anp", "label": "ANP"}))
     monkeypatch.chdir(tiny.path)
     entries = read_table(tiny.plan(), "reports/tiny/small").entries
     assert not any(entry.gap for entry in entries)
-    tiny.set("config/defenses/anp.yaml", "excludes", "models", "resnet18", to=WHY)
-    plan = tiny.plan()
+    tiny.set("config/models/resnet18.yaml", "has", to=[])
+    plan, why = tiny.plan(), "ANP needs batchnorm, which ResNet-18 lacks"
     table = read_table(plan, "reports/tiny/small")
     for entry in table.entries:
         excluded = entry.column.defense.name == "anp"
-        assert entry.gap == (WHY if excluded else "") and bool(entry.cells) != excluded
+        assert entry.gap == (why if excluded else "") and bool(entry.cells) != excluded
     for entry in table.entries:
         for one in entry.cells:
             metrics = {"c_acc": 90.0, "asr": 1.0, "lcr": 1.0, "der": None}
             put_recorded(tiny / one.evaluation.product, {"metrics": metrics})
-    assert WHY in render(plan, table)[".md"]
+    assert why in render(plan, table)[".md"]
 
 
 # The budget

@@ -11,9 +11,11 @@ import torchvision
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, batch_norm, conv2d
 
+from conftest import ROOT
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier, build
 from depoison.models.vgg19_bn import _AdaptiveAverage
+from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages.inputs import Dataset, new_model
 
@@ -152,3 +154,11 @@ def test_images_too_small_for_a_network():
     assert new_model(
         spec | {"name": "resnet50", "parameters": SMALL["resnet50"]}, dataset, Rng(0, "train"), Path()
     ).training
+
+
+def test_a_model_says_that_it_has_batchnorm_where_it_has():
+    swin = {"weights": "none", "size": 32, "width": 6, "depth": 1, "window": 2, "stochastic_depth": 0.0}
+    configuration, small = Plan(ROOT).configuration, SMALL | {"resnet18": {"width": 8}, "swin-t": swin}
+    for name in configuration.names("model"):
+        layers = [type(layer) for layer in model(name, small[name]).modules()]
+        assert (nn.BatchNorm2d in layers) == ("batchnorm" in configuration.method("model", name).content.has), name

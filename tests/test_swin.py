@@ -243,7 +243,7 @@ def test_a_pretrained_network_is_normalized_as_it_was(project: Project):
 
 
 @pytest.mark.parametrize(("file", "value", "told"), [
-    ("defenses/fst", {"mean": [0.5]}, "only a model has a section 'normalization'"),
+    ("defenses/fst", {"mean": [0.5]}, "only models have 'normalization'"),
     ("models/swin-t", {"means": [0.5]}, "unknown hyper-parameter 'means'"),
     ("models/swin-t", {"mean": [1.5]}, "valid: numbers in [0, 1]"),
 ])  # fmt: skip

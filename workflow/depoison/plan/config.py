@@ -87,13 +87,6 @@ class Config(_Strict):
     defenses: dict[str, Values] = Field(default={}, description="your values for a defense")
 
 
-class Excludes(_Strict):
-    """What a method cannot be combined with, each with the sentence that says why."""
-
-    datasets: dict[str, str] = {}
-    models: dict[str, str] = {}
-
-
 class Method(_Strict):
     """A dataset, model, attack or defense: config/<kind>s/<name>.yaml."""
 
@@ -115,7 +108,8 @@ class Method(_Strict):
     values: Values = Field(default={}, description="its defaults for shared hyper-parameters")
     datasets: dict[str, Values] = Field(default={}, description="its values on a dataset")
     models: dict[str, Values] = Field(default={}, description="its values with a model")
-    excludes: Excludes = Field(Excludes(), description="datasets and models that it does not work on, and why")
+    has: list[str] = Field(default=[], description="(models only) what methods may need of it, such as batchnorm")
+    needs: list[str] = Field(default=[], description="(attacks and defenses only) what a model must have")
     grids: dict[str, list[Any]] = Field(default={}, description="values that the paper sweeps, by hyper-parameter")
     normalization: Values = Field(
         default={}, description="(models only) mean and std that it was pre-trained with, in place of the dataset's"
@@ -300,8 +294,13 @@ class Configuration:
             for section in ("training", "tuning", "train_images"):
                 if getattr(method, section):
                     raise DepoisonError(f"{document.place(section)}: only a dataset has a section {section!r}")
-        if method.normalization and kind != "model":
-            raise DepoisonError(f"{document.place('normalization')}: only a model has a section 'normalization'")
+        for key, kinds in (("normalization", ("model",)), ("has", ("model",)), ("needs", ("attack", "defense"))):
+            if getattr(method, key) and kind not in kinds:
+                raise DepoisonError(f"{document.place(key)}: only {' and '.join(KINDS[k] for k in kinds)} have {key!r}")
+        for i, feature in enumerate(method.needs):
+            if feature not in self._having:
+                where = document.place("needs", str(i))
+                raise unknown("feature that any model has", feature, self._having, where)
         normalization = {key: self.shared["dataset"][key] for key in ("mean", "std")}
         self._check_values(method.normalization, normalization, ("normalization",), document.place)
         self._check_values(method.values, shared, ("values",), document.place)
@@ -315,9 +314,6 @@ class Configuration:
                 if target not in self.names(other):
                     raise unknown(other, target, self.names(other), document.place(folder, target))
                 self._check_values(values, {**own, **shared}, (folder, target), document.place)
-            for target in getattr(method.excludes, folder):
-                if target not in self.names(other):
-                    raise unknown(other, target, self.names(other), document.place("excludes", folder, target))
         return loaded
 
     def _check_code(self, kind: str, name: str, loaded: Loaded) -> None:
@@ -352,10 +348,20 @@ class Configuration:
     def _shared_by(self, kind: str, method: Method) -> dict[str, Shared]:
         return {key: parameter for group in self._groups(kind, method) for key, parameter in self.shared[group].items()}
 
-    def excluded(self, kind: str, name: str, *, dataset: str, model: str) -> str:
-        """Why a method cannot be used on a dataset or with a model, a sentence; "" where it can."""
-        excludes = self.method(kind, name).content.excludes
-        return excludes.datasets.get(dataset) or excludes.models.get(model) or ""
+    @cached_property
+    def _having(self) -> dict[str, list[str]]:
+        """By what models may have, the models that have it."""
+        models = {name: self.method("model", name).content.has for name in self.names("model")}
+        features = sorted({feature for has in models.values() for feature in has})
+        return {feature: [name for name, has in models.items() if feature in has] for feature in features}
+
+    def lacking(self, kind: str, name: str, model: str) -> str:
+        """What a method needs and a model lacks, a sentence; "" where it lacks nothing."""
+        method, model_ = self.method(kind, name).content, self.method("model", model).content
+        for feature in method.needs:
+            if feature not in model_.has:
+                return f"{method.label} needs {feature}, which {model_.label} lacks"
+        return ""
 
     def parameters(self, kind: str, name: str) -> dict[str, Parameter]:
         """Every hyper-parameter that can be set for a method: its own, then the shared ones."""

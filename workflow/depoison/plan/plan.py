@@ -136,8 +136,15 @@ class Plan:
         if name.track not in self.configuration.names("track"):
             raise unknown("track", name.track, self.configuration.names("track"), name.path)
         settings = {kind: self._settings(kind, name) for kind in KINDS}
-        for kind in KINDS:
-            self._check_not_excluded(kind, name)
+        for kind in ("attack", "defense"):
+            method, model = getattr(name, kind).name, name.model.name
+            if why := self.configuration.lacking(kind, method, model):
+                valid = (
+                    one
+                    for one in self.configuration.names("model")
+                    if not self.configuration.lacking(kind, method, one)
+                )
+                raise DepoisonError(f"{name.path}: {why}; valid: {', '.join(valid)}")
         value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
         self._require_fit(name, value)
         dataset = make_artifact("dataset", {}, self._dataset_parameters(name.dataset.name, value["dataset"]))
@@ -210,11 +217,11 @@ class Plan:
                 raise unknown("model", own[key], [*models, *(parameter.choices or ())], settings[key][-1].place)
         return {"name": choice.name, "version": method.version, "parameters": own}
 
-    def _check_not_excluded(self, kind: str, name: CellName) -> None:
-        method = getattr(name, kind).name
-        why = self.configuration.excluded(kind, method, dataset=name.dataset.name, model=name.model.name)
-        if why:
-            raise DepoisonError(f"{name.path}: {why}")
+    def _require_what_it_needs(self, kind: str, name: CellName) -> None:
+        lacking, method = self.configuration.lacking, getattr(name, kind).name
+        if why := lacking(kind, method, name.model.name):
+            valid = [model for model in self.configuration.names("model") if not lacking(kind, method, model)]
+            raise DepoisonError(f"{name.path}: {why}; valid: {', '.join(valid)}")
 
     def _training(self, name: CellName) -> dict[str, Any]:
         """The model of a cell and how it is trained, as they stand in a spec."""
@@ -237,7 +244,6 @@ class Plan:
         for key, parameter in method.parameters.items():
             if parameter.type == "model" and attack["parameters"][key] not in (parameter.choices or ()):
                 name = replace(name, model=Choice(attack["parameters"][key]))
-                self._check_not_excluded("model", name)
         training = self._training(name)
         parameters = {"attack": attack | {"parameters": own}}
         parameters |= {key: training[key] for key in method.asset if key in training}

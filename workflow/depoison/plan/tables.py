@@ -515,10 +515,10 @@ def require_known(plan: Plan, kind: str, name: str, file: Any, where: str) -> No
 
 
 def _gap(plan: Plan, row: Row, column: Column) -> str:
-    dataset, model = column.subject
+    model = column.subject.model
     for kind, name in (("model", model), ("attack", row.attack.name), ("defense", column.defense.name)):
         if name not in plan.configuration.names(kind):
             return f"the {kind} {name}"
-        if kind != "model" and (why := plan.configuration.excluded(kind, name, dataset=dataset, model=model)):
+        if kind != "model" and (why := plan.configuration.lacking(kind, name, model)):
             return why
     return ""
