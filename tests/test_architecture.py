@@ -70,6 +70,11 @@ def test_imports_run_one_way(module):
         case "reporting":
             assert not ours(module) & {"stages", "cli", "snakemake"}
             assert not {name.split(".")[0] for name in IMPORTS[module]} & {"torch", "torchvision"}
+        case "running":
+            assert not ours(module) & {"stages", "training", "cli", "snakemake"}
+            assert not {name.split(".")[0] for name in IMPORTS[module]} & {"torch", "re"}, (
+                "no log is read by its wording"
+            )
         case "cli":
             assert "snakemake" not in ours(module)
     if part(module) != "snakemake":
@@ -78,7 +83,7 @@ def test_imports_run_one_way(module):
 
 def test_artifacts_have_one_reader():
     """Whoever else reads JSON reads files that are no artifact's, which have no record."""
-    others = {"files", "plan.folders", "plan.lock", "watch"}
+    others = {"files", "plan.folders", "plan.lock", "running.board"}
     others |= {f"reporting.{name}" for name in ("cells", "runs", "verification")}
     readers = {
         module.removeprefix("depoison.")

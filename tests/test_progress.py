@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import pty
 import re
@@ -22,9 +23,11 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, Project, cell, put_recorded, wait_until
 from depoison.plan.plan import Plan
-from depoison.progress import Estimate, Records, Remaining, Work, duration, estimate, work_of
+from depoison.running.board import Board, item_of, records_below
+from depoison.running.estimate import Estimate, Records, Remaining, Work, duration, estimate, work_of
+from depoison.running.logs import LogFile, cause_in, course_in
+from depoison.running.watch import all_being_made, being_made, missing
 from depoison.stages.history import Progress
-from depoison.watch import Board, all_being_made, being_made, course_in, item_of, missing, records_below
 
 TABLE = "reports/tiny/small.md"
 
@@ -246,24 +249,55 @@ def test_recorded_times_are_those_of_run_json(made, monkeypatch):
     assert records_below(Path("nowhere"), works.values()).predict(works["train"]) is None
 
 
-def test_a_course_is_read_from_the_lines_that_stages_write(tmp_path, caplog):
+@pytest.fixture
+def written(tmp_path):
+    """Opens a log, to which the product's logger then writes; gives its path."""
+    opened = []
+
+    def written(name: str = "train.log", mode: str = "w") -> Path:
+        opened.append(LogFile(tmp_path / name, mode))
+        logging.getLogger("depoison").addHandler(opened[-1])
+        return tmp_path / name
+
+    logging.getLogger("depoison").setLevel("INFO")
+    yield written
+    for one in opened:
+        logging.getLogger("depoison").removeHandler(one)
+        one.close()
+
+
+def test_a_course_is_what_a_stage_says_of_itself_beside_its_log(written, tmp_path, monkeypatch):
     row = {"epoch": 6, "epochs": 12, "loss": 0.5, "images_per_second": 410.4, "seconds_left": 88.0}
-    with caplog.at_level("INFO", logger="depoison"):
-        Progress("train")(row | {"epoch": 5, "c_acc": 93.125, "asr": 99.9})
-        Progress("train")(row)
-        Progress("train")(row | {"epoch": 7, "seconds_left": 150.0})
-    log = tmp_path / "train.log"
-    lines = [f"2026-01-01 00:00:00,000 {record.getMessage()}\n" for record in caplog.records]
-    log.write_text("".join(lines[:2]))
+    log, progress = written(), Progress("train")
+    assert course_in(log, since=0) is None, "it said nothing yet"
+    progress(row | {"epoch": 5, "c_acc": 93.125, "asr": 99.9})
+    progress(row)
     course = course_in(log, since=0)
     assert course.shown == ("epoch 6/12", "C-Acc 93.12", "ASR 99.90", "88 s left", "410 img/s")
     assert course.left == 88 and abs(course.when - time.time()) < 60
-    log.write_text("".join(lines))
-    assert course_in(log, since=0).left == 150
+    assert "train epoch 6/12  loss 0.5000  410 img/s  88 s left" in log.read_text(), "in words, for people"
+    progress.within(row | {"epoch": 7, "part": 0.1, "seconds_left": 160.0})
+    assert course_in(log, since=0).left == 88, "no more often than the log hears of it"
+    monkeypatch.setattr("depoison.stages.history.LOG_SECONDS", 0.0)
+    progress.within(row | {"epoch": 7, "part": 0.5, "seconds_left": 150.0})
+    assert course_in(log, since=0).shown[:2] == ("epoch 7/12", "C-Acc 93.12") and course_in(log, since=0).left == 150
     assert course_in(log, since=time.time() + 60) is None, "of a run before"
-    log.write_text("2026-01-01 00:00:00,000 CUDA_VISIBLE_DEVICES=\n")
-    assert course_in(log, since=0) is None
+    logging.getLogger("depoison").info("CUDA_VISIBLE_DEVICES=")
+    assert course_in(log, since=0).left == 150, "other lines say nothing of it"
     assert course_in(tmp_path / "none.log", since=0) is None
+    (tmp_path / "none.json").write_text('{"course": ')
+    assert course_in(tmp_path / "none.log", since=0) is None
+    written()
+    assert course_in(log, since=0) is None, "a log that begins anew"
+
+
+def test_a_cause_is_told_beside_the_log_not_read_from_it(written):
+    log = written()
+    logging.getLogger("depoison").error("2026-01-01 00:00:00 error: of another job's log, which this one quotes")
+    assert cause_in(log) is None
+    logging.getLogger("depoison").error("error: %s", "x", extra={"cause": "no images"})
+    assert cause_in(log) == "no images" and cause_in(log, since=time.time() + 60) is None
+    assert course_in(log, since=0) is None
 
 
 def test_what_is_being_made_is_what_is_locked(tmp_path, monkeypatch):
@@ -320,7 +354,9 @@ def test_a_board_fits(board, width, height):
         board.started(key, board.began)
         log = board.items[key].log
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("x train epoch 7/12  loss 0.1  C-Acc 93.12  ASR 100.00  410 img/s  12.5 min left\n")
+        course = {"epoch": 7, "epochs": 12, "images_per_second": 410.0, "seconds_left": 750.0}
+        course["measured"] = {"C-Acc": 93.12, "ASR": 100.0}
+        log.with_suffix(".json").write_text(json.dumps({"course": course}))
     lines = board.lines(width, height, board.began + 5)
     assert len(lines) <= height and max(map(len, lines)) <= width
     assert lines[0].lstrip("━─ ").startswith("0/7 jobs")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from depoison.errors import INTERRUPTED, TOLD, DepoisonError, told, unknown
+from depoison.running.logs import LogFile, log_of
 from depoison.worker import ARGUMENTS, ask
 
 TOLERANCE = 1.0
@@ -56,7 +57,7 @@ def _carry_out(options: argparse.Namespace) -> int:
             raise
         if not foreseen:
             _log_alone("".join(traceback.format_exception(error)).rstrip())
-        log.error("error: %s", told(error))
+        log.error("error: %s", told(error), extra={"cause": told(error)})
         return getattr(options, "failure", 1)
 
 
@@ -238,36 +239,16 @@ def _set_up_logging(file: str | None) -> None:
         screen.setLevel(logging.ERROR if file else logging.WARNING)
     log.addHandler(screen)
     if file:
-        log.addHandler(_LogFile(file))
+        log.addHandler(LogFile(file))
         if os.environ.get(TOLD) == "in-log":
             log.removeHandler(screen)
 
 
-class _LogFile(logging.FileHandler):
-    """A log; an error that cannot be written there, the disk being full, goes to stderr.
-
-    Raises:
-        DepoisonError: it cannot be opened.
-    """
-
-    def __init__(self, path: str | Path, mode: str = "w"):
-        try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            super().__init__(path, mode=mode, encoding="utf-8")
-        except OSError as error:
-            raise DepoisonError(f"{path}: {error.strerror}") from None
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR and logging.StreamHandler not in map(type, log.handlers):
-            print(f"depoison: {record.getMessage()}", file=sys.stderr)
-
-
-def _log_alone(text: str) -> None:
+def _log_alone(text: str, **said: str) -> None:
     """Write it into the log, where there is one, and nowhere else."""
     for handler in log.handlers:
-        if isinstance(handler, _LogFile):
-            handler.emit(logging.makeLogRecord({"msg": text}))
+        if isinstance(handler, LogFile):
+            handler.emit(logging.makeLogRecord({"msg": text, **said}))
 
 
 def _plan(options: argparse.Namespace) -> Any:
@@ -307,8 +288,9 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from depoison.gpu import lease
+    from depoison.running.board import Board, Item, item_of
+    from depoison.running.watch import missing
     from depoison.stages.runner import devices_wanted, run_stage
-    from depoison.watch import Board, Item, item_of, missing
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
@@ -334,7 +316,7 @@ def _run(options: argparse.Namespace) -> int:
                 raise
             if not isinstance(error, DepoisonError):
                 _log_alone("".join(traceback.format_exception(error)).rstrip())
-            _log_alone(f"error: {told(error)}")
+            _log_alone(f"error: {told(error)}", cause=told(error))
             board.lost(key, told(error))
             if sys.stderr.isatty():
                 print("\r\033[K", end="", file=sys.stderr)  # the line of its epochs
@@ -380,10 +362,10 @@ def _alone(name: str) -> Iterator[None]:
 
 def _stage_log(directory: str) -> logging.Handler | None:
     """The log that a job of Snakemake's writes, for whoever watches; without one the stage runs all the same."""
-    from depoison.watch import being_made, log_of
+    from depoison.running.watch import being_made
 
     with contextlib.suppress(DepoisonError):
-        return _LogFile(log_of(directory), "w" if being_made(directory) is None else "a")
+        return LogFile(log_of(directory), "w" if being_made(directory) is None else "a")
     return None
 
 
@@ -447,8 +429,8 @@ def _write_index(plan: Any, target: str) -> None:
 
 
 def _progress(options: argparse.Namespace) -> None:
+    from depoison.running.watch import follow
     from depoison.share import artifacts
-    from depoison.watch import follow
 
     follow(artifacts(_plan(options), options.targets) if options.targets else [])
 

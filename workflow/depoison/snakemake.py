@@ -24,7 +24,6 @@ from typing import Any, TextIO
 from snakemake.io import flag
 from snakemake.logging import logger
 
-from depoison import watch
 from depoison.errors import DepoisonError, told
 from depoison.files import refuse_links
 from depoison.gpu import devices, remarks
@@ -43,6 +42,8 @@ from depoison.reporting.figures.write import figure_is_current, page_is_current
 from depoison.reporting.html.page import index_is_current
 from depoison.reporting.paper import paper_is_current
 from depoison.reporting.tables import table_is_current
+from depoison.running import display
+from depoison.running.board import Board, Item, item_of
 from depoison.share import artifacts, notices
 from depoison.worker import remove, start_worker
 
@@ -77,7 +78,7 @@ class Lookup:
         gc.set_threshold(50_000, 20, 20)
         self._said, self._told = 0, not workflow.is_main_process
         if workflow.is_main_process:
-            signal.signal(signal.SIGINT, watch.stop)
+            signal.signal(signal.SIGINT, display.stop)
             logger.addFilter(_worth_saying)
         with _refusing():
             if workflow.is_main_process:
@@ -142,34 +143,34 @@ class Lookup:
 
     def failed(self) -> None:
         """After jobs failed, or were ended by Ctrl-C, which is another exit code."""
-        if watch.interrupted:
+        if display.interrupted:
             raise SystemExit(130)
 
     def _show_progress(self) -> None:
         """Hand the jobs over to the logger plugin, where it is in use."""
-        if watch.display is None:
+        if display.current is None:
             return
         ids = {_name(job): job.jobid for job in self._workflow.dag.needrun_jobs()}
         made = {path.rpartition("/")[0]: jobid for path, jobid in ids.items()}
-        items: dict[Hashable, watch.Item] = {}
+        items: dict[Hashable, Item] = {}
         for artifact in self.plan.artifacts.values():  # upstream first
             if artifact.directory in made:
                 gpus = int(computes(artifact.stage, artifact.upstream))
                 after = tuple(made[one.directory] for one in artifact.upstream.values() if one.directory in made)
                 uses = {"cores": self.runtime.threads, "gpu": gpus}
-                items[made[artifact.directory]] = watch.item_of(artifact, uses=uses, after=after)
+                items[made[artifact.directory]] = item_of(artifact, uses=uses, after=after)
         for job in self._workflow.dag.needrun_jobs():
             if job.jobid not in items:
                 shows = tuple(str(path) for path in job.input if not str(path).startswith(f"{STAMPS}/"))
-                items[job.jobid] = watch.Item(_name(job), shows=shows if job.output else ())
+                items[job.jobid] = Item(_name(job), shows=shows if job.output else ())
         if self._workflow.executor_plugin.name == "local":
             gpu = self._workflow.global_resources.get("gpu")
             limits = {"cores": self._workflow.cores, "gpu": int(getattr(gpu, "value", gpu) or 0)}
-            board = watch.Board(items, limits)
+            board = Board(items, limits)
         else:
             items = {key: replace(item, uses={"jobs": 1}) for key, item in items.items()}
-            board = watch.Board(items, queue=True)
-        watch.display.begin(board)
+            board = Board(items, queue=True)
+        display.current.begin(board)
 
     def inputs(self, stage: str) -> Callable[[Any], list[Any]]:
         """Input function: what an artifact is made from; nothing where it is there already, which makes it a leaf."""

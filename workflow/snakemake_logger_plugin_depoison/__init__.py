@@ -22,9 +22,11 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from depoison import watch
 from depoison.errors import TOLD, DepoisonError
 from depoison.plan.documents import read_document
+from depoison.running import display
+from depoison.running.board import Board
+from depoison.running.screen import Screen, can_redraw
 
 SAID_OTHERWISE = (LogEvent.JOB_STARTED, LogEvent.PROGRESS, LogEvent.SHELLCMD)
 CONSEQUENCES = (
@@ -57,7 +59,7 @@ def _before_anything(program: str, words: Sequence[str]) -> None:
     """
     if "snakemake" not in Path(program).parts[-2:]:
         return
-    signal.signal(signal.SIGINT, watch.stop)  # Snakemake shows a traceback until it starts jobs
+    signal.signal(signal.SIGINT, display.stop)  # Snakemake shows a traceback until it starts jobs
     taken = False
     for word in words:
         taken = word in ("--resources", "--res") or (taken and not word.startswith("-"))
@@ -75,21 +77,21 @@ class LogHandler(LogHandlerBase):
 
         asked = self.common_settings
         self._ours = not (asked.dryrun or asked.quiet or asked.verbose or asked.printshellcmds or asked.debug_dag)
-        self._board: watch.Board | None = None
-        self._screen: watch.Screen | None = None
+        self._board: Board | None = None
+        self._screen: Screen | None = None
         self._ends: dict[str, str] = {}
         self._no_color = asked.nocolor or bool(os.environ.get("NO_COLOR"))
         self._plain = ColorizingTextHandler(nocolor=self._no_color, stream=sys.stderr)
         if self._ours:
-            watch.display = self
+            display.current = self
 
-    def begin(self, board: watch.Board) -> None:
+    def begin(self, board: Board) -> None:
         """From here on, jobs are the board's."""
         with self.lock:
             self._board = board
             os.environ[TOLD] = "in-log"  # `close` tells what jobs wrote there
-            if watch.can_redraw(sys.stderr):
-                self._screen = watch.Screen(board.lines, self._no_color)
+            if can_redraw(sys.stderr):
+                self._screen = Screen(board.lines, self._no_color)
                 atexit.register(self.close)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -108,10 +110,10 @@ class LogHandler(LogHandlerBase):
         elif line:
             print(line, file=sys.stderr, flush=True)
 
-    def _told(self, board: watch.Board, record: Any) -> str | None:
+    def _told(self, board: Board, record: Any) -> str | None:
         """What to say in place of a record: a line, nothing (""), or the record itself (None)."""
         event, said = getattr(record, "event", None), record.getMessage()
-        if watch.interrupted or event in SAID_OTHERWISE or said == "Select jobs to execute...":
+        if display.interrupted or event in SAID_OTHERWISE or said == "Select jobs to execute...":
             return ""
         if event == LogEvent.JOB_INFO:
             board.started(record.jobid, record.created)
@@ -135,7 +137,7 @@ class LogHandler(LogHandlerBase):
             return f"once more: {item.name}" if item else None
         return "" if board.failed and said.strip() in CONSEQUENCES else None
 
-    def _lost(self, board: watch.Board, jobid: int, logs: Sequence[str], message: str | None) -> str:
+    def _lost(self, board: Board, jobid: int, logs: Sequence[str], message: str | None) -> str:
         log = next(iter(logs), None)
         known = next((self._ends[log] for log in logs if log in self._ends), None)
         board.lost(jobid, message or known or "its log tells no error", log)
@@ -157,7 +159,7 @@ class LogHandler(LogHandlerBase):
             self._screen.stop()
             self._screen = None
         if self._board is not None:
-            for line in self._board.remarks + ([] if watch.interrupted else self._board.lacking()):
+            for line in self._board.remarks + ([] if display.interrupted else self._board.lacking()):
                 print(f"depoison: {line}", file=sys.stderr)
             for failure in self._board.failed.values():
                 print(f"depoison: error: {failure}", file=sys.stderr)

@@ -40,17 +40,22 @@ LOG_SECONDS = 30.0
 
 
 class Progress:
-    """Reports each epoch, and how far a long one is: a line that is rewritten on a terminal, plain lines elsewhere."""
+    """Reports each epoch, and how far a long one is: a line that is rewritten on a terminal, plain lines elsewhere.
+
+    The lines' records carry it as their `course`, too: {epoch, epochs, measured: {label: percent}, images_per_second,
+    seconds_left}, with what was last measured.
+    """
 
     def __init__(self, what: str):
         self.what, self._logged = what, -math.inf
+        self._measured: dict[str, float] = {}
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Args: row: of the history, with `epochs` and `seconds_left`."""
-        measured = "".join(
-            f"  {name} {row[key]:.2f}" for key, name in (("c_acc", "C-Acc"), ("asr", "ASR")) if key in row
-        )
-        self._tell(row, f"loss {row['loss']:.4f}{measured}", last=row["epoch"] == row["epochs"])
+        measured = {name: row[key] for key, name in (("c_acc", "C-Acc"), ("asr", "ASR")) if key in row}
+        self._measured = measured or self._measured
+        shown = "".join(f"  {name} {value:.2f}" for name, value in measured.items())
+        self._tell(row, f"loss {row['loss']:.4f}{shown}", last=row["epoch"] == row["epochs"])
 
     def within(self, row: dict[str, Any]) -> None:
         """Args: row: as above, with `part` of the epoch in place of what is measured at its end."""
@@ -60,7 +65,8 @@ class Progress:
         left = f"{row['seconds_left'] / 60:.1f} min" if row["seconds_left"] >= 90 else f"{row['seconds_left']:.0f} s"
         line = f"{self.what} epoch {row['epoch']}/{row['epochs']}  {found}  {row['images_per_second']:.0f} img/s  {left} left"
         if logged:
-            log.info("%s", line)
+            course = {key: row[key] for key in ("epoch", "epochs", "images_per_second", "seconds_left")}
+            log.info("%s", line, extra={"course": course | {"measured": self._measured}})
             self._logged = time.monotonic()
         if sys.stderr.isatty():
             print(f"\r\033[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)

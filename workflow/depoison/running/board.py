@@ -1,53 +1,26 @@
-"""What a run is doing: from the events of a run, or from what lies in results/ and logs/, to lines for a person."""
+"""What a run is doing: from its events, and from what its jobs' logs and records tell, to lines for a person."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import re
-import select
-import sys
 import threading
 import time
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any
 
 from depoison.artifacts import read_evaluation, read_record
-from depoison.errors import INTERRUPTED, DepoisonError
+from depoison.errors import DepoisonError
 from depoison.files import SPEC, read_json
 from depoison.plan.specs import STAGES, Artifact
-from depoison.progress import Estimate, Records, Remaining, Work, duration, estimate, work_of
+from depoison.running.estimate import Estimate, Records, Remaining, Work, duration, estimate, work_of
+from depoison.running.logs import Course, cause_in, course_in, log_of
+from depoison.running.screen import in_columns
 
 RECORDS_READ = 500
 """How many artifacts of a stage are looked at for their recorded times, the newest first."""
-
-SEEN = 4096
-"""Bytes at the end of a log in which its latest epochs are looked for."""
-
-
-class Display(Protocol):
-    """Shows a run while it goes on (the logger plugin)."""
-
-    def begin(self, board: Board) -> None: ...
-
-
-display: Display | None = None
-"""Of this process, where there is one."""
-
-interrupted = False
-"""Whether somebody pressed Ctrl-C: what fails from then on is no news."""
-
-
-def stop(*_: Any) -> None:
-    """On Ctrl-C in Snakemake: say so in one line, whatever it is doing; it ends its jobs as after a KeyboardInterrupt."""
-    global interrupted
-    if not interrupted:
-        interrupted = True
-        os.write(2, f"depoison: {INTERRUPTED}\n".encode())
-    raise SystemExit(130)
 
 
 @dataclass(frozen=True)
@@ -77,26 +50,7 @@ class Item:
 def item_of(artifact: Artifact, **facts: Any) -> Item:
     """The job that makes an artifact; if `facts` say nothing else, jobs are known by their artifacts' directories."""
     after = tuple(upstream.directory for upstream in artifact.upstream.values())
-    return Item(_name_of(artifact.directory), artifact, **{"after": after} | facts)
-
-
-def missing(wanted: Iterable[Artifact]) -> list[Artifact]:
-    """What has to be made, upstream first: behind an artifact that is there nothing is looked at."""
-    found: dict[str, Artifact | None] = {}
-
-    def walk(artifact: Artifact) -> None:
-        if artifact.directory not in found:
-            there = Path(artifact.product).exists()
-            for upstream in () if there else artifact.upstream.values():
-                walk(upstream)
-            found[artifact.directory] = None if there else artifact
-
-    for artifact in wanted:
-        walk(artifact)
-    return [artifact for artifact in found.values() if artifact]
-
-
-# --- files -------------------------------------------------------------------------------------------------------
+    return Item(name_of(artifact.directory), artifact, **{"after": after} | facts)
 
 
 def records_below(results: Path, works: Iterable[Work], but: Container[str] = ()) -> Records:
@@ -124,63 +78,6 @@ def records_below(results: Path, works: Iterable[Work], but: Container[str] = ()
                 if directory not in but and not keys.isdisjoint(work.keys):
                     records.add(work, read_record(entry.path)["seconds"])
     return records
-
-
-@dataclass(frozen=True)
-class Course:
-    """Where a training is, as its log says.
-
-    Attributes:
-        shown: epoch, C-Acc and ASR as last measured, img/s and what is left, the most important first.
-        left: seconds, at the moment of `when`.
-    """
-
-    shown: tuple[str, ...]
-    left: float
-    when: float
-
-
-def course_in(log: Path, since: float) -> Course | None:
-    """The course that a log tells; None where it tells none, or was last written before `since`."""
-    try:
-        with log.open("rb") as file:
-            when, size = os.fstat(file.fileno()).st_mtime, file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - SEEN))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return None
-    epochs = list(re.finditer(r" epoch (\d+/\d+) .* (\d+ img/s)  ([\d.]+) (s|min) left", text))
-    if not epochs or when < since:
-        return None
-    last = epochs[-1]
-    left = float(last[3]) * (60 if last[4] == "min" else 1)
-    measured = [re.findall(rf"{name} [\d.]+", text) for name in ("C-Acc", "ASR")]
-    shown = (f"epoch {last[1]}", *(found[-1] for found in measured if found), f"{duration(left)} left", last[2])
-    return Course(shown, left, when)
-
-
-def cause_in(log: Path, since: float = 0.0) -> str | None:
-    """Why a job failed: the last error that its log tells; None where it tells none, or was last written before `since`."""
-    with contextlib.suppress(OSError):
-        if log.stat().st_mtime >= since:
-            found = re.findall(r"^\S+ \S+ error: (.*)", log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-            return found[-1] if found else None
-    return None
-
-
-def being_made(directory: str) -> float | None:
-    """Since when somebody makes the artifact with this directory; None: nobody holds its lock."""
-    folder, name = directory.rsplit("/", 1)
-    lock = Path(folder, f".{name}.lock")
-    with contextlib.suppress(OSError):
-        with lock.open() as file, contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None
-        return lock.stat().st_mtime
-    return None
-
-
-# --- a run -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -415,93 +312,13 @@ class Board:
                 since = self._runs_since(key, now)
                 shown = course.shown if course else ("queued" if since is None else duration(now - since),)
                 rows.append((item.name, shown))
-            found += _rows(rows, width)
+            found += in_columns(rows, width)
             if len(self.running) > len(running):
                 found.append(f"  and {len(self.running) - len(running)} more"[:width])
             return found
 
 
-class Watched:
-    """A board of what others are making, kept up to date by what lies in results/: any executor, any machine.
-
-    Args:
-        wanted: what somebody asked for, perhaps elsewhere.
-    """
-
-    def __init__(self, wanted: Iterable[Artifact]):
-        wanted = list(wanted)
-        lacking = {artifact.directory: item_of(artifact) for artifact in missing(wanted)}
-        chain = {directory: one for artifact in wanted for directory, one in artifact.chain().items()}
-        there = [one for directory, one in chain.items() if directory not in lacking and Path(one.product).exists()]
-        cells = sum(one.stage == "evaluate" for one in there)
-        self.board = Board(lacking, done=len(there), cells=cells)
-        self.open = dict(lacking)
-
-    def look(self) -> list[str]:
-        """Returns: a line for each artifact that is there since the last look."""
-        said, now = [], time.time()
-        for directory, item in list(self.open.items()):
-            since = being_made(directory)
-            if item.artifact is not None and Path(item.artifact.product).exists():
-                del self.open[directory]
-                said.append(self.board.finished(directory, now))
-            elif since is None:
-                self.board.lost(directory)
-            elif directory not in self.board.running:
-                self.board.started(directory, since)
-        return said
-
-    @property
-    def done(self) -> bool:
-        return not self.open
-
-
-def all_being_made(now: float) -> list[tuple[str, Sequence[str]]]:
-    """Names and courses of all artifacts below results/ that somebody is making."""
-    found: list[tuple[str, Sequence[str]]] = []
-    for lock in sorted(Path("results").glob("*/.*.lock")):
-        directory = f"{lock.parent}/{lock.name.removeprefix('.').removesuffix('.lock')}"
-        since = being_made(directory)
-        if since is not None:
-            course = course_in(log_of(directory), since)
-            found.append((_name_of(directory), course.shown if course else (duration(now - since),)))
-    return found
-
-
-def follow(wanted: Sequence[Artifact]) -> None:
-    """Show on standard error what others make of what is wanted, on a terminal until all is there.
-
-    Args:
-        wanted: if empty, whatever is being made, on a terminal for as long as anything is.
-    """
-    watched = Watched(wanted)
-
-    def lines(width: int, height: int) -> list[str]:
-        if wanted:
-            return watched.board.lines(width, height)
-        rows = all_being_made(time.time())[:height]
-        return _rows(rows, width) or ["nothing is being made"]
-
-    watched.look()
-    if not can_redraw(sys.stderr):
-        print("\n".join(lines(200, 1000)), file=sys.stderr)
-        return
-    screen = Screen(lines)
-    try:
-        while not watched.done if wanted else all_being_made(time.time()):
-            time.sleep(2)
-            for line in watched.look():
-                screen.print(line)
-    finally:
-        screen.stop()
-    print("\n".join(lines(200, 1)), file=sys.stderr)
-
-
-def log_of(directory: str) -> Path:
-    return Path(f"logs/{directory.removeprefix('results/')}.log")
-
-
-def _name_of(directory: str) -> str:
+def name_of(directory: str) -> str:
     stage, name = directory.split("/")[1:]
     return f"{stage} {name[: -len('-0123456789')]}"
 
@@ -516,130 +333,3 @@ def _measures(item: Item) -> list[str]:
         return []
     named = (("C-Acc", metrics.get("c_acc")), ("ASR", metrics.get("asr")))
     return [f"{name} {value:.2f}" for name, value in named if value is not None]
-
-
-def _rows(rows: Sequence[tuple[str, Sequence[str]]], width: int) -> list[str]:
-    """Lines of running jobs; where they are too long, less is shown of the courses, and of names that fill half a line."""
-    longest = max((len(name) for name, _ in rows), default=0)
-    course = max((len("  ".join(shown)) for _, shown in rows), default=0)
-    column = min(longest, max(width // 2, width - 4 - course))
-    found = []
-    for name, shown in rows:
-        if len(name) > column:
-            name = f"{name[: column - column // 2 - 1]}…{name[-(column // 2) :]}"
-        line = f"  {name:<{column}}"
-        for part in shown:
-            if len(line) + 2 + len(part) > width:
-                break
-            line += f"  {part}"
-        found.append(line[:width])
-    return found
-
-
-# --- a terminal --------------------------------------------------------------------------------------------------
-
-
-def can_redraw(stream: TextIO) -> bool:
-    """Whether lines can be drawn anew there: a terminal that can move its cursor, and rich to do it."""
-    try:
-        import rich.live  # noqa: F401
-    except ImportError:
-        return False
-    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-
-
-class Screen:
-    """A board at the foot of a terminal, drawn twice a second; what is printed scrolls by above it.
-
-    What other processes write to this terminal goes the same way, line by line: their files 1 and 2, where these are the
-    terminal, are a pipe from here on. The cursor stays visible, so that nothing has to be put right after a kill.
-
-    Args:
-        lines: the lines to draw, given the terminal's width and height.
-        no_color: also follows from NO_COLOR.
-    """
-
-    def __init__(self, lines: Callable[[int, int], Sequence[str]], no_color: bool = False):
-        from rich.console import Console, ConsoleDimensions
-        from rich.live import Live
-        from rich.text import Text
-
-        class Terminal(Console):
-            @property
-            def size(self) -> ConsoleDimensions:
-                with contextlib.suppress(OSError):
-                    width, height = os.get_terminal_size(self.file.fileno())
-                    if width and height:
-                        return ConsoleDimensions(width, height)
-                return ConsoleDimensions(80, 24)
-
-            def show_cursor(self, show: bool = True) -> bool:
-                return False
-
-        def drawn() -> Text:
-            width, height = console.size
-            try:
-                found = lines(width - 1, max(2, min(12, height // 2)))
-            except Exception as error:  # of a thread that would die with it
-                found = [f"progress: {type(error).__name__}: {error}"]
-            text = Text("\n".join(found), no_wrap=True, overflow="crop")
-            text.highlight_regex(r"\d+ failed", "bold red")
-            text.highlight_regex(r"ETA .*", "bold")
-            text.highlight_regex(r"━+", "green")
-            return text
-
-        self._text, self._stopped = Text, False
-        self._saved = {descriptor: os.dup(descriptor) for descriptor in (1, 2) if os.isatty(descriptor)}
-        file = os.fdopen(os.dup(self._saved[2]), "w", encoding=sys.stderr.encoding, errors="replace")
-        self._console = console = Terminal(file=file, no_color=no_color or None, highlight=False, markup=False)
-        self._live = Live(
-            console=console, get_renderable=drawn, refresh_per_second=2, transient=True, redirect_stdout=False,
-            redirect_stderr=False, vertical_overflow="crop",
-        )  # fmt: skip
-        self._read, write = os.pipe()
-        self._stop, self._stopping = os.pipe()
-        _flush()
-        for descriptor in self._saved:
-            os.dup2(write, descriptor)
-        os.close(write)
-        self._reader = threading.Thread(target=self._forward, daemon=True)
-        self._live.start(refresh=True)
-        self._reader.start()
-
-    def print(self, text: str, style: str = "") -> None:
-        """Print text above the board, in full."""
-        found = self._text.from_ansi(text, style=style)
-        with contextlib.suppress(OSError):
-            self._console.print(found, soft_wrap=True)
-
-    def _forward(self) -> None:
-        rest = b""
-        while self._read in select.select([self._read, self._stop], [], [])[0]:
-            content = os.read(self._read, 65536)
-            *lines, rest = (rest + content).split(b"\n")
-            if lines:
-                self.print(b"\n".join(line.rstrip(b"\r") for line in lines).decode(errors="replace"))
-            if not content:
-                break
-        if rest:
-            self.print(rest.decode(errors="replace"))
-
-    def stop(self) -> None:
-        """Print what is under way, wipe the board, and give the terminal back."""
-        if self._stopped:
-            return
-        self._stopped = True
-        _flush()
-        for descriptor, terminal in self._saved.items():
-            os.dup2(terminal, descriptor)
-            os.close(terminal)
-        # Other processes may still hold the pipe, so that it does not end; what is in it now is all that is waited for.
-        os.close(self._stopping)
-        self._reader.join(timeout=5)
-        self._live.stop()
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
