@@ -9,17 +9,17 @@ export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 DEMO := $(addprefix reports/demo/,overview.md figure1.png index.html)
-.PHONY: help environment demo digits test test-methods test-cluster test-browser test-latex test-drill lint format requirements clean-environment
+.PHONY: help environment demo digits test test-full test-methods test-cluster test-browser test-latex lint format requirements clean-environment
 
 help:
 	@echo "make demo         four attacks, seven defenses, on embedded photographs: a table, a plot and a page; minutes, CPU, no download"
 	@echo "make digits       FST's Table 1 on embedded handwritten digits: minutes, CPU, no download"
-	@echo "make test         the tests"
+	@echo "make test         the tests that every change must pass: minutes"
+	@echo "make test-full    matrices, many random examples, attacks, kills and outages, played through (those with two users need root)"
 	@echo "make test-methods each attack and each defense on small real images (root, to install photographs; Debian)"
 	@echo "make test-cluster the tests of the cluster profiles, on a real SLURM set up on this machine (root; Debian)"
 	@echo "make test-browser the tests of the HTML report in Chromium (root, to install it; Debian)"
 	@echo "make test-latex   the tests of the documents, with TeX Live's basic packages, installed if need be (root; Debian)"
-	@echo "make test-drill   attacks, kills and outages, played through: minutes (those with two users need root)"
 	@echo "make lint         ruff, snakefmt and snakemake --lint"
 	@echo "make environment  only .venv, from envs/lock.txt, each file checked by its hash"
 	@echo "make requirements envs/*.txt anew: the newest versions that pyproject.toml allows, and their hashes"
@@ -43,8 +43,12 @@ demo: environment
 digits: environment
 	snakemake -- reports/digits/table1.md
 
+SPREAD := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test: environment
-	pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	pytest $(SPREAD)
+
+test-full: environment
+	pytest -m "drill or (hypothesis and not latex)" --hypothesis-profile many $(SPREAD)
 
 test-methods: environment
 	test -d /usr/share/datasets/fashion-mnist || $(DEBIAN) dataset-fashion-mnist
@@ -66,9 +70,6 @@ test-browser: environment
 test-latex: environment
 	command -v pdflatex && command -v pdftotext || $(DEBIAN) texlive-latex-base texlive-latex-recommended poppler-utils
 	pytest -m latex --numprocesses auto --maxprocesses 8
-
-test-drill: environment
-	pytest -m drill --numprocesses auto --maxprocesses 8
 
 lint: environment
 	ruff check .

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import boto3
 from moto.server import ThreadedMotoServer
 
+import forks
 from conftest import job_counts
 from depoison.files import RUN, SPEC, sha256_of, write_json
 from depoison.plan.plan import Plan
@@ -46,14 +47,18 @@ class Clone:
         return subprocess.Popen(called, cwd=self.folder, env=self.environment, start_new_session=True, **pipes)
 
     def run(self, *command: str, fails: bool = False) -> str:
-        called = [*self.prefix, *command]
-        done = subprocess.run(called, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        ours = command[0] in forks.COMMANDS
+        if ours and not self.prefix and forks.is_ours(self.folder / "workflow"):
+            done = forks.run(command, self.folder, self.environment)
+        else:
+            called = [*self.prefix, *([sys.executable, "-m"] if ours else []), *command]
+            done = subprocess.run(called, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         output = done.stdout + done.stderr
         assert (done.returncode != 0) == fails, output
         return output
 
     def depoison(self, *arguments: str, fails: bool = False) -> str:
-        return self.run(sys.executable, "-m", "depoison", *arguments, fails=fails)
+        return self.run("depoison", *arguments, fails=fails)
 
     def jobs(self, *arguments: str) -> dict[str, int]:
         """What a dry run would do: {rule: count}; empty for nothing."""

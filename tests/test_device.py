@@ -108,11 +108,15 @@ def of_model(name: str) -> str:
     )
 
 
+CELLS = [*map(of_attack, names("attack")), *map(of_defense, names("defense")), *map(of_model, names("model"))]
+ALWAYS = [of_attack("wanet"), of_defense("fst"), of_defense("anp")]
+"""An attack that makes its own batches, and a defense with the common loop and one with its own."""
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Project]:
-    """All these cells, made on the CPU and on the pretended device."""
-    cells = [of_attack(name) for name in names("attack")] + [of_defense(name) for name in names("defense")]
-    cells += [of_model(name) for name in names("model")]
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Project]:
+    """The cells of the tests that run, made on the CPU and on the pretended device."""
+    cells = [item.callspec.params["name"] for item in request.session.items if "both" in item.fixturenames]
     made = []
     for where, command in (("cpu", ["-m", "depoison"]), ("gpu", [str(ROOT / "tests/pretend_gpu.py")])):
         project = with_tiny(Project(tmp_path_factory.mktemp(where) / "project"))
@@ -126,8 +130,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Project]:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [*map(of_attack, names("attack")), *map(of_defense, names("defense")), *map(of_model, names("model"))],
+    "name", [pytest.param(name, marks=[pytest.mark.drill] * (name not in ALWAYS)) for name in CELLS]
 )
 def test_a_cell_is_the_same_on_another_device(name, both):
     cpu, gpu = both

@@ -105,9 +105,10 @@ def test_a_killed_job_fails_the_run_and_the_next_resumes_it(stage, tiny):
     assert complete(tiny) and leftovers(tiny) == []
 
 
-def test_a_training_killed_at_20_random_moments_ends_with_the_same_bytes(tiny):
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.drill)])
+def test_a_training_killed_at_random_moments_ends_with_the_same_bytes(kills, tiny):
     tiny.set("config/config.yaml", "runtime", "save_seconds", to=0)
-    target = cell(track="tiny", attack="badnet+epochs=80+rate=0.1", defense="none")
+    target = cell(track="tiny", attack=f"badnet+epochs={10 + 4 * kills}+rate=0.1", defense="none")
     moments, epochs = random.Random(20), [0]
 
     def saved() -> int:
@@ -115,7 +116,7 @@ def test_a_training_killed_at_20_random_moments_ends_with_the_same_bytes(tiny):
         states = [path.read_text(encoding="utf-8") for path in tiny.path.glob("results/train/.*.scratch/state.json")]
         return json.loads(states[0])["epoch"] if states else 0
 
-    for number in range(20):
+    for number in range(kills):
         run = start(tiny, "depoison", "run", target)
         if number % 4:
             # At any moment of its work, saving included; one in four at any moment since its launch.
@@ -126,7 +127,7 @@ def test_a_training_killed_at_20_random_moments_ends_with_the_same_bytes(tiny):
         run.wait()
         epochs.append(saved())
         assert not list(tiny.path.glob("results/train/*/model.safetensors"))
-    assert epochs == sorted(epochs) and len(set(epochs)) > 10, "it went on from kill to kill"
+    assert epochs == sorted(epochs) and len(set(epochs)) > kills // 2, "it went on from kill to kill"
     assert tiny.depoison("run", target).returncode == 0
     assert leftovers(tiny) == []
 
@@ -135,12 +136,18 @@ def test_a_training_killed_at_20_random_moments_ends_with_the_same_bytes(tiny):
     assert whole.checksums() == tiny.checksums()
 
 
-def test_snakemake_killed_at_10_random_moments_completes_without_help(uninterrupted, tmp_path):
+@pytest.mark.parametrize(
+    ("whole", "table", "kills"),
+    [("finished", "reports/tiny/small.md", 3), pytest.param("uninterrupted", TABLE, 10, marks=pytest.mark.drill)],
+    ids=["3", "10"],
+)
+def test_snakemake_killed_at_random_moments_completes_without_help(whole, table, kills, request, tmp_path):
     """Killed alone, which leaves its jobs at work, or with its jobs; with and without its own folder afterwards."""
+    uninterrupted = request.getfixturevalue(whole)
     project, moments = Project(tmp_path / "project", uninterrupted.path), random.Random(10)
     so_far: dict[str, str] = {}
-    for number in range(10):
-        run = start(project, "snakemake", "--cores", "2", "--", TABLE)
+    for number in range(kills):
+        run = start(project, "snakemake", "--cores", "2", "--", table)
         time.sleep(moments.uniform(0.8, 2.4))
         assert run.poll() is None, f"finished after {number} kills: too small a table for this test"
         if number % 2:
@@ -153,10 +160,10 @@ def test_snakemake_killed_at_10_random_moments_completes_without_help(uninterrup
         so_far = now
         if number % 4 >= 2:
             shutil.rmtree(project / ".snakemake", ignore_errors=True)
-    done = project.snakemake("--cores", "2", "--", TABLE)
+    done = project.snakemake("--cores", "2", "--", table)
     assert done.returncode == 0, done.stderr
     assert project.checksums() == uninterrupted.checksums()
-    again = project.snakemake("-n", "--cores", "2", "--", TABLE)
+    again = project.snakemake("-n", "--cores", "2", "--", table)
     assert "Nothing to be done" in again.stdout + again.stderr
     assert leftovers(project) == []
 
@@ -335,16 +342,17 @@ def kilobytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 1024
 
 
-def test_a_full_disk_is_told_in_one_line(disk, uninterrupted, tmp_path):
-    project = Project(tmp_path / "project", uninterrupted.path)
-    disk(project / "results", f"{kilobytes(uninterrupted / 'results') // 8}k")
-    failed = project.depoison("run", TABLE)
+def test_a_full_disk_is_told_in_one_line(disk, finished, tmp_path):
+    project = Project(tmp_path / "project", finished.path)
+    disk(project / "results", f"{kilobytes(finished / 'results') // 4}k")
+    failed = project.depoison("run", "reports/tiny/small.md")
     assert failed.returncode == 1
     errors = [line for line in failed.stderr.splitlines() if line.startswith("depoison: error: ")]
     assert errors and all(re.fullmatch(NO_SPACE, line) for line in errors)
     assert failed.stderr.splitlines()[-1] == errors[-1] and "Traceback" not in failed.stderr
 
 
+@pytest.mark.drill
 def test_a_full_disk_loses_nothing_and_the_run_completes_once_there_is_space(disk, uninterrupted, tmp_path):
     disk(tmp_path / "disk", f"{kilobytes(uninterrupted.path) // 3}k")
     project = Project(tmp_path / "disk/project", uninterrupted.path)

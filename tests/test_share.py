@@ -16,6 +16,7 @@ from conftest import ROOT, TINY
 from sharing import REPORT, USER, Clone, WebFolder, s3_service, serving
 
 pytestmark = pytest.mark.pipeline
+DRILL = pytest.mark.drill
 
 TABLE = """
 title: small
@@ -122,7 +123,9 @@ def add_column(clone: Clone, defense: str) -> None:
     )
 
 
-@pytest.mark.parametrize("link", ["copy", "hardlink", "symlink", "shared"])
+@pytest.mark.parametrize(
+    "link", ["symlink", *(pytest.param(link, marks=DRILL) for link in ("copy", "hardlink", "shared"))]
+)
 def test_a_clone_computes_only_what_is_missing(published, link):
     base, _ = published
     shared = [("cache.dir", str(base / "cache")), ("cache.type", "symlink")]
@@ -137,6 +140,7 @@ def s3():
         yield service
 
 
+@DRILL
 def test_a_team_shares_through_s3(published, s3):
     base, first = published
     address, bucket = s3
@@ -306,7 +310,13 @@ def test_dvc_has_a_stage_for_every_table_on_the_papers_track_and_on_digits():
     assert all(stage == target.replace("/", "-") for stage, target in foreach.items())
 
 
-@pytest.mark.parametrize("damage", ["missing", "overwritten", "overwritten and write-protected", "cut off"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "missing",
+        *(pytest.param(one, marks=DRILL) for one in ("overwritten", "overwritten and write-protected", "cut off")),
+    ],
+)
 def test_a_bad_object_is_named_and_computed_anew_and_nothing_leaves_the_remote(published, damage):
     base, author = published
     remote = base / "remote"
