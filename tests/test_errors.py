@@ -172,6 +172,8 @@ FILES: dict[str, tuple[Any, ...]] = {
     "key of a method": (put(FST, "sumary", to="x"), f"{FST}:", "'sumary'; did you mean 'summary'?"),
     "no label": (drop(FST, "label"), FST, "label", "required"),
     "training of a defense": (put(FST, "training", to={"lr": 1}), f"{FST}:", "only a dataset has"),
+    "smoke of a model": (put("config/models/resnet18.yaml", "smoke", to={}), "attacks and defenses have 'smoke'"),
+    "value of smoke": (put(FST, "smoke", "values", to={"alfa": 1}), f"{FST}:", "smoke.values", "did you mean 'alpha'?"),
     "YAML": (write(FST, "label: x\nsummary: [\n"), f"{FST}:3: not valid YAML"),
     "YAML's tabs": (write(FST, "label: x\nvalues:\n\tlr: 1\n"), f"{FST}:3: not valid YAML"),
     "YAML's values": (write(FST, "label: FST\nsummary: 2024-13-45\n"), f"{FST}:2"),

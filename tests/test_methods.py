@@ -7,34 +7,23 @@ processors with AVX2, AVX-512 and AMX, of several seeds where it was close (docs
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-from conftest import Project, cell
+from conftest import ROOT, Project, cell
+from depoison.plan.cells import Choice
+from depoison.plan.parameters import text_of
 from depoison.plan.plan import Plan
 from photographs import write_photographs
 
 pytestmark = pytest.mark.methods
 
-FELL, KEPT = "at most a third of the undefended model's", "more than a third of the undefended model's"
-ATTACKS = {
-    "badnet": ("rate=0.1", FELL),
-    "blended": ("rate=0.05", KEPT),
-    "ssba": ("epochs=40+rate=0.1", FELL),
-    "adaptive-blend": ("epochs=20+rate=0.05", None),
-    "bypass-patch": ("rate=0.05", FELL),
-    "bypass-blend": ("rate=0.05", None),
-    "label-consistent": ("rate=0.1", FELL),
+CONFIGURATION = Plan(ROOT).configuration
+SMOKE = {
+    kind: {name: CONFIGURATION.method(kind, name).content.smoke for name in CONFIGURATION.names(kind) if name != "none"}
+    for kind in ("attack", "defense")
 }
-"""With what an attack implants in digits, and the ASR that FST leaves; None where two machines' rounding gave either."""
-PHOTOGRAPHED = {
-    "adaptive-patch": ("rate=0.1+cover_ratio=0.5", FELL),
-    "sig": ("rate=0.05", None),
-    # A warp of four pixels in place of half of one, and no rotation that hides it from so short a training.
-    "wanet": ("rate=0.2+s=4+lr=0.1+crop=2+rotation=0+epochs=20", FELL),
-}
-"""The same of attacks that do not take on digits, in photographs."""
+ATTACKS, DEFENSES = SMOKE["attack"], SMOKE["defense"]
 DATASET = {
     "summary": "6,000 photographs of clothes",
     "label": "Photographs",
@@ -52,27 +41,19 @@ TRACK = {
     "training": {"epochs": 12, "precision": "fp32", "schedule": "onecycle", "evaluate_every": 5},
     "tuning": {"epochs": 10, "precision": "fp32"},
 }
-DEFENSES = {
-    "anp": FELL,
-    "fe-tuning": None,
-    "fst": FELL,
-    "ft": KEPT,
-    "ft-init": KEPT,
-    "ft-sam": KEPT,
-    "i-bau": KEPT,
-    "lp": KEPT,
-    "ngf": KEPT,
-}
-"""What a defense leaves of BadNet's ASR; None as above."""
 IMPLANTED, ACCURATE = 60, 80
 """Least ASR of an attack that took, of 0 to 5 where none did, and least C-Acc of a defended model, of 10 by chance."""
 
 
+def named(kind: str, name: str) -> str:
+    return str(Choice(name, tuple((key, text_of(value)) for key, value in SMOKE[kind][name].values.items())))
+
+
 def at(attack: str, defense: str) -> str:
     """The cell of an attack, on digits or on photographs."""
-    overrides, _ = (ATTACKS | PHOTOGRAPHED)[attack]
-    where = {} if attack in ATTACKS else {"track": "photographs", "dataset": "photographs"}
-    return cell(attack=f"{attack}+{overrides}", defense=defense, **where)
+    images = ATTACKS[attack].images
+    defense = named("defense", defense) if defense in DEFENSES else defense
+    return cell(track=images, dataset=images, attack=named("attack", attack), defense=defense)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +62,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Project:
     write_photographs(project / "photographs")
     project.edit("config/datasets/photographs.yaml", lambda data: data.update(DATASET))
     project.edit("config/tracks/photographs.yaml", lambda data: data.update(TRACK))
-    cells = [at(attack, defense) for attack in (*PHOTOGRAPHED, *ATTACKS) for defense in ("none", "fst")]
+    cells = [at(attack, defense) for attack in ATTACKS for defense in ("none", "fst")]
     done = project.snakemake("--cores", "2", "--", *dict.fromkeys(cells + [at("badnet", name) for name in DEFENSES]))
     assert done.returncode == 0, done.stdout + done.stderr
     return project
@@ -91,29 +72,25 @@ def asr(project: Project, name: str) -> float:
     return json.loads((project / name).read_text(encoding="utf-8"))["metrics"]["asr"]
 
 
-def test_every_method_has_a_cell():
-    plan = Plan(Path(__file__).parents[1])
-    assert ATTACKS.keys() | PHOTOGRAPHED.keys() | {"none"} == set(plan.configuration.names("attack"))
-    assert DEFENSES.keys() | {"none"} == set(plan.configuration.names("defense"))
+def left_of(project: Project, attack: str, defense: str) -> str:
+    return "fell" if asr(project, at(attack, defense)) <= asr(project, at(attack, "none")) / 3 else "kept"
 
 
-@pytest.mark.parametrize("attack", ATTACKS | PHOTOGRAPHED)
-def test_an_attack_implants(attack, measured):
-    assert asr(measured, at(attack, "none")) >= IMPLANTED
+@pytest.mark.parametrize(("attack", "takes"), [(name, smoke.takes) for name, smoke in ATTACKS.items()])
+def test_an_attack_implants(attack, takes, measured):
+    assert (asr(measured, at(attack, "none")) >= IMPLANTED) == takes
+
+
+@pytest.mark.parametrize(("attack", "left"), [(name, smoke.leaves) for name, smoke in ATTACKS.items() if smoke.leaves])
+def test_what_fst_leaves_of_an_attack(attack, left, measured):
+    assert left_of(measured, attack, "fst") == left
 
 
 @pytest.mark.parametrize(
-    ("attack", "left"), [(attack, left) for attack, (_, left) in (ATTACKS | PHOTOGRAPHED).items() if left]
+    ("defense", "left"), [(name, smoke.leaves) for name, smoke in DEFENSES.items() if smoke.leaves]
 )
-def test_what_fst_leaves_of_an_attack(attack, left, measured):
-    fell = asr(measured, at(attack, "fst")) <= asr(measured, at(attack, "none")) / 3
-    assert (FELL if fell else KEPT) == left
-
-
-@pytest.mark.parametrize(("defense", "left"), [(name, left) for name, left in DEFENSES.items() if left])
 def test_what_a_defense_leaves_of_badnet(defense, left, measured):
-    fell = asr(measured, at("badnet", defense)) <= asr(measured, at("badnet", "none")) / 3
-    assert (FELL if fell else KEPT) == left
+    assert left_of(measured, "badnet", defense) == left
 
 
 @pytest.mark.parametrize("defense", DEFENSES)

@@ -251,6 +251,12 @@ def test_a_new_shared_hyper_parameter_moves_no_path_until_its_value_is_not_neutr
         assert moved(PLAN.cell(cell()), after := plan.cell(cell(**where))) == from_stage(moves, after)
 
 
+def test_what_a_smoke_test_expects_is_in_no_spec(project):
+    project.set("config/attacks/badnet.yaml", "smoke", to={"takes": False})
+    project.set("config/defenses/fst.yaml", "smoke", to={"values": {"epochs": 3}, "leaves": "kept"})
+    assert project.plan().cell(cell()).evaluation.directory == PLAN.cell(cell()).evaluation.directory
+
+
 def test_no_neutral_value_is_in_a_spec():
     """Of a cell whose values are all neutral where there is such a value."""
     shared = PLAN.configuration.shared

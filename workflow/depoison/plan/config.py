@@ -87,6 +87,19 @@ class Config(_Strict):
     defenses: dict[str, Values] = Field(default={}, description="your values for a defense")
 
 
+class Smoke(_Strict):
+    """How `make test-methods` tries an attack or a defense on small real images, and what came out on every processor."""
+
+    images: Literal["digits", "photographs"] = Field("digits", description="what it is tried on")
+    values: Values = Field(default={}, description="with which values")
+    takes: bool = Field(True, description="(attacks only) whether it implants its trigger there")
+    leaves: Literal["fell", "kept"] | None = Field(
+        None,
+        description="what FST leaves of this attack's ASR, or this defense of BadNet's; fell: at most a third, kept: more; "
+        "default: one or the other",
+    )
+
+
 class Method(_Strict):
     """A dataset, model, attack or defense: config/<kind>s/<name>.yaml."""
 
@@ -110,6 +123,7 @@ class Method(_Strict):
     models: dict[str, Values] = Field(default={}, description="its values with a model")
     has: list[str] = Field(default=[], description="(models only) what methods may need of it, such as batchnorm")
     needs: list[str] = Field(default=[], description="(attacks and defenses only) what a model must have")
+    smoke: Smoke = Field(default=Smoke(), description="(attacks and defenses only) of `make test-methods`; in no spec")
     grids: dict[str, list[Any]] = Field(default={}, description="values that the paper sweeps, by hyper-parameter")
     normalization: Values = Field(
         default={}, description="(models only) mean and std that it was pre-trained with, in place of the dataset's"
@@ -120,6 +134,15 @@ class Method(_Strict):
     )
     training: Values = Field(default={}, description="(datasets only) how models are trained on it")
     tuning: Values = Field(default={}, description="(datasets only) how models are tuned on it")
+
+
+ONLY = {
+    "normalization": ("model",),
+    "has": ("model",),
+    "needs": ("attack", "defense"),
+    "smoke": ("attack", "defense"),
+}
+"""The kinds of methods that have these keys."""
 
 
 class Replace(_Strict):
@@ -294,8 +317,8 @@ class Configuration:
             for section in ("training", "tuning", "train_images"):
                 if getattr(method, section):
                     raise DepoisonError(f"{document.place(section)}: only a dataset has a section {section!r}")
-        for key, kinds in (("normalization", ("model",)), ("has", ("model",)), ("needs", ("attack", "defense"))):
-            if getattr(method, key) and kind not in kinds:
+        for key, kinds in ONLY.items():
+            if key in method.model_fields_set and kind not in kinds:
                 raise DepoisonError(f"{document.place(key)}: only {' and '.join(KINDS[k] for k in kinds)} have {key!r}")
         for i, feature in enumerate(method.needs):
             if feature not in self._having:
@@ -304,6 +327,7 @@ class Configuration:
         normalization = {key: self.shared["dataset"][key] for key in ("mean", "std")}
         self._check_values(method.normalization, normalization, ("normalization",), document.place)
         self._check_values(method.values, shared, ("values",), document.place)
+        self._check_values(method.smoke.values, {**own, **shared}, ("smoke", "values"), document.place)
         for section in ("training", "tuning"):
             self._check_values(getattr(method, section), self._group_of(section), (section,), document.place)
         for key, grid in method.grids.items():
