@@ -19,7 +19,8 @@ from common import PROJECT
 from depoison.models.classifier import Classifier, build
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
-from depoison.training.loop import Monitor, PlainBatches, fit
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import Monitor, fit
 from depoison.training.recipe import Recipe
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as stages do: deterministic matrix products on CUDA

@@ -106,15 +106,14 @@ class Finder(importlib.abc.MetaPathFinder):
             for function, part in FUNCTIONS.get(name, {}).items():
                 setattr(module, function, CLOCK.inside(part, getattr(module, function)))
             if name == "torch":
-                for owner, step in ((module.optim.SGD, "step"), (module, "_fused_sgd_")):
-                    setattr(owner, step, stopping(getattr(owner, step)))
+                module.optim.SGD.step = stopping(module.optim.SGD.step)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
 def stopping(step: Callable[..., Any]) -> Callable[..., Any]:
-    """A step that ends the run: an optimizer's, or the fused kernel itself, whichever is over first."""
+    """An optimizer's step that ends the run."""
 
     @functools.wraps(step)
     def last(*arguments: Any, **keywords: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable
@@ -173,31 +172,6 @@ def tune_by_hand(
         if after is not None:
             after(state)
     return state
-
-
-# Optimizers.
-
-
-def same_bytes_as_torch(optimizer: Callable[[Any], Any], reference: Callable[[Any], torch.optim.Optimizer]) -> bool:
-    """Whether three steps of ours, each at another learning rate, leave the same bytes as torch's do.
-
-    Args:
-        optimizer, reference: each makes an optimizer of parameters.
-    """
-    torch.manual_seed(0)
-    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
-    ours = nn.Sequential(*layers).to(memory_format=torch.channels_last)
-    theirs = copy.deepcopy(ours)
-    mine, torchs = optimizer(ours.parameters()), reference(theirs.parameters())
-    for lr in (0.1, 0.05, 0.3):
-        images = torch.randn(5, 3, 4, 4).to(memory_format=torch.channels_last)
-        for model in (ours, theirs):
-            model.zero_grad()
-            model(images).square().sum().backward()
-        mine.step(lr)
-        torchs.param_groups[0]["lr"] = lr
-        torchs.step()
-    return all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
 # Interruptions.

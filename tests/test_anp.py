@@ -28,7 +28,8 @@ from depoison.rng import Rng
 from depoison.stages import purify
 from depoison.stages.purify import pick
 from depoison.stages.runner import Job
-from depoison.training.loop import Monitor, PlainBatches, batches
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import Monitor
 from small import CPU, changed, classes_of, forward_by_hand, interrupted, network, pixels, recipe, state_of
 
 RNG = Rng(0, "purify")
@@ -152,8 +153,8 @@ def test_masks_are_algorithm_1(steps, clipped, alpha):
     mask, velocity = torch.ones(4).double(), torch.zeros(4).double()
     lowest, highest = 1.0, 0.0
     for epoch in range(2):
-        source = PlainBatches(DATA.images, DATA.labels, tune.recipe, CPU)
-        drawn = batches(source, tune.recipe, RNG.generator("epoch", epoch), CPU, [8] * per_epoch, replacement=True)
+        source = PlainBatches(DATA.images, DATA.labels, tune.recipe, CPU, epoch_batches=per_epoch)
+        drawn = source.epoch(tune.recipe, RNG.generator("epoch", epoch))
         starts = RNG.generator("perturbation", epoch)
         for images, labels in drawn:
             loss = functools.partial(loss_by_hand, state, images, labels)
@@ -183,12 +184,12 @@ def test_masks_stay_between_0_and_1_at_any_learning_rate():
 def test_batches_are_drawn_with_replacement_and_as_many_whatever_is_held_out(monkeypatch):
     seen = []
 
-    def spy(*arguments, **keywords):
-        for images, labels in batches(*arguments, **keywords):
-            seen.append(images)
-            yield images, labels
+    def spy(source, index, draws, generator):
+        seen.append(given(source, index, draws, generator)[0])
+        return given(source, index, draws, generator)
 
-    monkeypatch.setattr(module, "batches", spy)
+    given = PlainBatches.batch
+    monkeypatch.setattr(PlainBatches, "batch", spy)
     for select in ("oracle", "defender"):
         seen.clear()
         anp(network(), DATA, tuner(epochs=4), **PAPER, select=select)

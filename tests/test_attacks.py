@@ -33,6 +33,7 @@ from depoison.stages import poison
 from depoison.stages.runner import Job
 from depoison.stages.split import reserve
 from depoison.training.augment import Draws
+from depoison.training.batches import BatchSource
 from depoison.training.loop import Monitor, fit
 from small import CPU, classes_of, network, pixels, recipe, write_artifact
 
@@ -500,7 +501,9 @@ def test_wanet_batch_is_drawn_from_its_generator_alone():
 def test_wanet_backdoors_other_images_in_each_epoch():
     batches, seen = Batches(0.25, count=32), []
 
-    class Watched:
+    class Watched(BatchSource):
+        device = CPU
+
         def __len__(self):
             return 32
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
-from depoison.attacks.adversarial_embedding import EmbeddedBatches
+from depoison.attacks import adversarial_embedding
+from depoison.attacks.adversarial_embedding import MarkedBatches, discriminator, separation
 from depoison.attacks.badnet import BadNet
 from depoison.attacks.base import Poisoning, Pool
 from depoison.attacks.blended import Blended
@@ -18,7 +19,8 @@ from depoison.attacks.bypass_blend import BypassBlend
 from depoison.attacks.bypass_patch import BypassPatch
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.loop import Monitor, PlainBatches, fit
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import Monitor, fit
 from small import CPU, MEAN, STD, State, changed, classes_of, close, interrupted, network, pixels, recipe, state_of
 
 RNG = Rng(0, "train")
@@ -41,19 +43,37 @@ def poisoned_pool(attack: BypassPatch, count: int, rate: float = 0.25) -> tuple[
     return images, labels, poisoned
 
 
-def source_of(attack: BypassPatch, plan, count: int = 20, rate: float = 0.25) -> EmbeddedBatches:
+def source_of(attack: BypassPatch, plan, count: int = 20, rate: float = 0.25) -> MarkedBatches:
     images, labels, poisoned = poisoned_pool(attack, count, rate)
     poisoning = Poisoning(rate=rate, target=0, labels="all-to-one")
     source = attack.batches(images, labels, poisoned, {}, poisoning, 3, plan, CPU)
-    assert isinstance(source, EmbeddedBatches)
+    assert isinstance(source, MarkedBatches)
     return source
 
 
+@pytest.fixture
+def discriminators(monkeypatch) -> list[nn.Module]:
+    """Those that are made, in order."""
+    made, make = [], adversarial_embedding.discriminator
+    monkeypatch.setattr(
+        adversarial_embedding, "discriminator", lambda *arguments: made.append(make(*arguments)) or made[-1]
+    )
+    return made
+
+
 def trained(
-    attack: BypassPatch, plan, monitor: Monitor | None = None, rate: float = 0.25, seed: int = 0
-) -> tuple[Classifier, EmbeddedBatches]:
-    source, model, rng = source_of(attack, plan, rate=rate), network(), Rng(seed, "train")
-    return fit(model, source, plan, rng, monitor or Monitor(), **source.hooks(model, rng)), source
+    attack: BypassPatch,
+    plan,
+    monitor: Monitor | None = None,
+    rate: float = 0.25,
+    seed: int = 0,
+    source: MarkedBatches | None = None,
+    model: Classifier | None = None,
+) -> Classifier:
+    model = model or network()
+    data = source or source_of(attack, plan, rate=rate)
+    attack.train(model, data, plan, Rng(seed, "train"), monitor or Monitor())
+    return model
 
 
 # Triggers
@@ -133,51 +153,29 @@ def doubles(module: torch.nn.Module) -> State:
     return {name: parameter.detach().double() for name, parameter in module.named_parameters()}
 
 
-class Recorded(EmbeddedBatches):
+class Recorded(MarkedBatches):
     """Keeps what it gave away."""
 
     def batch(self, index, draws, generator):
-        images, labels = super().batch(index, draws, generator)
-        self.given = [*getattr(self, "given", []), (images.clone(), labels.clone(), self.poisoned[index] == 1)]
-        return images, labels
+        images, labels, poisoned = super().batch(index, draws, generator)
+        self.given = [*getattr(self, "given", []), (images.clone(), labels.clone(), poisoned == 1)]
+        return images, labels, poisoned
 
 
 @pytest.mark.parametrize("regularization", [0.0, 0.5, 20.0])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_both_networks_step_against_each_other_as_they_were(regularization, momentum):
+def test_both_networks_step_against_each_other_as_they_were(regularization, momentum, discriminators):
     attack, plan = attack_of(regularization=regularization, discriminator_momentum=momentum), recipe(batch_size=10)
-    images, labels, poisoned = poisoned_pool(attack, 20)
-    source, model = Recorded(attack, images, labels, poisoned, plan, CPU), network()
-    hooks = source.hooks(model, RNG)
-    before, adversary = doubles(model), doubles(source.discriminator)
-    fit(model, source, plan, RNG, Monitor(), **hooks)
+    source = Recorded(*poisoned_pool(attack, 20), plan, CPU)
+    before = doubles(network())
+    adversary = doubles(adversarial_embedding.discriminator(16, 16, 8, RNG.generator("discriminator")))
+    model = trained(attack, plan, source=source)
     assert len(source.given) == 2 and sum(int(mask.sum()) for *_, mask in source.given) == 5
     expected, expected_adversary = steps_by_hand(attack, before, adversary, source.given)
     # An absolute 1e-4 after steps of up to 1: float32 rounds what 20 x gradient of three normalizations gives.
-    assert close(state_of(model), expected, 1e-4) and close(state_of(source.discriminator), expected_adversary, 1e-4)
+    assert close(state_of(model), expected, 1e-4) and close(state_of(discriminators[1]), expected_adversary, 1e-4)
     assert not close(state_of(model), before, 1e-3)
-    assert not close(state_of(source.discriminator), adversary, 1e-3)
-
-
-def test_gradients_of_each_network_leave_the_other_alone():
-    plan = recipe()
-    source, model = source_of(attack_of(), plan), network().train()
-    source.hooks(model, RNG)
-    images, labels = source.images.padded.permute(0, 3, 1, 2), source.labels
-    source.current = source.poisoned
-    before = state_of(source.discriminator)
-    loss, logits = source.objective(model, images, labels)
-    loss.backward()
-    assert all(parameter.grad is None for parameter in source.discriminator.parameters())
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert logits.shape == (20, 3) and not changed(before, state_of(source.discriminator))
-    kept, gradients = state_of(model), {name: p.grad.clone() for name, p in model.named_parameters()}
-    with torch.no_grad():
-        source.update(model)
-    assert not changed(kept, state_of(model))
-    assert not changed(gradients, {name: p.grad for name, p in model.named_parameters()})
-    # BatchNorm takes the mean away again, so the biases before it have no gradient but rounding.
-    assert changed(before, state_of(source.discriminator)) >= set(before) - {"0.bias", "3.bias"}
+    assert not close(state_of(discriminators[1]), adversary, 1e-3)
 
 
 # What follows from it
@@ -189,29 +187,26 @@ def test_gradients_of_each_network_leave_the_other_alone():
 def test_without_regularization_the_model_is_the_plainly_trained_one(plan):
     plan = recipe(epochs=4, batch_size=8, **plan)
     attack = attack_of(regularization=0.0)
-    found, _ = trained(attack, plan)
+    found = trained(attack, plan)
     images, labels, _ = poisoned_pool(attack, 20)
     plain = fit(network(), PlainBatches(images, labels, plan, CPU), plan, RNG, Monitor())
     assert not changed(state_of(plain), state_of(found))
-    regularized, _ = trained(attack_of(regularization=1.0), plan)
+    regularized = trained(attack_of(regularization=1.0), plan)
     assert changed(state_of(plain), state_of(regularized))
 
 
-def test_batch_without_a_poisoned_image_is_all_clean_to_the_discriminator():
-    model, source = trained(attack_of(), recipe(batch_size=5), rate=0.05)  # one of twenty
-    assert source.poisoned.sum() == 1
-    assert all(
-        tensor.isfinite().all() for module in (model, source.discriminator) for tensor in module.state_dict().values()
-    )
+def test_batch_without_a_poisoned_image_is_all_clean_to_the_discriminator(discriminators):
+    source = source_of(attack_of(), recipe(), rate=0.05)
+    assert source.poisoned.sum() == 1  # of twenty
+    model = trained(attack_of(), recipe(batch_size=5), source=source)
+    assert all(tensor.isfinite().all() for part in (model, *discriminators) for tensor in part.state_dict().values())
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_discriminator_takes_the_features_whatever_the_classifier(layers):
-    source, model = source_of(attack_of(), recipe()), network(layers=layers)
-    source.hooks(model, RNG)
-    shapes = [
-        tuple(tensor.shape) for name, tensor in source.discriminator.named_parameters() if name.endswith("weight")
-    ]
+def test_discriminator_takes_the_features_whatever_the_classifier(layers, discriminators):
+    trained(attack_of(), recipe(), model=network(layers=layers))
+    (made,) = discriminators
+    shapes = [tuple(tensor.shape) for name, tensor in made.named_parameters() if name.endswith("weight")]
     assert shapes == [(16, 16), (16,), (8, 16), (8,), (1, 8)]
 
 
@@ -226,18 +221,16 @@ def separable(count: int) -> tuple[Tensor, Tensor, Tensor]:
     return images, torch.from_numpy(labels), poisoned
 
 
-def test_regularization_hides_from_the_discriminator_what_the_classes_do_not_need():
+def test_regularization_hides_from_the_discriminator_what_the_classes_do_not_need(discriminators):
     images, labels, poisoned = separable(192)
     plan, told, lost = recipe(epochs=60, batch_size=32, lr=0.05), {}, {}
     for regularization in (0.0, 1.0):
         attack = attack_of(regularization=regularization, discriminator_lr=0.01)
-        source, model = EmbeddedBatches(attack, images, labels, poisoned, plan, CPU), network()
-        fit(model, source, plan, RNG, Monitor(), **source.hooks(model, RNG))
-        source.current = source.poisoned
+        model = trained(attack, plan, source=MarkedBatches(images, labels, poisoned, plan, CPU))
         with torch.no_grad():
             features = model.train().features(images)
-            told[regularization] = ((source.discriminator(features)[:, 0] > 0) == poisoned).float().mean()
-            lost[regularization] = source.separation(features)
+            told[regularization] = ((discriminators[-1](features)[:, 0] > 0) == poisoned).float().mean()
+            lost[regularization] = separation(discriminators[-1], features, poisoned.float())
             assert (model.classifier(features).argmax(1) == labels).float().mean() > 0.95
     assert told[0.0] > 0.95 and lost[0.0] < 0.1
     assert told[1.0] < 0.7 and lost[1.0] > 0.6  # who guesses loses ln 2 = 0.69
@@ -246,12 +239,12 @@ def test_regularization_hides_from_the_discriminator_what_the_classes_do_not_nee
 # Same seed, same bytes
 
 
-def test_same_seed_makes_the_same_bytes_and_another_seed_others():
+def test_same_seed_makes_the_same_bytes_and_another_seed_others(discriminators):
     plan, networks = recipe(epochs=3, batch_size=8, momentum=0.9), []
     for seed, noise in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(noise)
-        model, source = trained(attack_of(), plan, seed=seed)
-        networks.append(state_of(model) | state_of(source.discriminator))
+        model = trained(attack_of(), plan, seed=seed)
+        networks.append(state_of(model) | state_of(discriminators[-1]))
     assert not changed(networks[0], networks[1]) and changed(networks[0], networks[2])
 
 
@@ -259,26 +252,19 @@ def test_first_weights_of_the_discriminator_come_from_the_seed_and_leave_the_glo
     found = []
     for seed, noise in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(noise)
-        source, before = source_of(attack_of(), recipe()), torch.get_rng_state()
-        source.hooks(network(), Rng(seed, "train"))
+        before = torch.get_rng_state()
+        found.append(state_of(discriminator(16, 16, 8, Rng(seed, "train").generator("discriminator"))))
         assert torch.equal(before, torch.get_rng_state())
-        found.append(state_of(source.discriminator))
     assert not changed(found[0], found[1]) and len(changed(found[0], found[2])) == 6  # BatchNorm's do not draw
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("stops", [[2], [4], [2, 3, 5]])
-def test_interrupted_training_ends_with_the_bytes_of_an_uninterrupted_one(momentum, stops, tmp_path):
+def test_interrupted_training_ends_with_the_bytes_of_an_uninterrupted_one(momentum, stops, tmp_path, discriminators):
     attack = attack_of(discriminator_momentum=momentum)
     plan = recipe(epochs=5, batch_size=8, momentum=0.9, crop=1, flip=0.5)
-    model, source = trained(attack, plan)
-    expected, expected_adversary = state_of(model), state_of(source.discriminator)
-    (model, source), reported = interrupted(lambda monitor: trained(attack, plan, monitor), tmp_path, stops)
+    expected = state_of(trained(attack, plan))
+    model, reported = interrupted(lambda monitor: trained(attack, plan, monitor), tmp_path, stops)
     assert reported == sorted([*range(1, 6), *stops])
-    assert not changed(expected, state_of(model)) and not changed(expected_adversary, state_of(source.discriminator))
-    # The discriminator did go on: with a new one beside the saved model the bytes are others.
-    fresh = Monitor(scratch=tmp_path, save_seconds=0.0)
-    images, labels, poisoned = poisoned_pool(attack, 20)
-    source, model = EmbeddedBatches(attack, images, labels, poisoned, plan, CPU), network()
-    source.load = lambda state: None
-    assert changed(expected, state_of(fit(model, source, plan, RNG, fresh, **source.hooks(model, RNG))))
+    assert not changed(expected, state_of(model))
+    assert not changed(state_of(discriminators[0]), state_of(discriminators[-1]))

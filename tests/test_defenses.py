@@ -17,7 +17,7 @@ from depoison.defenses.fe_tuning import fe_tuning
 from depoison.defenses.fst import fst
 from depoison.defenses.ft import ft
 from depoison.defenses.ft_init import ft_init
-from depoison.defenses.ft_sam import ft_sam
+from depoison.defenses.ft_sam import ascended, ft_sam
 from depoison.defenses.lp import lp
 from depoison.defenses.tuning import Tuner, TuningSet, reinitialized_head
 from depoison.files import read_json
@@ -74,7 +74,7 @@ class Tune(Tuner):
 
     def __init__(self, **changes: Any):
         super().__init__(recipe(**changes), RNG, Monitor())
-        self.__dict__["steps"] = []
+        self.__dict__["taken"] = []
 
     def __call__(self, model, tuning_set, **hooks):
         inner = hooks.get("after_step")
@@ -82,21 +82,34 @@ class Tune(Tuner):
         def after(tuned: Classifier) -> None:
             if inner is not None:
                 inner(tuned)
-            self.steps.append([layer.weight.detach().clone() for layer in tuned.head])
+            self.taken.append([layer.weight.detach().clone() for layer in tuned.head])
 
-        self.__dict__ |= {"start": copy.deepcopy(model), "hooks": hooks, "given": tuning_set}
+        self.__dict__ |= {"start": copy.deepcopy(model), "hooks": hooks}
         return super().__call__(model, tuning_set, **(hooks | {"after_step": after}))
+
+    def steps(self, data, *, model, **parts):
+        for step in super().steps(data, model=model, **parts):
+            yield step
+            self.taken.append([layer.weight.detach().clone() for layer in model.head])
+
+    def batches(self, model, tuning_set, epoch_batches=None):
+        self.__dict__ |= {"given": tuning_set}
+        return super().batches(model, tuning_set, epoch_batches)
 
 
 class Caught(Tuner):
     """Tunes nothing; keeps the model and the hooks that a defense would tune with."""
 
     def __init__(self):
-        super().__init__(None, RNG, Monitor())
+        super().__init__(recipe(), RNG, Monitor())
 
     def __call__(self, model, tuning_set, **hooks):
         self.__dict__ |= {"model": model, "hooks": hooks}
         return model
+
+    def steps(self, data, *, model, optimizer, **carried):
+        self.__dict__ |= {"model": model}
+        return iter(())
 
 
 def norms(weights: list[torch.Tensor]) -> np.ndarray:
@@ -241,18 +254,18 @@ def test_fe_tuning_keeps_its_fresh_classifier_and_changes_everything_else(name, 
 def test_projection_keeps_the_norm_of_each_linear_layer_after_every_step(name, layers):
     model, tune = network(layers=layers), Tune(epochs=3, batch_size=4, momentum=0.9, lr=0.3)
     purified = DEFENSES[name](model, DATA, tune)
-    assert len(tune.steps) == 9
-    for weights in tune.steps:
+    assert len(tune.taken) == 9
+    for weights in tune.taken:
         assert np.allclose(norms(weights), norms_of(model), rtol=1e-6)
     assert np.allclose(norms_of(purified), norms_of(model), rtol=1e-6)
-    assert len({float(weights[0][0, 0]) for weights in tune.steps}) == 9  # and they move
+    assert len({float(weights[0][0, 0]) for weights in tune.taken}) == 9  # and they move
 
 
 @pytest.mark.parametrize("name", ["fst+none", "ft", "ft-init", "lp", "lp+updated", "ft-sam"])
 def test_without_projection_the_norm_of_the_classifier_moves(name):
     tune = Tune(epochs=3, batch_size=4, lr=0.3)
     DEFENSES[name](network(), DATA, tune)
-    found = [norms(weights)[0] for weights in tune.steps]
+    found = [norms(weights)[0] for weights in tune.taken]
     assert len(set(found)) == 9 and max(abs(np.array(found) / norms_of(network())[0] - 1)) > 1e-3
 
 
@@ -357,7 +370,7 @@ def test_fst_on_the_last_layer_draws_it_alone_afresh_and_tunes_the_others_freely
     model, tune = network(layers=3), Tune(epochs=3, batch_size=4, lr=0.3)
     DEFENSES["fst+last"](model, DATA, tune)
     assert changed(state_of(model), state_of(tune.start)) == {"classifier.4.weight", "classifier.4.bias"}
-    moved = abs(np.array([norms(weights) for weights in tune.steps]) / norms_of(model) - 1)
+    moved = abs(np.array([norms(weights) for weights in tune.taken]) / norms_of(model) - 1)
     assert (moved[:, 2] < 1e-6).all() and (moved[-1, :2] > 1e-4).all()
 
 
@@ -446,12 +459,10 @@ def test_sam_updates_running_statistics_once_a_step():
 
 def ascent(model: Classifier, gradients: State, rho: float, constraint: str) -> State:
     """Where FT+SAM moves `model` along these gradients, as a difference; it must come back bitwise."""
-    caught = Caught()
-    model = ft_sam(model, DATA, caught, rho=rho, constraint=constraint)
     before = weights_of(model)
     for name, parameter in model.named_parameters():
         parameter.grad = gradients[name].clone()
-    with caught.hooks["perturbed"](list(model.parameters())):
+    with ascended(list(model.parameters()), rho, adaptive=constraint == "adaptive"):
         inside = weights_of(model)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)  # a second backward pass replaces them
@@ -492,11 +503,10 @@ def test_adaptive_sam_ascends_the_most_that_steps_relative_to_the_weights_allow(
 )
 def test_sam_on_a_quadratic(constraint, eps):
     """L = x^2 / 2 + 2 y^2 at (3, -2): g = (3, -8), T g = (9, -16), T^2 g = (27, -32)."""
-    caught, at = Caught(), nn.Parameter(torch.tensor([3.0, -2.0], dtype=torch.float64))
-    ft_sam(network(), DATA, caught, rho=2.0, constraint=constraint)
+    at = nn.Parameter(torch.tensor([3.0, -2.0], dtype=torch.float64))
     curvature = torch.tensor([1.0, 4.0], dtype=torch.float64)
     (curvature * at.square() / 2).sum().backward()
-    with caught.hooks["perturbed"]([at]):
+    with ascended([at], 2.0, adaptive=constraint == "adaptive"):
         at.grad = None
         (curvature * at.square() / 2).sum().backward()
     assert at.grad.tolist() == pytest.approx([3 + 2 * eps[0], 4 * (-2 + 2 * eps[1])], rel=1e-12)

@@ -15,7 +15,8 @@ from torch.nn.functional import adaptive_avg_pool2d
 from conftest import ROOT, Project, cell, with_tiny
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
-from depoison.training.loop import Monitor, PlainBatches, fit
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import Monitor, fit
 from pretend_gpu import pretend_gpu
 from small import classes_of, interrupted, network, pixels, recipe, state_of
 

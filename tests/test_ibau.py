@@ -11,12 +11,12 @@ from torch import nn
 from torch.autograd.functional import jacobian
 from torch.nn.functional import cross_entropy
 
-from depoison.defenses import i_bau as module
 from depoison.defenses.i_bau import hypergradient, i_bau
 from depoison.defenses.tuning import Tuner, TuningSet
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.loop import Monitor, PlainBatches, batches
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import Monitor
 from small import (
     CPU,
     STD,
@@ -140,11 +140,10 @@ def test_rounds_are_the_algorithm(portion, iterations, epochs):
 
     state = {name: tensor.double() for name, tensor in state_of(model).items()}
     names, scale = list(weights_of(model)), 255 * torch.tensor(STD).double().view(1, 3, 1, 1)
-    sizes = [5, 5, 2]
 
     def drawn(*purpose):
         source = PlainBatches(DATA.images, DATA.labels, tune.recipe, CPU)
-        return list(batches(source, tune.recipe, RNG.generator(*purpose), CPU, sizes))
+        return list(source.epoch(tune.recipe, RNG.generator(*purpose)))
 
     def loss_at(delta, theta, images, labels, carries=1.0):
         logits, _ = forward_by_hand(state | theta, images.double() + scale * carries * delta, "running")
@@ -244,19 +243,20 @@ def test_unlearning_batches_are_augmented_once_and_those_of_the_perturbation_ane
 
     i_bau(network(), DATA, tuner(Watched(0, "purify"), epochs=3), **RELEASED)
     assert purposes.count(("unlearning",)) == 1
-    assert [purpose for purpose in purposes if purpose[0] == "epoch"] == [("epoch", epoch) for epoch in range(3)]
+    assert {purpose for purpose in purposes if purpose[0] == "epoch"} == {("epoch", epoch) for epoch in range(3)}
 
 
 def test_gradients_take_the_memory_format_of_their_weights(monkeypatch):
     """torch's fused kernels walk through memory: a gradient in another order would move the wrong weights."""
     strides = []
 
-    class Watched(module.Adam):
-        def step(self, lr):
-            strides.extend((parameter.stride(), parameter.grad.stride()) for parameter in self.parameters)
-            super().step(lr)
+    class Watched(torch.optim.Adam):
+        def step(self):
+            (group,) = self.param_groups
+            strides.extend((parameter.stride(), parameter.grad.stride()) for parameter in group["params"])
+            super().step()
 
-    monkeypatch.setattr(module, "Adam", Watched)
+    monkeypatch.setattr(torch.optim, "Adam", Watched)
     i_bau(network(), DATA, tuner(), **RELEASED)
     assert all(mine == gradients for mine, gradients in strides)
     assert any(len(mine) == 4 and mine[1] == 1 for mine, _ in strides)  # channels last

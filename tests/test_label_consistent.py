@@ -21,7 +21,8 @@ from depoison.plan.config import Runtime
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages.runner import run_stage
-from depoison.training.loop import Monitor, PlainBatches, fit
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import Monitor, fit
 from depoison.training.recipe import Recipe
 from small import CPU, classes_of, network, pixels, recipe
 

@@ -51,8 +51,7 @@ def stepped(
     with natural.watching(model):
         cross_entropy(model(images), labels).backward()
     before = matrices(model)
-    with torch.no_grad():
-        natural.before_step(model, lr)
+    natural.replace_gradients(lr)
     return before, matrices(model)
 
 
@@ -373,8 +372,7 @@ def test_statistics_are_fp32_under_bf16_autocast():
         with natural.watching(model), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits = model(DATA.images)
         cross_entropy(logits.float(), DATA.labels).backward()
-        with torch.no_grad():
-            natural.before_step(model, 0.1)
+        natural.replace_gradients(0.1)
         assert {tensor.dtype for name, tensor in natural.state().items() if name != "step"} == {torch.float32}
         found[precision] = natural.blocks[0].a
     assert torch.allclose(found["fp32"], found["bf16"], atol=0.02 * found["fp32"].abs().max().item())

@@ -16,7 +16,8 @@ from depoison.plan.config import Runtime
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages.runner import run_stage
-from depoison.training.loop import Monitor, PlainBatches, convolutions, fit
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import Monitor, convolutions, fit
 from small import CPU, changed, classes_of, network, pixels, recipe, state_of
 
 cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul

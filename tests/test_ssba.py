@@ -68,8 +68,8 @@ def learned() -> tuple[SSBA, dict[str, torch.Tensor]]:
 @given(st.integers(0, 400), st.integers(0, 200), st.integers(0, 100), st.integers(1, 100))
 def test_the_residuals_weight_waits_and_then_grows_linearly_to_one(step, learned_at, wait, steps):
     expected = np.interp(step, [learned_at + wait, learned_at + wait + steps], [0.0, 1.0])
-    assert ramp(step, learned_at, wait, steps) == pytest.approx(expected)
-    assert ramp(step, None, wait, steps) == 0
+    assert ramp(step, torch.tensor(learned_at), wait, steps).item() == pytest.approx(expected)
+    assert ramp(step, torch.tensor(-1), wait, steps) == 0
 
 
 def test_loss_is_the_cross_entropy_of_the_bits_and_then_the_squared_residual_too(monkeypatch):

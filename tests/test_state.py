@@ -16,34 +16,53 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.loop import Monitor, PlainBatches, fit
-from depoison.training.sgd import SGD
-from depoison.training.state import load_state, save_state
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import Monitor, fit
+from depoison.training.state import Part, load_state, save_state
 from small import CPU, Interrupted, changed, classes_of, network, pixels, recipe, state_of
 
 HISTORY = [{"epoch": 1, "loss": 0.1, "c_acc": 1 / 3}, {"epoch": 2, "loss": 1e-30, "c_acc": 2.0}]
 
 
-def parts_of(momentum: float = 0.9) -> dict[str, nn.Module | SGD]:
+MOMENTUM = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, fused=True)
+OPTIMIZERS = {
+    "SGD": MOMENTUM,
+    "SGD without momentum": functools.partial(torch.optim.SGD, lr=0.1, fused=True),
+    "SGD not fused": functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "Adam": functools.partial(torch.optim.Adam, fused=True),
+    "Adam not fused": torch.optim.Adam,
+    "AdamW": functools.partial(torch.optim.AdamW, fused=True, amsgrad=True),
+    "RMSprop": functools.partial(torch.optim.RMSprop, momentum=0.9, centered=True),
+}
+
+
+def parts_of(optimizer: Callable[[Any], torch.optim.Optimizer] = MOMENTUM) -> dict[str, Part]:
     model = network()
-    return {"model": model, "momentum": SGD(model.parameters(), momentum=momentum, weight_decay=0.0)}
+    return {"model": model, "optimizer": optimizer(model.parameters())}
 
 
 def tensors_of(parts: dict[str, Any]) -> dict[str, Tensor]:
     """A copy of what a model and its optimizer hold."""
-    buffers = {f"momentum.{i}": buffer.clone() for i, buffer in enumerate(parts["momentum"].buffers or [])}
-    return state_of(parts["model"]) | buffers
+    kept = parts["optimizer"].state_dict()["state"]
+    return state_of(parts["model"]) | {
+        f"optimizer.{i}.{name}": tensor.clone() for i, own in kept.items() for name, tensor in own.items()
+    }
 
 
-def stepped() -> dict[str, nn.Module | SGD]:
-    parts = parts_of()
-    for parameter in parts["model"].parameters():
-        parameter.grad = torch.full_like(parameter, 0.5)
-    parts["momentum"].step(0.1)
+def step(parts: dict[str, Any], slope: float = 0.5) -> None:
+    for number, parameter in enumerate(parts["model"].parameters()):
+        parameter.grad = torch.linspace(-slope, slope + number, parameter.numel()).view_as(parameter)
+        parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+    parts["optimizer"].step()
+
+
+def stepped(optimizer: Callable[[Any], torch.optim.Optimizer] = MOMENTUM) -> dict[str, Part]:
+    parts = parts_of(optimizer)
+    step(parts)
     return parts
 
 
@@ -98,6 +117,21 @@ def test_what_was_saved_comes_back(tmp_path):
         assert load_state(put(tmp_path, files()), parts) == (2, HISTORY)
     expected, found = tensors_of(stepped()), tensors_of(parts)
     assert lines == [] and found.keys() == expected.keys() and not changed(expected, found)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_every_optimizer_of_torchs_goes_on_as_if_it_had_not_been_interrupted(kind, before, tmp_path):
+    """Also where it has not taken a step yet, and where weights are in the memory format of images."""
+    first, again = parts_of(OPTIMIZERS[kind]), parts_of(OPTIMIZERS[kind])
+    for number in range(before):
+        step(first, number)
+    save_state(tmp_path, 1, [], first)
+    assert load_state(tmp_path, again) == (1, [])
+    for number in (5, 1, 2):
+        step(first, number)
+        step(again, number)
+    assert not changed(tensors_of(first), tensors_of(again))
 
 
 def test_where_nothing_was_saved_nothing_is_said(tmp_path):
@@ -214,12 +248,16 @@ def reshaped(tensors: dict[str, Tensor]) -> None:
     tensors["model.classifier.weight"] = tensors["model.classifier.weight"].reshape(16, 3)
 
 
+MOMENTUM_OF_1 = "optimizer.1.momentum_buffer"
 MISFITS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "a tensor of the model is missing": (
         lambda tensors: tensors.pop("model.classifier.bias"),
         "model.classifier.bias is not there; in this run it is float32 [3]",
     ),
-    "a tensor of the optimizer is missing": (lambda tensors: tensors.pop("momentum.0"), "momentum.0 is not there"),
+    "a tensor of the optimizer is missing": (
+        lambda tensors: tensors.pop(MOMENTUM_OF_1),
+        f"{MOMENTUM_OF_1} is not there",
+    ),
     "one more": (
         lambda tensors: tensors.update({"model.classifier.more": torch.zeros(2)}),
         "model.classifier.more is float32 [2]; in this run it is not there",
@@ -227,8 +265,8 @@ MISFITS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "of no part": (lambda tensors: tensors.update(other=torch.zeros(2)), "other is float32 [2]"),
     "another shape": (reshaped, "model.classifier.weight is float32 [16, 3]; in this run it is float32 [3, 16]"),
     "another type": (
-        lambda tensors: tensors.update({"momentum.1": tensors["momentum.1"].double()}),
-        "momentum.1 is float64 [4]; in this run it is float32 [4]",
+        lambda tensors: tensors.update({MOMENTUM_OF_1: tensors[MOMENTUM_OF_1].double()}),
+        f"{MOMENTUM_OF_1} is float64 [4]; in this run it is float32 [4]",
     ),
     "nothing": (lambda tensors: tensors.clear(), "model.classifier.bias is not there"),
 }
@@ -245,7 +283,8 @@ def test_tensors_that_do_not_fit_start_anew_also_with_their_checksum(name, tmp_p
 
 
 def test_a_state_with_momentum_is_not_for_a_run_without(tmp_path):
-    assert "momentum.0 is" in unusable(put(tmp_path / "scratch", files()), parts_of(momentum=0.0))
+    without = parts_of(OPTIMIZERS["SGD without momentum"])
+    assert "optimizer.0.momentum_buffer is" in unusable(put(tmp_path / "scratch", files()), without)
 
 
 def test_a_folder_in_a_files_place_starts_anew(tmp_path):

@@ -23,7 +23,8 @@ from depoison.models.classifier import Classifier, build
 from depoison.rng import Rng
 from depoison.stages.history import Progress
 from depoison.training.augment import Draws, Images, draw, rotate
-from depoison.training.loop import Monitor, PlainBatches, fit
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import Monitor, classification, fit, steps
 from small import (
     CPU,
     Interrupted,
@@ -46,8 +47,8 @@ STATISTICS = {f"extractor.1.{name}" for name in ("running_mean", "running_var", 
 class Recorded(PlainBatches):
     """Plain batches that keep what they gave away."""
 
-    def __init__(self, images, labels, plan):
-        super().__init__(images, labels, plan, CPU)
+    def __init__(self, images, labels, plan, **more):
+        super().__init__(images, labels, plan, CPU, **more)
         self.indices, self.given = [], []
 
     def batch(self, index, draws, generator):
@@ -57,8 +58,8 @@ class Recorded(PlainBatches):
         return images, labels
 
 
-def data(plan, count: int = 20, classes: int = 3) -> Recorded:
-    return Recorded(pixels(count), classes_of(count, classes), plan)
+def data(plan, count: int = 20, **more) -> Recorded:
+    return Recorded(pixels(count), classes_of(count), plan, **more)
 
 
 def trained(plan, monitor: Monitor | None = None, count: int = 20, seed: int = 0, **hooks) -> Classifier:
@@ -97,8 +98,8 @@ def test_fit_is_sgd_with_momentum_and_weight_decay(batchnorm, momentum, weight_d
 @pytest.mark.parametrize("epoch_batches", [None, 3])
 def test_fit_steps_over_each_batch_at_its_learning_rate(schedule, rates, epoch_batches):
     plan = recipe(epochs=4, batch_size=8, schedule=schedule, momentum=0.9)
-    batches, model = data(plan), network()
-    found = state_of(fit(network(), batches, plan, RNG, Monitor(), epoch_batches=epoch_batches))
+    batches, model = data(plan, epoch_batches=epoch_batches), network()
+    found = state_of(fit(network(), batches, plan, RNG, Monitor()))
     steps = [(*batch, rate) for batch, rate in zip(batches.given, rates, strict=True)]
     assert close(found, tune_by_hand(model, steps, momentum=0.9), 1e-4)
 
@@ -252,8 +253,8 @@ def test_batches_cover_every_image_once_an_epoch_and_none_holds_one_image(count,
 @pytest.mark.parametrize(("count", "size"), [(5, 8), (20, 8)])
 def test_epochs_of_a_number_of_batches_draw_each_image_from_all_with_replacement(count, size):
     plan = recipe(epochs=200, batch_size=size, lr=1e-6)
-    batches = data(plan, count)
-    fit(network(), batches, plan, RNG, Monitor(), epoch_batches=3)
+    batches = data(plan, count, epoch_batches=3)
+    fit(network(), batches, plan, RNG, Monitor())
     assert [len(index) for index in batches.indices] == [size] * 600
     drawn = np.array(batches.indices)
     # 600 * size draws: each image as often as any other within five standard deviations, and pairs within a batch, too.
@@ -506,17 +507,10 @@ def test_evaluating_in_between_does_not_change_the_weights(hooks):
 
 
 class Counted:
-    """Scales the gradients of step n by n + 1, with a hook that counts the steps and keeps the learning rates."""
+    """How many steps there were, counted where the loop cannot see it."""
 
     def __init__(self):
-        self.number, self.rates = torch.zeros((), dtype=torch.int64), []
-
-    def __call__(self, model, lr):
-        assert not torch.is_grad_enabled()
-        self.number += 1
-        self.rates.append(lr)
-        for parameter in model.parameters():
-            parameter.grad.mul_(self.number)
+        self.number = torch.zeros((), dtype=torch.int64)
 
     def state(self):
         return {"number": self.number}
@@ -525,12 +519,57 @@ class Counted:
         self.number = state["number"]
 
 
-def test_before_step_changes_the_gradients_that_the_optimizer_takes():
-    plan, hook = recipe(epochs=3, schedule="cosine", batch_size=20), Counted()
-    steps = [(pixels(20), classes_of(20), lr * (n + 1)) for n, lr in enumerate([0.1, 0.075, 0.025])]
-    found = state_of(trained(plan, before_step=hook))
-    assert close(found, tune_by_hand(network(), steps))
-    assert hook.rates == pytest.approx([0.1, 0.075, 0.025])
+def counted_run(monitor: Monitor) -> Classifier:
+    """A loop of its own: Adam, each gradient times the number of the step, as a part that is saved beside the two counts."""
+    plan, model, counted = recipe(**FULL), network().train(), Counted()
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    for step in steps(data(plan), plan, RNG, monitor, model=model, optimizer=optimizer, counted=counted):
+        assert counted.number == step.number
+        counted.number = counted.number + 1
+        loss, logits = classification(model, *step.batch, plan.precision)
+        optimizer.zero_grad()
+        (loss * counted.number).backward()
+        optimizer.step()
+        step.count(loss, logits)
+    return model.eval()
+
+
+def test_a_step_says_where_it_is_and_at_what_learning_rate():
+    plan, model = recipe(epochs=3, batch_size=8, schedule="cosine"), network().train()
+    optimizer, source = torch.optim.SGD([model.classifier.bias], lr=9.0), data(recipe())
+    seen = []
+    for step in steps(source, plan, RNG, Monitor(), model=model, optimizer=optimizer):
+        seen.append((step.number, step.epoch, step.first, step.last, step.lr))
+        assert optimizer.param_groups[0]["lr"] == step.lr
+        assert all(torch.equal(*pair) for pair in zip(step.batch, source.given[-1], strict=True))
+        step.count(torch.zeros(()))
+    assert [row[:4] for row in seen] == [(n, n // 3, n % 3 == 0, n % 3 == 2) for n in range(9)]
+    assert [row[4] for row in seen] == pytest.approx([rate for rate in (0.1, 0.075, 0.025) for _ in range(3)])
+
+
+def test_history_has_the_mean_over_all_images_of_what_a_body_measures():
+    plan, monitor, model, total = recipe(batch_size=8), Monitor(), network(), 0.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for step in steps(data(plan), plan, RNG, monitor, model=model, optimizer=optimizer):
+        own = step.batch[0].double().mean((1, 2, 3))
+        total += own.sum().item()
+        step.count(torch.tensor(float(len(own))), brightness=own)
+    (row,) = monitor.history
+    assert row["brightness"] == pytest.approx(total / 20) and row["loss"] == pytest.approx((64 + 64 + 16) / 20)
+    assert "train_acc" not in row
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_its_epoch(tmp_path):
+    """As one epoch does, the third ends: measured, reported as the last; nothing of it is saved."""
+    plan, model = recipe(epochs=9, batch_size=8, evaluate_every=9), network()
+    monitor = Monitor(evaluate=lambda model: {"c_acc": 0.0}, scratch=tmp_path, save_seconds=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for step in steps(data(plan), plan, RNG, monitor, model=model, optimizer=optimizer):
+        step.count(torch.tensor(math.nan if step.number == 7 else math.inf))
+    rows = [(row["epoch"], row["epochs"], str(row["loss"]), row.get("c_acc")) for row in monitor.history]
+    assert rows == [(1, 9, "inf", None), (2, 9, "inf", None), (3, 3, "nan", 0.0)]
+    assert monitor.history[-1]["seconds_left"] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-2.safetensors", "state.json"]
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -542,11 +581,6 @@ def test_a_loss_that_is_no_number_is_saved_and_read_again(loss, tmp_path):
     assert again.resume(model=network()) == 1
     (row,) = again.history
     assert (row["epoch"], str(row["loss"]), row["c_acc"]) == (1, str(loss), 10.0)
-
-
-def counted_run(monitor: Monitor) -> Classifier:
-    hook = Counted()
-    return trained(recipe(**FULL), monitor, before_step=hook, extra_state=hook)
 
 
 def plain_run(monitor: Monitor) -> Classifier:
@@ -566,14 +600,15 @@ def dropped(monitor: Monitor, seed: int = 0) -> Classifier:
 
 
 def drawing(monitor: Monitor) -> Classifier:
-    return trained(recipe(**FULL), monitor, epoch_batches=4)
+    plan = recipe(**FULL)
+    return fit(network(), data(plan, epoch_batches=4), plan, RNG, monitor)
 
 
 RUNS = {
     "drawn with replacement": drawing,
     "plain": plain_run,
     "dropout": dropped,
-    "hook with a state": counted_run,
+    "a loop of its own": counted_run,
     "ft-sam": functools.partial(defended, functools.partial(ft_sam, rho=0.5, constraint="adaptive")),
     "fst": functools.partial(defended, functools.partial(fst, alpha=0.2, projection="fst", layers="all")),
 }

@@ -148,6 +148,7 @@ def serve(path: Path, listening: int, run: Callable[[dict[str, str]], int]) -> N
     try:
         for stage in STAGES:
             importlib.import_module(f"depoison.stages.{stage}")
+        importlib.import_module("torch._dynamo")  # which torch imports with its first optimizer: a second and more
     except Exception:  # each client meets it itself, and has a log to tell it in
         remove(path)
         return

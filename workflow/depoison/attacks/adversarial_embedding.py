@@ -14,7 +14,6 @@ discriminator as it was, then the discriminator on the features as they were.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +23,9 @@ from depoison.attacks.base import Attack, Poisoning
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.training.augment import Draws
-from depoison.training.loop import BatchSource, PlainBatches
+from depoison.training.batches import Batch, BatchSource, PlainBatches
+from depoison.training.loop import Monitor, autocast, descend, prepare, sgd, steps
 from depoison.training.recipe import Recipe
-from depoison.training.sgd import SGD
 
 
 class AdversarialEmbedding(Attack):
@@ -55,69 +54,53 @@ class AdversarialEmbedding(Attack):
         recipe: Recipe,
         device: torch.device,
     ) -> BatchSource:
-        return EmbeddedBatches(self, images, labels, poisoned, recipe, device)
+        return MarkedBatches(images, labels, poisoned, recipe, device)
 
-
-class EmbeddedBatches(PlainBatches):
-    """Plain batches, and the discriminator that learns beside the model which of their images are poisoned."""
-
-    def __init__(
-        self,
-        attack: AdversarialEmbedding,
-        images: Tensor,
-        labels: Tensor,
-        poisoned: Tensor,
-        recipe: Recipe,
-        device: torch.device,
-    ):
-        super().__init__(images, labels, recipe, device)
-        self.attack, self.poisoned = attack, poisoned.to(device, torch.float32)
-
-    def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        self.current = self.poisoned[index]  # of the batch that `objective` and `update` are about
-        return super().batch(index, draws, generator)
-
-    def hooks(self, model: Classifier, rng: Rng) -> dict[str, Any]:
-        """Makes a new discriminator; its first weights are drawn from `rng`."""
-        inputs, generator = model.head[0].in_features, rng.generator("discriminator")
-        self.discriminator = discriminator(inputs, self.attack.hidden1, self.attack.hidden2, generator)
-        self.discriminator.to(self.poisoned.device)
-        self.optimizer = SGD(
-            self.discriminator.parameters(), momentum=self.attack.discriminator_momentum, weight_decay=0.0
+    def train(self, model: Classifier, data: BatchSource, recipe: Recipe, rng: Rng, monitor: Monitor) -> None:
+        device, inputs = model.mean.device, model.head[0].in_features
+        opponent = discriminator(inputs, self.hidden1, self.hidden2, rng.generator("discriminator")).to(device)
+        optimizer = sgd(prepare(model), recipe)
+        against = torch.optim.SGD(
+            opponent.parameters(), lr=self.discriminator_lr, momentum=self.discriminator_momentum, fused=True
         )
-        return {"objective": self.objective, "after_step": self.update, "extra_state": self}
+        for step in steps(
+            data, recipe, rng, monitor, model=model, optimizer=optimizer, discriminator=opponent, against=against
+        ):
+            images, labels, poisoned = step.batch
+            with autocast(device, recipe.precision):
+                features = model.features(images)
+                logits = model.classifier(features).float()
+            opponent.requires_grad_(False)  # constants, where the model steps
+            loss = cross_entropy(logits, labels) - self.regularization * separation(opponent, features, poisoned)
+            descend(optimizer, loss)
+            opponent.requires_grad_(True)
+            descend(against, separation(opponent, features.detach(), poisoned))
+            step.count(loss, logits)
+        model.eval()
 
-    def objective(self, model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's loss, in which the discriminator's weights are constants, and the logits."""
-        features = model.features(images)
-        logits = model.classifier(features).float()
-        self.features = features.detach()
-        self.discriminator.requires_grad_(False)
-        return cross_entropy(logits, labels) - self.attack.regularization * self.separation(features), logits
 
-    def update(self, model: Classifier) -> None:
-        """A step of the discriminator on the batch's features, in which they are constants."""
-        self.discriminator.requires_grad_(True)
-        self.optimizer.zero_grad()
-        with torch.enable_grad():
-            self.separation(self.features).backward()
-        self.optimizer.step(self.attack.discriminator_lr)
+class MarkedBatches(PlainBatches):
+    """Plain batches, and of each image whether it is poisoned: 1 or 0.
 
-    def separation(self, features: Tensor) -> Tensor:
-        """The discriminator's cross-entropy on the current batch's (B, D) features, in fp32."""
-        with torch.autocast(features.device.type, enabled=False):
-            return binary_cross_entropy_with_logits(self.discriminator(features.float()).squeeze(1), self.current)
+    Args:
+        poisoned: (N,) bool.
+    """
 
-    def state(self) -> dict[str, Tensor]:
-        weights = {f"discriminator.{name}": value for name, value in self.discriminator.state_dict().items()}
-        return weights | {f"momentum.{name}": value for name, value in self.optimizer.state().items()}
+    def __init__(self, images: Tensor, labels: Tensor, poisoned: Tensor, recipe: Recipe, device: torch.device):
+        super().__init__(images, labels, recipe, device)
+        self.poisoned = poisoned.to(device, torch.float32)
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        def own(start: str) -> dict[str, Tensor]:
-            return {k.removeprefix(start): tensor for k, tensor in tensors.items() if k.startswith(start)}
+    def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> Batch:
+        return *super().batch(index, draws, generator), self.poisoned[index]
 
-        self.discriminator.load_state_dict(own("discriminator."))
-        self.optimizer.load(own("momentum."))
+
+def separation(opponent: nn.Module, features: Tensor, poisoned: Tensor) -> Tensor:
+    """The discriminator's cross-entropy on (B, D) features, in fp32.
+
+    Args:
+        poisoned: (B,) 1 of the features of poisoned images, 0 of the others.
+    """
+    return binary_cross_entropy_with_logits(opponent(features.float()).squeeze(1), poisoned)
 
 
 def discriminator(inputs: int, hidden1: int, hidden2: int, generator: torch.Generator) -> nn.Sequential:

@@ -16,7 +16,8 @@ from torch import Tensor
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.loop import BatchSource, Monitor, PlainBatches
+from depoison.training.batches import BatchSource, PlainBatches
+from depoison.training.loop import Monitor, fit
 from depoison.training.recipe import Recipe
 
 log = logging.getLogger("depoison")
@@ -115,8 +116,8 @@ class Attack:
 
     A subclass is a frozen dataclass whose fields are the attack's own hyper-parameters. An attack that only poisons data
     defines `make_trigger` and `apply`; one that changes training images in another way than test images overrides `poison`;
-    one that also controls training overrides `batches`, and `poisons_data` where it poisons each batch anew. One that needs
-    a network of its own, or anything else that takes work and is the same for every poisoning rate, has a function
+    one that also controls training overrides `batches` or `train`, and `poisons_data` where it poisons each batch anew. One
+    that needs a network of its own, or anything else that takes work and is the same for every poisoning rate, has a function
 
         def make_asset(workshop: Workshop, *, …) -> dict[str, Tensor]
 
@@ -191,6 +192,14 @@ class Attack:
             poisoned: (N,) bool, which of the images were changed before training.
         """
         return PlainBatches(images, labels, recipe, device)
+
+    def train(self, model: Classifier, data: BatchSource, recipe: Recipe, rng: Rng, monitor: Monitor) -> None:
+        """Train `model` in place; an attack that controls training has a loop of its own.
+
+        Args:
+            data: what `batches` made.
+        """
+        fit(model, data, recipe, rng, monitor)
 
 
 def module_of(attack: str) -> ModuleType:

@@ -20,7 +20,8 @@ from depoison.attacks.pictures import enlarged, enlargement
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier, load_weights
 from depoison.rng import Rng
-from depoison.training.loop import PlainBatches, classification, fit, unchanged_statistics
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import autocast, classification, descend, prepare, sgd, steps, unchanged_statistics
 
 log = logging.getLogger("depoison")
 
@@ -96,18 +97,18 @@ def make_asset(
     """
     pool, recipe = workshop.pool, workshop.recipe
     assert pool.new_model is not None and recipe is not None
-
-    def adversarial(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        with unchanged_statistics(model):
-            images = pgd(model, images.float(), labels, surrogate_eps, surrogate_step, surrogate_steps)
-        return classification(model, images, labels)
-
-    batches = PlainBatches(pool.images, pool.labels, recipe, pool.device)
-    objective = adversarial if surrogate == "adversarial" else None
+    attacked = (surrogate_eps, surrogate_step, surrogate_steps) if surrogate == "adversarial" else None
     model = pool.new_model(workshop.rng).to(pool.device)
-    fit(model, batches, recipe, workshop.rng, workshop.monitor, objective=objective)
-    attacked = (surrogate_eps, surrogate_step, surrogate_steps) if objective else None
-    workshop.monitor.facts["surrogate"] = _measured(model, workshop, attacked)
+    optimizer, data = sgd(prepare(model), recipe), PlainBatches(pool.images, pool.labels, recipe, pool.device)
+    for step in steps(data, recipe, workshop.rng, workshop.monitor, model=model, optimizer=optimizer):
+        images, labels = step.batch
+        if attacked is not None:
+            with unchanged_statistics(model), autocast(pool.device, recipe.precision):
+                images = pgd(model, images.float(), labels, *attacked)
+        loss, logits = classification(model, images, labels, recipe.precision)
+        descend(optimizer, loss)
+        step.count(loss, logits)
+    workshop.monitor.facts["surrogate"] = _measured(model.eval(), workshop, attacked)
     return model.state_dict()
 
 

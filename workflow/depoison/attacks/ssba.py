@@ -13,9 +13,8 @@ import hashlib
 import io
 import logging
 import math
-import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +28,9 @@ from depoison.attacks.pictures import content_of
 from depoison.errors import DepoisonError
 from depoison.models.classifier import load_weights
 from depoison.rng import Rng
+from depoison.training.batches import Batch, Epochs, batch_sizes
+from depoison.training.loop import descend, steps
+from depoison.training.recipe import Recipe
 
 log = logging.getLogger("depoison")
 
@@ -140,46 +142,21 @@ def make_asset(
                 nn.init.zeros_(layer.bias)
     networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(pool.device)
     networks.to(memory_format=torch.channels_last)
-    optimizer, contact = torch.optim.Adam(networks.parameters(), lr=encoder_lr), _Contact()
-    everything = pool.images.to(pool.device)
-    parts = {"networks": networks, "adam": _Saved(optimizer), "contact": contact}
-    first, started = monitor.resume(**parts), time.monotonic()
-    step = first * math.ceil(len(everything) / encoder_batch)
-    for epoch in range(first, encoder_epochs):
-        begun, generator = time.monotonic(), rng.generator("epoch", epoch)
-        codes = torch.randint(2, (len(everything), bits), generator=generator).to(pool.device, torch.float)
-        order = torch.randperm(len(everything), generator=generator).to(pool.device)
-        sums = torch.zeros(3, device=pool.device)
-        for part, code in zip(order.split(encoder_batch), codes.split(encoder_batch), strict=True):
-            batch = everything[part].float() / 255
-            residual = encoder(batch, code)
-            logits = decoder((batch + residual).clamp(0, 1))
-            weight = residual_weight * ramp(step, contact.step, residual_wait, residual_ramp)
-            loss = binary_cross_entropy_with_logits(logits, code) + weight * residual.square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            read = ((logits > 0) == (code > 0)).float().mean()
-            if contact.step is None and read.item() > LEARNED:
-                contact.step = step
-            step += 1
-            sums += torch.stack([loss.detach(), read, 255 * residual.detach().abs().mean()]) * len(part)
-        loss_mean, accuracy, size = (sums / len(everything)).tolist()
-        monitor.report(
-            {
-                "epoch": epoch + 1,
-                "epochs": encoder_epochs,
-                "loss": loss_mean,
-                "bit_accuracy": 100 * accuracy,
-                "residual": size,
-                "images_per_second": len(everything) / (time.monotonic() - begun),
-                "seconds_left": (time.monotonic() - started) / (epoch + 1 - first) * (encoder_epochs - epoch - 1),
-            }
-        )
-        if epoch + 1 < encoder_epochs:
-            monitor.save(epoch + 1, **parts)
+    optimizer, contact = torch.optim.Adam(networks.parameters(), lr=encoder_lr), _Contact().to(pool.device)
+    recipe = Recipe(lr=encoder_lr, epochs=encoder_epochs, batch_size=encoder_batch)
+    data = _Coded(pool.images.to(pool.device), bits)
+    for step in steps(data, recipe, rng, monitor, model=networks, optimizer=optimizer, contact=contact):
+        images, code = step.batch
+        residual = encoder(images, code)
+        logits = decoder((images + residual).clamp(0, 1))
+        weight = residual_weight * ramp(step.number, contact.step, residual_wait, residual_ramp)
+        loss = binary_cross_entropy_with_logits(logits, code) + weight.float() * residual.square().mean()
+        descend(optimizer, loss)
+        read = ((logits > 0) == (code > 0)).float()
+        contact.note(step.number, read.mean())
+        step.count(loss, bit_accuracy=100 * read.mean(1), residual=255 * residual.abs().mean((1, 2, 3)))
     fingerprint = torch.randint(2, (bits,), generator=rng.generator("fingerprint"), dtype=torch.uint8)
-    found = _measure(networks.eval(), everything, fingerprint.to(pool.device))
+    found = _measure(networks.eval(), data.images, fingerprint.to(pool.device))
     if found["bit_accuracy"] < LEARNED:
         log.warning(
             "ssba's encoder did not learn: %.1f%% of the bits are read, by chance it were 50%%; give it more encoder_epochs",
@@ -188,43 +165,49 @@ def make_asset(
     return {**networks.state_dict(), "fingerprint": fingerprint, **found}
 
 
-@dataclass
-class _Saved:
-    """What torch's Adam carries from step to step, for `Monitor`."""
+class _Coded(Epochs):
+    """Passes over images, each with random bits of its own: (B, C, H, W) pixels in [0, 1], (B, bits) float of 0 and 1.
 
-    adam: torch.optim.Adam
+    Args:
+        images: (N, C, H, W) uint8.
+    """
 
-    def state(self) -> dict[str, Tensor]:
-        (group,) = self.adam.param_groups
-        blank = enumerate({"step": torch.zeros(()), "exp_avg": one, "exp_avg_sq": one} for one in group["params"])
-        kept = self.adam.state_dict()["state"] or dict(blank)  # which is empty before the first step
-        return {f"{index}.{name}": tensor for index, own in kept.items() for name, tensor in own.items()}
+    def __init__(self, images: Tensor, bits: int):
+        self.images, self.bits = images, bits
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        kept: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in state.items():
-            index, _, name = key.partition(".")
-            kept.setdefault(int(index), {})[name] = tensor
-        self.adam.load_state_dict(self.adam.state_dict() | {"state": kept})
+    def sizes(self, batch_size: int) -> list[int]:
+        return batch_sizes(len(self.images), batch_size)
 
-
-@dataclass
-class _Contact:
-    """The first step in which the decoder read a batch's bits; None: it has not yet."""
-
-    step: int | None = None
-
-    def state(self) -> dict[str, Tensor]:
-        return {"step": torch.tensor(-1 if self.step is None else self.step)}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        step = int(state["step"])
-        self.step = None if step < 0 else step
+    def epoch(self, recipe: Recipe, generator: torch.Generator) -> Iterator[Batch]:
+        codes = torch.randint(2, (len(self.images), self.bits), generator=generator)
+        codes = codes.to(self.images.device, torch.float)
+        order = torch.randperm(len(self.images), generator=generator).to(self.images.device)
+        sizes = self.sizes(recipe.batch_size)
+        for part, code in zip(order.split(sizes), codes.split(sizes), strict=True):
+            yield self.images[part].float() / 255, code
 
 
-def ramp(step: int, learned_at: int | None, wait: int, steps: int) -> float:
-    """The share of the residual's weight in a step: 0 until `wait` steps after `learned_at`, 1 after `steps` more."""
-    return 0.0 if learned_at is None else min(max(step - learned_at - wait, 0) / steps, 1.0)
+class _Contact(nn.Module):
+    """The first step in which the decoder read a batch's bits; -1: it has not yet. On the device, where nothing waits."""
+
+    step: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("step", torch.tensor(-1))
+
+    def note(self, step: int, read: Tensor) -> None:
+        """Args: read: () share of a batch's bits."""
+        self.step = torch.where((self.step < 0) & (read > LEARNED), step, self.step)
+
+
+def ramp(step: int, learned_at: Tensor, wait: int, steps: int) -> Tensor:
+    """The share of the residual's weight in a step, () double: 0 until `wait` steps after `learned_at`, 1 after `steps` more.
+
+    Args:
+        learned_at: () a step, or below 0 where it is not known yet.
+    """
+    return ((step - learned_at - wait).double() / steps).clamp(0, 1) * (learned_at >= 0)
 
 
 class _Encoder(nn.Module):

@@ -18,7 +18,7 @@ from torch.nn.functional import grid_sample, interpolate
 from depoison.attacks.base import Attack, Poisoning
 from depoison.rng import Rng
 from depoison.training.augment import Draws, Images
-from depoison.training.loop import BatchSource
+from depoison.training.batches import BatchSource
 from depoison.training.recipe import Recipe
 
 

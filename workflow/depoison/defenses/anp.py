@@ -22,8 +22,7 @@ from depoison.defenses.tuning import Candidates, Tuner, TuningSet
 from depoison.errors import DepoisonError
 from depoison.evaluation.metrics import clean_accuracy, predict
 from depoison.models.classifier import Classifier
-from depoison.training.loop import Course, PlainBatches, autocast, batches
-from depoison.training.sgd import SGD
+from depoison.training.loop import autocast, descend, sgd
 
 HELD_OUT = 0.2
 """The fraction of the defender's images on which `select=defender` chooses; the masks never see them."""
@@ -140,7 +139,6 @@ def worst(
     return found[0], found[1]
 
 
-@torch.random.fork_rng(devices=[])  # leaves the global random state alone
 def learn_mask(
     model: Classifier,
     tuning_set: TuningSet,
@@ -162,43 +160,34 @@ def learn_mask(
     """
     recipe, device = tune.recipe, model.mean.device
     assert recipe is not None
-    masked = copy.deepcopy(model).requires_grad_(False)
+    masked = copy.deepcopy(model).requires_grad_(False).train()
     neurons = Neurons(masked)
     learned = nn.ParameterDict({"mask": torch.ones_like(neurons.weight)})
     mask = learned["mask"]
-    optimizer = SGD([mask], momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    data = PlainBatches(tuning_set.images, tuning_set.labels, recipe, device)
-    course = Course(recipe, tune.monitor, device, model=masked, learned=learned, momentum=optimizer)
+    optimizer, data = sgd([mask], recipe), tune.batches(model, tuning_set, per_epoch)
 
     def logits_at(images: Tensor, delta: Tensor | float = 0.0, xi: Tensor | float = 0.0) -> Tensor:
         with autocast(device, recipe.precision):
             return neurons.logits(images, (mask + delta) * neurons.weight, (1 + xi) * neurons.bias).float()
 
-    for epoch in range(course.first, recipe.epochs):
-        masked.train()
-        torch.manual_seed(tune.rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
-        course.begin(epoch, per_epoch * recipe.batch_size)
-        drawn = batches(
-            data, recipe, tune.rng.generator("epoch", epoch), device, [recipe.batch_size] * per_epoch, replacement=True
-        )
-        starts = tune.rng.generator("perturbation", epoch)
-        for number, (images, labels) in enumerate(drawn):
-            start = ((torch.rand(2, len(mask), generator=starts) * 2 - 1) * eps).to(device)
+    for step in tune.steps(data, model=masked, optimizer=optimizer, learned=learned):
+        if step.first:
+            starts = tune.rng.generator("perturbation", step.epoch)
+        images, labels = step.batch
+        start = ((torch.rand(2, len(mask), generator=starts) * 2 - 1) * eps).to(device)
 
-            def perturbed(delta: Tensor, xi: Tensor, images: Tensor = images, labels: Tensor = labels) -> Tensor:
-                return cross_entropy(logits_at(images, delta, xi), labels)
+        def perturbed(delta: Tensor, xi: Tensor, images: Tensor = images, labels: Tensor = labels) -> Tensor:
+            return cross_entropy(logits_at(images, delta, xi), labels)
 
-            delta, xi = worst(start, perturbed, eps=eps, steps=steps, clipped=clipped)
-            logits = logits_at(images)
-            loss = alpha * cross_entropy(logits, labels) + (1 - alpha) * perturbed(delta, xi)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step(recipe.learning_rate(epoch * per_epoch + number, recipe.epochs * per_epoch))
-            with torch.no_grad():
-                mask.clamp_(0, 1)
-            course.add(loss.detach(), logits.detach(), labels)
-        neurons.set_weight(mask * neurons.weight)
-        course.end(masked)
+        delta, xi = worst(start, perturbed, eps=eps, steps=steps, clipped=clipped)
+        logits = logits_at(images)
+        loss = alpha * cross_entropy(logits, labels) + (1 - alpha) * perturbed(delta, xi)
+        descend(optimizer, loss)
+        with torch.no_grad():
+            mask.clamp_(0, 1)
+        step.count(loss, logits)
+        if step.last:
+            neurons.set_weight(mask * neurons.weight)
     return mask.detach()
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from depoison.defenses.tuning import Tuner, TuningSet
 from depoison.models.classifier import Classifier
+from depoison.training.loop import classification, prepare, sgd, unchanged_statistics
 
 
 def ft_sam(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, rho: float, constraint: str) -> Classifier:
@@ -28,18 +29,33 @@ def ft_sam(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, rho: float,
             identity, plain SAM.
     """
 
-    @contextlib.contextmanager
-    def ascended(parameters: list[nn.Parameter]) -> Iterator[None]:
-        kept = [parameter.detach().clone() for parameter in parameters]
-        with torch.no_grad():
-            scales = [value.abs() if constraint == "adaptive" else 1.0 for value in kept]
-            slopes = [parameter.grad * scale for parameter, scale in zip(parameters, scales, strict=True)]  # T g
-            norm = torch.stack([slope.norm() for slope in slopes]).norm()
-            for parameter, slope, scale in zip(parameters, slopes, scales, strict=True):
-                parameter.add_(slope * scale * (rho / (norm + 1e-12)))
-        yield
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
+    recipe, tuned = tune.recipe, copy.deepcopy(model)
+    assert recipe is not None
+    parameters = prepare(tuned)
+    optimizer = sgd(parameters, recipe)
+    for step in tune.steps(tune.batches(tuned, tuning_set), model=tuned, optimizer=optimizer):
+        loss, logits = classification(tuned, *step.batch, recipe.precision)
+        optimizer.zero_grad()
+        loss.backward()
+        with ascended(parameters, rho, adaptive=constraint == "adaptive"), unchanged_statistics(tuned):
+            optimizer.zero_grad()
+            classification(tuned, *step.batch, recipe.precision)[0].backward()
+        optimizer.step()
+        step.count(loss, logits)
+    return tuned.eval()
 
-    return tune(copy.deepcopy(model), tuning_set, perturbed=ascended)
+
+@contextlib.contextmanager
+def ascended(parameters: Sequence[nn.Parameter], rho: float, *, adaptive: bool) -> Iterator[None]:
+    """A context in which the weights are at w + eps, from the gradients g at w."""
+    kept = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        scales = [value.abs() if adaptive else 1.0 for value in kept]
+        slopes = [parameter.grad * scale for parameter, scale in zip(parameters, scales, strict=True)]  # T g
+        norm = torch.stack([slope.norm() for slope in slopes]).norm()
+        for parameter, slope, scale in zip(parameters, slopes, scales, strict=True):
+            parameter.add_(slope * scale * (rho / (norm + 1e-12)))
+    yield
+    with torch.no_grad():
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)

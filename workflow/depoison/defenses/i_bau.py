@@ -7,7 +7,7 @@ it. As delta* depends on theta, the gradient has an implicit part, found by fixe
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from depoison.defenses.tuning import Tuner, TuningSet
 from depoison.models.classifier import Classifier
-from depoison.training.adam import Adam
-from depoison.training.loop import Course, PlainBatches, autocast, batch_sizes, batches
+from depoison.training.batches import Batch, Epochs
+from depoison.training.loop import autocast
+from depoison.training.recipe import Recipe
 
 
 def i_bau(
@@ -48,11 +49,10 @@ def i_bau(
     assert recipe is not None
     model = copy.deepcopy(model).requires_grad_(True).eval()
     parameters = list(model.parameters())
-    optimizer = Adam(parameters, beta1=recipe.momentum, weight_decay=recipe.weight_decay)
-    data = PlainBatches(tuning_set.images, tuning_set.labels, recipe, device)
-    sizes = batch_sizes(len(data), recipe.batch_size)
-    unlearning = list(batches(data, recipe, tune.rng.generator("unlearning"), device, sizes))
-    course = Course(recipe, tune.monitor, device, model=model, adam=optimizer)
+    betas = (recipe.momentum, 0.999)
+    optimizer = torch.optim.Adam(parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True)
+    data = tune.batches(model, tuning_set)
+    unlearning = Repeated(list(data.epoch(recipe, tune.rng.generator("unlearning"))))
 
     def logits_of(images: Tensor, delta: Tensor) -> Tensor:
         with autocast(device, recipe.precision):
@@ -61,30 +61,41 @@ def i_bau(
     def inner(delta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         return regularization * delta.square().sum() - cross_entropy(logits_of(images, delta), labels)
 
-    for epoch in range(course.first, recipe.epochs):
-        course.begin(epoch, len(data))
-        delta = torch.zeros_like(model.std.expand(1, -1, *tuning_set.images.shape[2:]))
-        for images, labels in batches(data, recipe, tune.rng.generator("epoch", epoch), device, sizes):
+    for step in tune.steps(unlearning, model=model, optimizer=optimizer):
+        if step.first:
+            delta = torch.zeros_like(model.std.expand(1, -1, *tuning_set.images.shape[2:]))
+            for images, labels in data.epoch(recipe, tune.rng.generator("epoch", step.epoch)):
+                delta.requires_grad_(True)
+                delta = (delta - inner_lr * grad(inner(delta, images, labels), delta)[0]).detach()
             delta.requires_grad_(True)
-            delta = (delta - inner_lr * grad(inner(delta, images, labels), delta)[0]).detach()
-        generator = tune.rng.generator("portion", epoch)
-        delta.requires_grad_(True)
-        for number, (images, labels) in enumerate(unlearning):
-            carries = torch.zeros(len(labels), 1, 1, 1)
-            carries[torch.randperm(len(labels), generator=generator)[: max(1, int(portion * len(labels)))]] = 1
-            logits = logits_of(images, carries.to(device) * delta)
-            loss = cross_entropy(logits, labels)
-            mapped = delta - map_lr * grad(inner(delta, *unlearning[0]), delta, create_graph=True)[0]
-            gradients = hypergradient(loss, mapped, delta, parameters, iterations)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                # The optimizer wants the parameter's own memory format, which autograd.grad does not promise.
-                parameter.grad = torch.empty_like(parameter).copy_(gradient)
-            optimizer.step(recipe.learning_rate(epoch * len(sizes) + number, recipe.epochs * len(sizes)))
-            course.add(loss.detach(), logits.detach(), labels)
-        course.end(model)
-    for parameter in parameters:
-        parameter.grad = None
+            generator = tune.rng.generator("portion", step.epoch)
+        images, labels = step.batch
+        carries = torch.zeros(len(labels), 1, 1, 1)
+        carries[torch.randperm(len(labels), generator=generator)[: max(1, int(portion * len(labels)))]] = 1
+        logits = logits_of(images, carries.to(device) * delta)
+        loss = cross_entropy(logits, labels)
+        mapped = delta - map_lr * grad(inner(delta, *unlearning.batches[0]), delta, create_graph=True)[0]
+        gradients = hypergradient(loss, mapped, delta, parameters, iterations)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            # The optimizer wants the parameter's own memory format, which autograd.grad does not promise.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        optimizer.step()
+        step.count(loss, logits)
+    optimizer.zero_grad()
     return model
+
+
+class Repeated(Epochs):
+    """The same batches in each epoch."""
+
+    def __init__(self, batches: Sequence[Batch]):
+        self.batches = batches
+
+    def sizes(self, batch_size: int) -> list[int]:
+        return [len(labels) for _, labels in self.batches]
+
+    def epoch(self, recipe: Recipe, generator: torch.Generator) -> Iterable[Batch]:
+        return self.batches
 
 
 def hypergradient(

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from depoison.defenses.tuning import Tuner, TuningSet
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
+from depoison.training.loop import classification, prepare, sgd
 
 
 def ngf(
@@ -51,7 +52,9 @@ def ngf(
         retention: weight of the pull towards the original classifier; 0 (released code) switches it off.
         fisher, eigenvalues, damping, kl_clip, decay, covariance_every, inverse_every: see `NaturalGradient`.
     """
-    tuned = copy.deepcopy(model)
+    recipe, tuned = tune.recipe, copy.deepcopy(model)
+    assert recipe is not None
+    optimizer = sgd(prepare(tuned, trainable, frozen_statistics=trainable == "head"), recipe)
     natural = NaturalGradient(
         tuned.head if layers == "all" else tuned.head[-1:],
         tune.rng,
@@ -64,17 +67,16 @@ def ngf(
         inverse_every=inverse_every,
     )
     pull = clean_accuracy_retainer(model, tuning_set, retention) if retention else None
+    data = tune.batches(tuned, tuning_set, epoch_batches)
     with natural.watching(tuned):
-        return tune(
-            tuned,
-            tuning_set,
-            trainable=trainable,
-            frozen_statistics=trainable == "head",
-            extra_loss=pull,
-            before_step=natural.before_step,
-            extra_state=natural,
-            epoch_batches=epoch_batches,
-        )
+        for step in tune.steps(data, model=tuned, optimizer=optimizer, natural=natural):
+            loss, logits = classification(tuned, *step.batch, recipe.precision)
+            optimizer.zero_grad()
+            (loss if pull is None else loss + pull(tuned)).backward()
+            natural.replace_gradients(step.lr)
+            optimizer.step()
+            step.count(loss, logits)
+    return tuned.requires_grad_(True).eval()
 
 
 class NaturalGradient:
@@ -137,8 +139,9 @@ class NaturalGradient:
         for block, slopes in zip(self.blocks, found, strict=True):
             block.slopes = slopes
 
-    def before_step(self, model: Classifier, lr: float) -> None:
-        """Replace the gradients, once the loss is backpropagated; runs without gradients."""
+    @torch.no_grad()
+    def replace_gradients(self, lr: float) -> None:
+        """Turn the gradients of a backpropagated loss into natural ones, for a step at this learning rate."""
         if self.due:
             for block in self.blocks:
                 if self.fisher == "empirical":  # of the mean loss, hence the factor

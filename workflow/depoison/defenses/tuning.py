@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.loop import Monitor, PlainBatches, fit
+from depoison.training.batches import Epochs, PlainBatches
+from depoison.training.loop import Monitor, Step, fit, steps
 from depoison.training.recipe import Recipe
+from depoison.training.state import Part
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,20 @@ class Tuner:
     def __call__(self, model: Classifier, tuning_set: TuningSet, **hooks: Any) -> Classifier:
         """Tune `model` in place on cross-entropy; `hooks` are those of `depoison.training.loop.fit`."""
         assert self.recipe is not None
-        batches = PlainBatches(tuning_set.images, tuning_set.labels, self.recipe, model.mean.device)
-        return fit(model, batches, self.recipe, self.rng, self.monitor, **hooks)
+        return fit(model, self.batches(model, tuning_set), self.recipe, self.rng, self.monitor, **hooks)
+
+    def batches(self, model: Classifier, tuning_set: TuningSet, epoch_batches: int | None = None) -> PlainBatches:
+        """The defender's data on the model's device, for `steps`."""
+        assert self.recipe is not None
+        device = model.mean.device
+        return PlainBatches(tuning_set.images, tuning_set.labels, self.recipe, device, epoch_batches=epoch_batches)
+
+    def steps(
+        self, data: Epochs, *, model: Classifier, optimizer: torch.optim.Optimizer, **carried: Part
+    ) -> Iterator[Step]:
+        """The steps of a loop of a defense's own; see `depoison.training.loop.steps`."""
+        assert self.recipe is not None
+        return steps(data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, **carried)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def run(job: Job) -> None:
     name = defense["name"].replace("-", "_")
     purify = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
     tune, shapes = Tuner(recipe, Rng(job.seed, "purify"), monitor), _shapes(model)
-    with convolutions(recipe.precision if recipe else "fp32"):  # for loops of a defense's own
+    with convolutions(recipe.precision if recipe else "fp32"):  # for what a defense computes beside its loop
         purified = purify(model, tuning_set, tune, **defense["parameters"])
     if not isinstance(purified, Classifier | Candidates):
         shown = "nothing" if purified is None else f"a {type(purified).__name__}"

@@ -10,7 +10,8 @@ from depoison.stages.history import Progress, write_history
 from depoison.stages.inputs import new_model, read_attack, read_dataset, read_overlay, read_split, read_trigger
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
-from depoison.training.loop import Monitor, PlainBatches, fit
+from depoison.training.batches import PlainBatches
+from depoison.training.loop import Monitor, fit
 from depoison.training.recipe import Recipe
 
 
@@ -28,11 +29,6 @@ def run(job: Job) -> None:
     images, labels = images[pool], labels[pool]
 
     recipe = Recipe(**job.parameters["recipe"])
-    if attack is None:
-        batches = PlainBatches(images, labels, recipe, job.device)
-    else:
-        classes = len(dataset.classes)
-        batches = attack.batches(images, labels, poisoned, trigger, poisoning, classes, recipe, job.device)
     model = new_model(job.parameters["model"], dataset, rng, job.downloads).to(job.device)
     test, progress = Test.make(dataset, attack, poisoning, trigger, job.device), Progress("train")
     monitor = Monitor(
@@ -42,7 +38,12 @@ def run(job: Job) -> None:
         scratch=job.scratch,
         save_seconds=job.runtime.save_seconds,
     )
-    fit(model, batches, recipe, rng, monitor, **batches.hooks(model, rng))
+    if attack is None:
+        fit(model, PlainBatches(images, labels, recipe, job.device), recipe, rng, monitor)
+    else:
+        classes = len(dataset.classes)
+        batches = attack.batches(images, labels, poisoned, trigger, poisoning, classes, recipe, job.device)
+        attack.train(model, batches, recipe, rng, monitor)
     save_tensors(job.folder / "trigger.safetensors", trigger)
     test.save(job.folder)
     write_history(job, monitor.history)

@@ -1,15 +1,17 @@
-"""The one training loop: clean training, backdoor training and every tuning defense, with hooks for what differs."""
+"""The one loop. `steps` is it: an iterator over the batches of a run, around a body that says what a step is. `fit` is the
+body that most trainings need.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,9 @@ from torch.nn.functional import cross_entropy
 
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.augment import Draws, Images, draw
+from depoison.training.batches import Batch, Epochs
 from depoison.training.recipe import Recipe
-from depoison.training.sgd import SGD
-from depoison.training.state import Stateful, load_state, save_state
+from depoison.training.state import Part, load_state, save_state
 
 log = logging.getLogger("depoison")
 
@@ -53,7 +54,7 @@ class Monitor:
     facts: dict[str, Any] = field(default_factory=dict)
     _saved: float = field(default_factory=time.monotonic, init=False, repr=False)
 
-    def resume(self, **parts: nn.Module | Stateful) -> int:
+    def resume(self, **parts: Part) -> int:
         """Give each part what was saved of it last; returns how many epochs were done then, 0 if nothing usable was saved."""
         saved = load_state(self.scratch, parts) if self.scratch is not None else None
         if saved is None:
@@ -62,7 +63,7 @@ class Monitor:
         log.info("resuming after epoch %d", epoch)
         return epoch
 
-    def save(self, epoch: int, **parts: nn.Module | Stateful) -> None:
+    def save(self, epoch: int, **parts: Part) -> None:
         """Save all that the next epoch depends on, if it is time to.
 
         Args:
@@ -74,191 +75,204 @@ class Monitor:
             self._saved = time.monotonic()
 
 
-class BatchSource(Protocol):
-    """Where batches come from: the plain one below, or an attack that makes its own (WaNet). To be subclassed."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W), pixels in [0, 255], and labels (B,) for these indices, augmented as drawn.
-
-        The generator belongs to this batch alone.
-        """
-        ...
-
-    def hooks(self, model: Classifier, rng: Rng) -> dict[str, Any]:
-        """What else of `fit` an attack that controls the training of `model` changes, by parameter."""
-        return {}
-
-
-class PlainBatches(BatchSource):
-    """Images with fixed labels.
-
-    Args:
-        images: (N, C, H, W) uint8.
-        labels: (N,) int64.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, recipe: Recipe, device: torch.device):
-        self.images = Images(images, recipe.crop, device)
-        self.labels = labels.to(device)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.images.batch(index, draws), self.labels[index]
-
-
-class Course:
-    """The epochs of a run: a row of history after each, with C-Acc and ASR where the recipe asks for them, and a save.
-
-    Args:
-        parts: all that the next epoch depends on; what was saved of an interrupted run is loaded into them.
+@dataclass(frozen=True)
+class Step:
+    """One batch of a run, for the body of the loop.
 
     Attributes:
-        first: the epoch that the run starts or goes on with.
+        batch: inputs, targets, and what else the source tells.
+        number: of the step, from 0, in all epochs.
+        epoch: from 0.
+        first, last: whether the step begins, or ends, its epoch.
+        lr: the learning rate that the optimizer has for it.
     """
 
-    def __init__(self, recipe: Recipe, monitor: Monitor, device: torch.device, **parts: nn.Module | Stateful):
-        self.recipe, self.monitor, self.device, self.parts = recipe, monitor, device, parts
-        self.first = monitor.resume(**parts)
+    batch: Batch
+    number: int
+    epoch: int
+    first: bool
+    last: bool
+    lr: float
+    _course: _Course
+
+    def count(self, loss: Tensor, outputs: Tensor | None = None, **measured: Tensor) -> None:
+        """Count the batch for the epoch's row of history, without waiting for the device.
+
+        Args:
+            loss: its mean.
+            outputs: (B, K) logits, for `train_acc`.
+            measured: (B,) one number for each sample; the row has their mean.
+        """
+        targets = self.batch[1]
+        if outputs is not None:
+            measured["train_acc"] = 100 * (outputs.detach().argmax(1) == targets)
+        sums = {name: values.detach().sum() for name, values in measured.items()}
+        self._course.add(len(targets), {"loss": loss.detach() * len(targets)} | sums)
+
+
+def steps(
+    data: Epochs,
+    recipe: Recipe,
+    rng: Rng,
+    monitor: Monitor,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    **carried: Part,
+) -> Iterator[Step]:
+    """The steps of a run, from where it was interrupted to the end of its last epoch; what a step is says the body:
+
+        for step in steps(data, recipe, rng, monitor, model=model, optimizer=optimizer):
+            loss, logits = classification(model, *step.batch, recipe.precision)
+            descend(optimizer, loss)
+            step.count(loss, logits)
+
+    It ends early after an epoch whose loss is NaN: then the weights are, and nothing brings them back.
+
+    Args:
+        data: on the same device as the model.
+        model: in the mode, training or evaluation, that each part shall have; what the monitor evaluates.
+        optimizer: gets the recipe's learning rate before each step.
+        carried: what else the next epoch depends on, saved and restored with these two.
+    """
+    parts: dict[str, Part] = {"model": model, "optimizer": optimizer, **carried}
+    sizes, every = data.sizes(recipe.batch_size), recipe.evaluate_every
+    course = _Course(monitor, monitor.resume(**parts), recipe.epochs, sum(sizes))
+    with torch.random.fork_rng(devices=[]):  # leaves the global random state alone
+        for epoch in range(course.first, recipe.epochs):
+            torch.manual_seed(rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
+            course.begin(epoch)
+            with convolutions(recipe.precision):
+                for place, batch in enumerate(data.epoch(recipe, rng.generator("epoch", epoch))):
+                    number = epoch * len(sizes) + place
+                    lr = recipe.learning_rate(number, recipe.epochs * len(sizes))
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
+                    yield Step(batch, number, epoch, place == 0, place == len(sizes) - 1, lr, course)
+            row = course.end()
+            if monitor.evaluate and every and (course.over or (epoch + 1) % every == 0):
+                row |= monitor.evaluate(model)
+            row["seconds_left"] = course.left()
+            monitor.history.append(row)
+            monitor.report(row)
+            if course.over:
+                return
+            monitor.save(epoch + 1, **parts)
+
+
+class _Course:
+    """What the batches of an epoch add up to, on the device, and how long the epochs take.
+
+    Args:
+        first: the epoch, from 0, that the run starts or goes on with.
+        epochs: of the whole run.
+        images: of an epoch.
+    """
+
+    def __init__(self, monitor: Monitor, first: int, epochs: int, images: int):
+        self.monitor, self.first, self.epochs, self.images = monitor, first, epochs, images
         self.started = time.monotonic()
 
-    def begin(self, epoch: int, images: int) -> None:
-        """Args: images: how many the epoch will count."""
-        self.epoch, self.expected = epoch, images
+    @property
+    def over(self) -> bool:
+        return self.epoch + 1 == self.epochs
+
+    def begin(self, epoch: int) -> None:
+        self.epoch, self.seen = epoch, 0
+        self.sums: dict[str, Tensor] = {}
         self.begun = self.told = time.monotonic()
-        self.loss, self.correct = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        self.images = 0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: its mean loss, logits (B, K) and labels (B,), without gradients."""
-        self.loss += loss * len(labels)
-        self.correct += (logits.argmax(1) == labels).sum()
-        self.images += len(labels)
-        now = time.monotonic()
-        if now - self.told >= WITHIN_SECONDS and self.images < self.expected:
-            self.told, part = now, self.images / self.expected
-            row = {"epoch": self.epoch + 1, "epochs": self.recipe.epochs, "part": part}
-            speed = {"images_per_second": self.images / (now - self.begun), "seconds_left": self._left(part, now)}
-            self.monitor.within(row | speed)
+    def add(self, images: int, sums: dict[str, Tensor]) -> None:
+        self.seen += images
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        if time.monotonic() - self.told >= WITHIN_SECONDS and self.seen < self.images:
+            self.told = time.monotonic()
+            self.monitor.within(self._row() | {"part": self.seen / self.images, "seconds_left": self.left()})
 
-    def _left(self, part: float, now: float) -> float:
-        """Seconds until the last epoch ends, when this part of the present one is done."""
-        done = self.epoch + part
-        return (now - self.started) / (done - self.first) * (self.recipe.epochs - done)
+    def end(self) -> dict[str, Any]:
+        """A row of history. Only here does the host wait for the device."""
+        row = self._row() | {name: value.item() / self.seen for name, value in self.sums.items()}
+        if math.isnan(row["loss"]):
+            row["epochs"] = self.epochs = self.epoch + 1
+        return row
 
-    def end(self, model: Classifier) -> None:
-        """Report the epoch, and save, unless it was the last."""
-        epoch, epochs, every = self.epoch + 1, self.recipe.epochs, self.recipe.evaluate_every
-        row = {
-            "epoch": epoch,
-            "epochs": epochs,
-            "loss": self.loss.item() / self.images,
-            "train_acc": 100 * self.correct.item() / self.images,
-            "images_per_second": self.images / (time.monotonic() - self.begun),
-        }
-        if self.monitor.evaluate and every and (epoch == epochs or epoch % every == 0):
-            row |= self.monitor.evaluate(model)
-        row["seconds_left"] = self._left(1.0, time.monotonic())
-        self.monitor.history.append(row)
-        self.monitor.report(row)
-        if epoch < epochs:
-            self.monitor.save(epoch, **self.parts)
+    def left(self) -> float:
+        """Seconds until the last epoch ends."""
+        done = self.epoch + self.seen / self.images
+        return (time.monotonic() - self.started) / (done - self.first) * (self.epochs - done)
+
+    def _row(self) -> dict[str, Any]:
+        speed = self.seen / (time.monotonic() - self.begun)
+        return {"epoch": self.epoch + 1, "epochs": self.epochs, "images_per_second": speed}
 
 
-@torch.random.fork_rng(devices=[])  # leaves the global random state alone
 def fit(
     model: Classifier,
-    data: BatchSource,
+    data: Epochs,
     recipe: Recipe,
     rng: Rng,
     monitor: Monitor,
     *,
     trainable: str = "all",
-    objective: Callable[[Classifier, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
-    extra_loss: Callable[[Classifier], Tensor] | None = None,
-    before_step: Callable[[Classifier, float], None] | None = None,
-    after_step: Callable[[Classifier], None] | None = None,
-    perturbed: Callable[[list[nn.Parameter]], AbstractContextManager[None]] | None = None,
     frozen_statistics: bool = False,
-    extra_state: Stateful | None = None,
-    epoch_batches: int | None = None,
+    extra_loss: Callable[[Classifier], Tensor] | None = None,
+    after_step: Callable[[Classifier], None] | None = None,
 ) -> Classifier:
     """Train `model` in place with SGD on cross-entropy.
 
     Args:
         data: on the same device as the model.
-        trainable: "all", "head" (the linear classifier) or "extractor"; the rest keeps its values.
-        objective: from the model, a batch's images and its labels to the loss and the (B, K) float logits, in place of
-            cross-entropy (`classification`).
+        trainable, frozen_statistics: see `prepare`.
         extra_loss: a term added to the loss of each batch.
-        before_step: a change of gradients before each optimizer step, given its learning rate; runs without gradients.
         after_step: a change of weights after each optimizer step, such as a projection; runs without gradients.
-        perturbed: a context in which the weights are moved, entered after a first backward pass with the gradients in
-            place; the step is then taken with the gradients found inside (SAM).
-        frozen_statistics: whether BatchNorm keeps, and uses, its running statistics.
-        extra_state: what hooks carry from step to step, so that a resumed run goes on with it.
-        epoch_batches: full batches in an epoch, each drawn from all images with replacement; None: an epoch is a pass over
-            the images.
 
     Returns:
         The model, in evaluation mode.
     """
-    device = model.mean.device
-    parts = {"all": model, "head": model.classifier, "extractor": model.extractor}
-    parameters = list(parts[trainable].parameters())
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    optimizer = SGD(parameters, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
-    passes = epoch_batches is None
-    sizes = batch_sizes(len(data), recipe.batch_size) if passes else [recipe.batch_size] * epoch_batches
-    steps = recipe.epochs * len(sizes)
-    extra = {"extra": extra_state} if extra_state is not None else {}
-    course = Course(recipe, monitor, device, model=model, momentum=optimizer, **extra)
-
-    def gradients(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        optimizer.zero_grad()
-        with convolutions(recipe.precision):
-            with autocast(device, recipe.precision):
-                loss, logits = (objective or classification)(model, images, labels)
-            total = loss if extra_loss is None else loss + extra_loss(model)
-            total.backward()
-        return loss.detach(), logits.detach()
-
-    for epoch in range(course.first, recipe.epochs):
-        model.train()
-        if frozen_statistics:
-            model.extractor.eval()
-        course.begin(epoch, len(data))
-        torch.manual_seed(rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
-        drawn = batches(data, recipe, rng.generator("epoch", epoch), device, sizes, replacement=not passes)
-        for number, (images, labels) in enumerate(drawn):
-            loss, logits = gradients(images, labels)
-            if perturbed is not None:
-                with perturbed(parameters), unchanged_statistics(model):
-                    gradients(images, labels)
-            lr = recipe.learning_rate(epoch * len(sizes) + number, steps)
-            if before_step is not None:
-                with torch.no_grad():
-                    before_step(model, lr)
-            optimizer.step(lr)
-            if after_step is not None:
-                with torch.no_grad():
-                    after_step(model)
-            course.add(loss, logits, labels)
-        course.end(model)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model.eval()
+    optimizer = sgd(prepare(model, trainable, frozen_statistics=frozen_statistics), recipe)
+    for step in steps(data, recipe, rng, monitor, model=model, optimizer=optimizer):
+        loss, logits = classification(model, *step.batch, recipe.precision)
+        descend(optimizer, loss if extra_loss is None else loss + extra_loss(model))
+        if after_step is not None:
+            with torch.no_grad():
+                after_step(model)
+        step.count(loss, logits)
+    return model.requires_grad_(True).eval()
 
 
-def classification(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy in fp32, and the logits."""
-    logits = model(images).float()
+def prepare(model: Classifier, trainable: str = "all", *, frozen_statistics: bool = False) -> list[nn.Parameter]:
+    """Make a model ready for `steps`, and return the parameters that shall be trained.
+
+    Args:
+        trainable: "all", "head" (the linear classifier) or "extractor"; the rest keeps its values.
+        frozen_statistics: whether BatchNorm keeps, and uses, its running statistics.
+    """
+    model.requires_grad_(False).train()
+    if frozen_statistics:
+        model.extractor.eval()
+    part = {"all": model, "head": model.classifier, "extractor": model.extractor}[trainable]
+    return list(part.requires_grad_(True).parameters())
+
+
+def sgd(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.SGD:
+    """The optimizer that a recipe speaks of."""
+    return torch.optim.SGD(
+        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=True
+    )
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """A step along the gradient of a loss."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+def classification(model: Classifier, images: Tensor, labels: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """Cross-entropy in fp32 of a forward pass in this precision, and the (B, K) float logits."""
+    with autocast(images.device, precision):
+        logits = model(images).float()
     return cross_entropy(logits, labels), logits
 
 
@@ -295,40 +309,3 @@ def unchanged_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for buffer, value in kept:
             buffer.copy_(value)
-
-
-def batch_sizes(count: int, batch_size: int) -> list[int]:
-    """Sizes that cover every image once; a last batch of one joins the one before, which BatchNorm needs."""
-    sizes = [batch_size] * (count // batch_size) + ([count % batch_size] if count % batch_size else [])
-    if len(sizes) > 1 and sizes[-1] == 1:
-        sizes[-2:] = [sizes[-2] + 1]
-    return sizes
-
-
-def batches(
-    data: BatchSource,
-    recipe: Recipe,
-    generator: torch.Generator,
-    device: torch.device,
-    sizes: list[int],
-    *,
-    replacement: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of these sizes in random order, augmented: images (B, C, H, W), pixels in [0, 255], and labels (B,).
-
-    Args:
-        sizes: where images are not drawn with replacement, they sum to the number of images.
-        replacement: whether each image of a batch is drawn from all.
-    """
-    count = sum(sizes)
-    if replacement:
-        order = torch.randint(len(data), (count,), generator=generator).to(device)
-    else:
-        order = torch.randperm(len(data), generator=generator).to(device)
-    draws = draw(recipe, count, generator).to(device)
-    seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
-    at = 0
-    for size, seed in zip(sizes, seeds, strict=True):
-        part = slice(at, at + size)
-        at += size
-        yield data.batch(order[part], draws[part], torch.Generator().manual_seed(seed))

@@ -5,12 +5,15 @@ Read is only what is known to be what was saved, and fits the run; anything else
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -25,7 +28,7 @@ STATE = "state.json"
 
 
 class Stateful(Protocol):
-    """What an optimizer or a hook carries from step to step; it is saved and restored with the model."""
+    """What else a method carries from step to step; it is saved and restored with the model and its optimizer."""
 
     def state(self) -> dict[str, Tensor]:
         """Its tensors. Before the first step others of the same names, shapes and types may stand for them."""
@@ -36,7 +39,8 @@ class Stateful(Protocol):
         ...
 
 
-Parts = Mapping[str, nn.Module | Stateful]
+Part = nn.Module | torch.optim.Optimizer | Stateful
+Parts = Mapping[str, Part]
 """All that the next epoch depends on, by name; random numbers follow from the spec."""
 
 
@@ -101,6 +105,8 @@ def load_state(folder: Path, parts: Parts) -> tuple[int, list[dict[str, Any]]] |
         own = {key: tensors[f"{name}.{key}"] for key in _own(part)}
         if isinstance(part, nn.Module):
             part.load_state_dict(own)
+        elif isinstance(part, torch.optim.Optimizer):
+            _load_optimizer(part, own)
         else:
             part.load(own)
     return saved.epoch, saved.history
@@ -137,5 +143,38 @@ def _tensors_of(parts: Parts) -> dict[str, Tensor]:
     return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in _own(part).items()}
 
 
-def _own(part: nn.Module | Stateful) -> dict[str, Tensor]:
-    return part.state_dict() if isinstance(part, nn.Module) else part.state()
+def _own(part: Part) -> dict[str, Tensor]:
+    if isinstance(part, nn.Module):
+        return part.state_dict()
+    if isinstance(part, torch.optim.Optimizer):
+        return {f"{i}.{name}": tensor for i, (_, own) in enumerate(_carried(part)) for name, tensor in own.items()}
+    return part.state()
+
+
+def _carried(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Each parameter, and by name what the optimizer carries of it from step to step.
+
+    torch makes that in a parameter's first step. Before, it is zeros, whose names and shapes a trial tells.
+    """
+    for group in optimizer.param_groups:
+        trial = _first_step(optimizer, group)
+        for parameter in group["params"]:
+            zeros = {name: torch.zeros_like(parameter if one.dim() else one) for name, one in trial.items()}
+            yield parameter, optimizer.state.get(parameter) or zeros
+
+
+def _first_step(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Tensor]:
+    """What such an optimizer carries of a parameter of two numbers after its first step."""
+    trial, parameter = copy.copy(optimizer), nn.Parameter(group["params"][0].new_zeros(2))
+    parameter.grad = torch.zeros_like(parameter)
+    trial.state, trial.param_groups = defaultdict(dict), [group | {"params": [parameter]}]
+    trial.step()
+    return trial.state[parameter]
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+    """As load_state_dict, but each tensor gets its parameter's memory format, which torch's fused kernels count on."""
+    for i, (parameter, own) in enumerate(_carried(optimizer)):
+        for name, tensor in own.items():
+            tensor.copy_(saved[f"{i}.{name}"])
+        optimizer.state[parameter] = own
