@@ -171,6 +171,7 @@ class Project:
         path = self.path / file
         data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
         change(data)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
 
     def set(self, file: str, *keys: str, to: Any) -> None:

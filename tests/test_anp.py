@@ -30,6 +30,7 @@ from depoison.stages.purify import pick
 from depoison.stages.runner import Job
 from depoison.training.batches import PlainBatches
 from depoison.training.loop import Monitor
+from depoison.training.recipe import Recipe
 from small import CPU, changed, classes_of, forward_by_hand, interrupted, network, pixels, recipe, state_of
 
 RNG = Rng(0, "purify")
@@ -471,4 +472,5 @@ def test_masks_learn_for_about_2000_steps_at_backdoorbenchs_rate_on_every_datase
     found = purify["recipe"]
     steps = math.ceil(purify["tuning_ratio"] * images / found["batch_size"]) * found["epochs"]
     assert 2000 <= steps < 2000 * 1.03
-    assert (found["lr"], found["momentum"], found["schedule"]) == (0.01, 0.9, "constant")
+    recipe = Recipe(**found)
+    assert (recipe.lr, recipe.momentum, recipe.schedule) == (0.01, 0.9, "constant")

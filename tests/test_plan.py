@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import ROOT, Project, cell
+from conftest import ROOT, SMALL, Project, cell
 from depoison.errors import DepoisonError
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.config import KINDS, Runtime
@@ -372,6 +372,11 @@ LADDER = [
     ("method", "config/{folder}/{name}.yaml", ("values", "lr")),
     ("method on this dataset", "config/{folder}/{name}.yaml", ("datasets", "digits", "lr")),
     ("method with this model", "config/{folder}/{name}.yaml", ("models", "resnet18", "lr")),
+    ("paper fst", "config/papers/fst/paper.yaml", ("{section}", "lr")),
+    ("paper fst", "config/papers/fst/paper.yaml", ("datasets", "digits", "{section}", "lr")),
+    ("paper fst", "config/papers/fst/paper.yaml", ("{folder}", "{name}", "lr")),
+    ("paper fst", "config/papers/fst/paper.yaml", ("{folder}", "{name}", "datasets", "digits", "lr")),
+    ("paper fst", "config/papers/fst/paper.yaml", ("{folder}", "{name}", "models", "resnet18", "lr")),
     ("track tiny", "config/tracks/tiny.yaml", ("{section}", "lr")),
     ("track tiny", "config/tracks/tiny.yaml", ("{folder}", "{name}", "lr")),
     ("your configuration", "mine.yaml", ("{section}", "lr")),
@@ -548,10 +553,10 @@ CHOICE = st.builds(
 )
 
 
-@given(WORD, CHOICE, CHOICE, CHOICE, CHOICE, st.integers(0, 999_999_999))
-@example("tiny", *[Choice("a", (("k", "1e+3"), ("l", "1e-05"), ("m", "+2")))] * 4, 0)
-def test_a_cells_name_is_read_as_it_was_written(track, dataset, model, attack, defense, seed):
-    name = CellName(track, dataset, model, attack, defense, seed)
+@given(WORD, CHOICE, CHOICE, CHOICE, CHOICE, st.integers(0, 999_999_999), st.just("") | WORD)
+@example("tiny", *[Choice("a", (("k", "1e+3"), ("l", "1e-05"), ("m", "+2")))] * 4, 0, "")
+def test_a_cells_name_is_read_as_it_was_written(track, dataset, model, attack, defense, seed, paper):
+    name = CellName(track, dataset, model, attack, defense, seed, paper)
     assert CellName.parse(name.path) == name
 
 
@@ -608,6 +613,120 @@ def test_targets_of_tables(target, expected):
 def test_targets_that_are_no_tables(target, named):
     with pytest.raises(DepoisonError, match=re.escape(named)):
         parse_target(PLAN, target)
+
+
+OTHER = {
+    "title": "Another paper",
+    "label": "Other",
+    "training": {"lr": 0.05},
+    "datasets": {"digits": {"reserve": 0.2, "tuning": {"batch_size": 16}}},
+    "models": {"resnet18": {"width": 24}},
+    "defenses": {"fst": {"alpha": 0.7, "datasets": {"digits": {"alpha": 0.8}}}},
+}
+
+
+@pytest.fixture
+def two(project: Project) -> Project:
+    """The project with a second paper."""
+    project.edit("config/papers/other/paper.yaml", lambda data: data.update(OTHER))
+    project.edit("config/papers/other/table1.yaml", lambda data: data.update(SMALL))
+    return project
+
+
+def of_other(path: str) -> str:
+    """The same cell of the second paper."""
+    track, rest = path.removeprefix("results/cells/").split("/", 1)
+    return f"results/cells/{track}/other/{rest}"
+
+
+def test_a_cell_of_another_paper_has_that_papers_values(two):
+    plan, name = two.plan(), of_other(cell(track="cifar10-cpu"))
+    assert explained(plan, name, "attack", "lr")[:2] == ("0.05", "paper other")
+    assert explained(plan, name, "dataset", "reserve")[:2] == ("0.2", "paper other")
+    assert explained(plan, name, "defense", "batch_size")[:2] == ("16", "paper other")
+    assert explained(plan, name, "model", "width")[1] == "track cifar10-cpu"
+    value, layer, place = explained(plan, name, "defense", "alpha")
+    assert (value, layer) == ("0.8", "paper other") and holds(two.path, place, "alpha")
+    # What is FST's own choice is FST's alone.
+    anp = cell(defense="anp")
+    assert explained(plan, anp, "defense", "select")[:2] == ("oracle", "paper fst")
+    assert explained(plan, of_other(anp), "defense", "select")[:2] == ("defender", "method")
+
+
+def test_a_cell_without_a_paper_is_of_the_tracks(two):
+    plan, named = two.plan(), cell().replace("/digits/", "/digits/fst/", 1)
+    assert plan.cell(named).evaluation == plan.cell(cell()).evaluation == PLAN.cell(cell()).evaluation
+    two.set("config/tracks/digits.yaml", "paper", to="other")
+    assert two.plan().cell(cell()).evaluation == plan.cell(of_other(cell())).evaluation
+    assert two.plan().cell(named).evaluation == PLAN.cell(cell()).evaluation
+    # A folder of tables alone has no values.
+    two.set("config/tracks/digits.yaml", "paper", to="purification")
+    assert two.plan().cell(cell()).evaluation == PLAN.cell(cell()).evaluation
+
+
+def test_papers_share_what_resolves_alike(two):
+    two.edit("config/papers/other/paper.yaml", lambda data: [data.pop(k) for k in ("training", "datasets", "models")])
+    ours, theirs = two.plan().cell(cell()), two.plan().cell(of_other(cell()))
+    assert moved(ours, theirs) == from_stage("purify", ours)
+
+
+def test_tables_of_several_papers_may_have_one_name(two):
+    plan = two.plan()
+    for track in PLAN.configuration.names("track"):
+        where = "" if track == "paper" else f"{track}/"
+        table = read_table(plan, f"reports/{where}other/table1")
+        assert {c.name.paper for c in table.cells()} == {"other"} and table.file.title == SMALL["title"]
+        assert {c.settings["attack"]["lr"][-1].value for c in table.cells()} == {0.05}
+        fsts = read_table(plan, f"reports/{where}fst/table1")
+        assert fsts.evaluations() == read_table(PLAN, f"reports/{where}fst/table1").evaluations()
+        assert {c.name.paper for c in fsts.cells()} == {""}
+        assert not set(fsts.evaluations()) & set(table.evaluations())
+
+
+def test_a_users_own_tables_have_the_values_of_the_tracks_paper(project):
+    project.edit("config/papers/mine/small.yaml", lambda data: data.update(SMALL))
+    project.edit("config/papers/fst/small.yaml", lambda data: data.update(SMALL))
+    mine, fsts = (read_table(project.plan(), f"reports/digits/{paper}/small") for paper in ("mine", "fst"))
+    assert mine.evaluations() == fsts.evaluations() and {c.name.paper for c in mine.cells()} == {""}
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "line", "told"),
+    [
+        (("budget",), {}, "budget", "unknown key 'budget'"),
+        (("training", "lr"), -1, "lr", "training.lr: -1 is not valid; valid: a number in (0, inf)"),
+        (("tuning", "rate"), 1, "rate", "tuning: unknown hyper-parameter 'rate'"),
+        (("defenses", "fts"), {}, "fts", "unknown defense 'fts'; did you mean 'ft'?"),
+        (
+            ("defenses", "fst", "alhpa"),
+            1,
+            "alhpa",
+            "defenses.fst: unknown hyper-parameter 'alhpa'; did you mean 'alpha'?",
+        ),
+        (("defenses", "fst", "datasets", "digit"), {}, "digit", "unknown dataset 'digit'; did you mean 'digits'?"),
+        (
+            ("attacks", "badnet", "models", "resnet18"),
+            {"rate": 2},
+            "rate",
+            "attacks.badnet.models.resnet18.rate: 2 is not",
+        ),
+        (("datasets", "digits", "tuning"), {"lr": 0}, "lr", "datasets.digits.tuning.lr: 0 is not valid"),
+        (("models", "resnet18", "width"), "wide", "width", "models.resnet18.width: 'wide' is not valid"),
+        (("defenses", "fst"), 3, "fst", "defenses.fst: input should be a valid dictionary"),
+    ],
+)
+def test_a_fault_in_a_papers_file_is_named_with_its_line(keys, value, line, told, two):
+    two.set("config/papers/other/paper.yaml", *keys, to=value)
+    with pytest.raises(DepoisonError) as error:
+        two.plan().cell(of_other(cell()))
+    place, _, message = str(error.value).partition(": ")
+    assert message.startswith(told) and holds(two.path, place, line)
+    assert two.depoison("check").stderr == f"depoison: error: {error.value}\n"
+
+
+def test_a_paper_that_is_none_is_refused(two):
+    with pytest.raises(DepoisonError, match=r"/othr/.*s0.json: unknown paper 'othr'; did you mean 'other'"):
+        two.plan().cell(of_other(cell()).replace("/other/", "/othr/"))
 
 
 @pytest.mark.parametrize("name", ["table1", "table2"])
@@ -695,6 +814,7 @@ def test_the_schemas_are_those_of_the_models():
         ("config", "config.yaml"),
         ("shared", "shared.yaml"),
         ("track", "tracks/*.yaml"),
+        ("paper", "papers/*/paper.yaml"),
         ("table", "papers/*/table*.yaml"),
         ("claims", "papers/*/claims.yaml"),
         ("corrections", "papers/*/published/corrections/*.yaml"),

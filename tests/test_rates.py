@@ -33,7 +33,7 @@ def scaling(project: Project, **values: object) -> Plan:
 
 def rate_of(plan: Plan, attack: str, rate: str | None, paper: str = "cifar10") -> float:
     choice = Choice(attack, (("rate", rate),) if rate else ())
-    found = scaled(plan, "tiny", choice, paper=paper, dataset="digits", model="resnet18")
+    found = scaled(plan, "tiny", choice, paper="", printed=paper, dataset="digits", model="resnet18")
     return float(dict(found.overrides)["rate"])
 
 
@@ -73,15 +73,17 @@ def test_planning_knows_clean_label_attacks_as_the_code_does(name):
 def test_nothing_is_scaled_elsewhere(images):
     badnet = Choice("badnet", (("rate", "0.01"),))
     where = {"dataset": "digits", "model": "resnet18"}
-    assert scaled(images, "digits", badnet, paper="cifar10", **where) == badnet  # a track that scales nothing
-    assert scaled(images, "tiny", badnet, paper="digits", **where) == badnet  # the paper's own dataset
-    assert scaled(images, "tiny", Choice("none"), paper="cifar10", **where) == Choice("none")
+    assert (
+        scaled(images, "digits", badnet, paper="", printed="cifar10", **where) == badnet
+    )  # a track that scales nothing
+    assert scaled(images, "tiny", badnet, paper="", printed="digits", **where) == badnet  # the paper's own dataset
+    assert scaled(images, "tiny", Choice("none"), paper="", printed="cifar10", **where) == Choice("none")
 
 
 def test_the_users_own_rate_stays(tiny):
     (tiny / "mine.yaml").write_text("attacks: {adaptive-blend: {rate: 0.02}}", encoding="utf-8")
     scaling(tiny, scale="images")
-    of = {"paper": "cifar10", "dataset": "digits", "model": "resnet18"}
+    of = {"paper": "", "printed": "cifar10", "dataset": "digits", "model": "resnet18"}
     plan = tiny.plan("mine.yaml")
     assert scaled(plan, "tiny", Choice("adaptive-blend"), **of) == Choice("adaptive-blend")
     named = scaled(plan, "tiny", Choice("adaptive-blend", (("rate", "0.003"),)), **of)

@@ -1,4 +1,4 @@
-"""Names of cells: results/cells/{track}/{dataset}/{model}/{attack}/{defense}/s{seed}.json."""
+"""Names of cells: results/cells/{track}/[{paper}/]{dataset}/{model}/{attack}/{defense}/s{seed}.json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from depoison.errors import DepoisonError
 
 PREFIX = "results/cells/"
-_FORM = "results/cells/{track}/{dataset}/{model}/{attack}/{defense}/s{seed}.json"
+_FORM = "results/cells/{track}/[{paper}/]{dataset}/{model}/{attack}/{defense}/s{seed}.json"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class CellName:
-    """What a cell's path says, not yet checked against the configuration."""
+    """What a cell's path says, not yet checked against the configuration.
+
+    Attributes:
+        paper: whose values it has; "" for the track's own paper.
+    """
 
     track: str
     dataset: Choice
@@ -49,10 +53,12 @@ class CellName:
     attack: Choice
     defense: Choice
     seed: int
+    paper: str = ""
 
     @property
     def path(self) -> str:
-        parts = map(str, (self.track, self.dataset, self.model, self.attack, self.defense))
+        where = filter(None, (self.track, self.paper))
+        parts = (*where, *map(str, (self.dataset, self.model, self.attack, self.defense)))
         return f"{PREFIX}{'/'.join(parts)}/s{self.seed}.json"
 
     @classmethod
@@ -65,11 +71,11 @@ class CellName:
         if not path.isprintable():
             raise DepoisonError(f"{path!r}: a cell's name has no line breaks or other characters that are not printed")
         parts = path.removeprefix(PREFIX).split("/")
-        if not path.startswith(PREFIX) or len(parts) != 6 or not all(parts):
+        if not path.startswith(PREFIX) or len(parts) not in (6, 7) or not all(parts):
             raise DepoisonError(f"{path}: a cell is {_FORM}")
-        track, dataset, model, attack, defense, file = parts
+        track, *paper, dataset, model, attack, defense, file = parts
         seed = re.fullmatch(r"s(0|[1-9][0-9]{0,8})\.json", file)
         if not seed:
             raise DepoisonError(f"{path}: {file!r} is no seed; valid: s0.json, s1.json, … (an integer of at least 0)")
         choices = (Choice.parse(text, path) for text in (dataset, model, attack, defense))
-        return cls(track, *choices, seed=int(seed[1]))
+        return cls(track, *choices, seed=int(seed[1]), paper="".join(paper))

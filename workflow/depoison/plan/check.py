@@ -25,6 +25,8 @@ def check(plan: Plan) -> str:
             configuration.method(kind, name)
     for track in configuration.names("track"):
         configuration.track(track)
+    for paper in configuration.papers:
+        configuration.paper(paper)
     for paper in papers_of(plan.root):
         check_corrections(plan.root / PAPERS / paper / FOLDER, plan.root)
     tables = [read_table(plan, target) for target in all_tables(plan)]

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
 from depoison.errors import DepoisonError, unknown
-from depoison.plan.documents import Document, names_in, read_document
+from depoison.plan.documents import Document, folders_in, names_in, read_document
 from depoison.plan.parameters import Parameter, Shared
 from depoison.plan.signatures import declared_asset, declared_keywords
 
@@ -26,6 +26,10 @@ SHARED_BY = {"dataset": ("dataset",), "model": (), "attack": ("poisoning", "reci
 ASSET_NEEDS = ("model", "recipe")
 """What an attack's asset may depend on, besides hyper-parameters of the attack: as the backdoored model is trained, or as the
 model would be that a hyper-parameter of type `model` names."""
+
+PAPERS = "config/papers"
+PAPER_FILE = "paper.yaml"
+DEFAULT_PAPER = "fst"
 
 OWN, CELLS_NAME = "your configuration", "the cell's name"
 """The layers above the track's, as `depoison explain` calls them."""
@@ -189,6 +193,41 @@ class Track(_Strict):
         """Whether it leaves the papers' datasets, models and budgets as they are; they name no precision."""
         content = self.model_dump(exclude={"summary": True, "training": {"precision"}, "tuning": {"precision"}})
         return content == Track(summary="").model_dump(exclude={"summary"})
+
+
+class OfDataset(BaseModel):
+    """A paper's values on a dataset: of the dataset itself, and of how models are trained and tuned on it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    training: Values = {}
+    tuning: Values = {}
+
+
+class OfMethod(BaseModel):
+    """A paper's values of a method: its own and shared ones, and those on a dataset or with a model."""
+
+    model_config = ConfigDict(extra="allow")
+
+    datasets: dict[str, Values] = {}
+    models: dict[str, Values] = {}
+
+
+class Paper(_Strict):
+    """config/papers/<paper>/paper.yaml: what a paper is called, and the values that are its own choice."""
+
+    title: str
+    label: str = Field(description="name in reports")
+    cite: str = Field("", description="citation key in CITATIONS.bib")
+    poisoning: Values = Field(default={}, description="of every attack")
+    training: Values = Field(default={}, description="of every attack's training")
+    tuning: Values = Field(default={}, description="of every defense")
+    datasets: dict[str, OfDataset] = Field(
+        default={}, description="values of a dataset, and of `training` and `tuning` on it"
+    )
+    models: dict[str, OfMethod] = Field(default={}, description="values of a model")
+    attacks: dict[str, OfMethod] = Field(default={}, description="values of an attack")
+    defenses: dict[str, OfMethod] = Field(default={}, description="values of a defense")
 
 
 class Setting(NamedTuple):
@@ -430,10 +469,61 @@ class Configuration:
                         raise unknown(kind, name_, self.names(kind), document.place("replace", folder, paper))
         return loaded
 
+    @cached_property
+    def papers(self) -> list[str]:
+        """The papers that have values of their own."""
+        folder = self.root / PAPERS
+        return [name for name in folders_in(folder, self.root) if (folder / name / PAPER_FILE).exists()]
+
+    @cache  # noqa: B019
+    def paper(self, name: str) -> Loaded:
+        """The validated file of a paper.
+
+        Raises:
+            DepoisonError: no such paper, a fault in its file, or a value of what there is not.
+        """
+        if name not in self.papers:
+            raise unknown("paper", name, self.papers)
+        loaded = load_as(Paper, read_document(self.root / PAPERS / name / PAPER_FILE, self.root))
+        paper, document = loaded
+        for section in SECTIONS:
+            self._check_values(getattr(paper, section), self._group_of(section), (section,), document.place)
+        for kind, folder in KINDS.items():
+            for method, content in getattr(paper, folder).items():
+                if method not in self.names(kind):
+                    raise unknown(kind, method, self.names(kind), document.place(folder, method))
+                known = self.parameters(kind, method)
+                self._check_values(content.model_extra, known, (folder, method), document.place)
+                if kind == "dataset":
+                    for section in ("training", "tuning"):
+                        keys = (folder, method, section)
+                        self._check_values(getattr(content, section), self._group_of(section), keys, document.place)
+                    continue
+                for other in ("dataset", "model"):
+                    for target, values in getattr(content, KINDS[other]).items():
+                        keys = (folder, method, KINDS[other], target)
+                        if target not in self.names(other):
+                            raise unknown(other, target, self.names(other), document.place(*keys))
+                        self._check_values(values, known, keys, document.place)
+        return loaded
+
+    def paper_of(self, track: str, paper: str = "") -> str:
+        """The paper whose values hold on a track for what is of a paper; by default for what names none.
+
+        A folder of tables without a paper.yaml, such as a user's own, has the values of the track's paper; so has a track
+        whose own is such a folder those of FST.
+        """
+        found = (paper, self.track(track).content.paper, DEFAULT_PAPER)
+        return next((name for name in found if name in self.papers), "")
+
     def settings(
-        self, kind: str, name: str, *, dataset: str, model: str, track: str, overrides: Mapping[str, str], where: str
-    ) -> dict[str, list[Setting]]:
+        self, kind: str, name: str, *, dataset: str, model: str, track: str, overrides: Mapping[str, str], where: str,
+        paper: str = "",
+    ) -> dict[str, list[Setting]]:  # fmt: skip
         """Every value that somebody sets for each hyper-parameter of a method, lowest precedence first; the last wins.
+
+        Args:
+            paper: as a cell's name has it; "" for the track's.
 
         Raises:
             DepoisonError: an unknown method, or an override with an unknown key or an invalid value.
@@ -446,7 +536,9 @@ class Configuration:
                 raise unknown(f"hyper-parameter of {name}", key, known, where)
             known[key].check(text, f"{where}: {name}+{key}")
         result: dict[str, list[Setting]] = {key: [] for key in known}
-        for layer, values, place in self._layers(kind, name, dataset, model, track, overrides, where):
+        for layer, values, place in self._layers(
+            kind, name, dataset, model, self.paper_of(track, paper), track, overrides, where
+        ):
             for key, value in values.items():
                 if key in known:
                     result[key].append(Setting(known[key].check(value, place(key)), layer, place(key)))
@@ -456,7 +548,15 @@ class Configuration:
         return result
 
     def _layers(
-        self, kind: str, name: str, dataset: str, model: str, track: str, overrides: Mapping[str, str], where: str
+        self,
+        kind: str,
+        name: str,
+        dataset: str,
+        model: str,
+        paper: str,
+        track: str,
+        overrides: Mapping[str, str],
+        where: str,
     ) -> Iterator[tuple[str, Values, Any]]:
         """(layer, values, place of a key), lowest precedence first: docs/architecture.md lists them."""
 
@@ -486,6 +586,10 @@ class Configuration:
             loaded = self.method("model", model)
             yield f"model {model}", loaded.content.normalization, at(loaded.document, "normalization")
         folder = KINDS[kind]
+        if paper:
+            paper_, paper_document = self.paper(paper)
+            for keys, values in _of_paper(paper_, kind, name, dataset, model):
+                yield f"paper {paper}", values, at(paper_document, *keys)
         for section in SECTIONS_OF[kind]:
             if section != "poisoning":
                 yield f"track {track}", getattr(track_, section), at(track_document, section)
@@ -494,6 +598,21 @@ class Configuration:
             yield OWN, self._own[section], at(self._document, section)
         yield OWN, getattr(self.config, folder).get(name, {}), at(self._document, folder, name)
         yield CELLS_NAME, dict(overrides), lambda key: where
+
+
+def _of_paper(paper: Paper, kind: str, name: str, dataset: str, model: str) -> Iterator[tuple[tuple[str, ...], Values]]:
+    """(keys, the values there) of a paper's file for a method, lowest precedence first."""
+    folder, nothing = KINDS[kind], {}
+    for section in SECTIONS_OF[kind]:
+        yield (section,), getattr(paper, section)
+        if section != "poisoning" and dataset in paper.datasets:
+            yield ("datasets", dataset, section), getattr(paper.datasets[dataset], section)
+    if name in (contents := getattr(paper, folder)):
+        content = contents[name]
+        yield (folder, name), content.model_extra
+        if isinstance(content, OfMethod):
+            yield (folder, name, "datasets", dataset), content.datasets.get(dataset, nothing)
+            yield (folder, name, "models", model), content.models.get(model, nothing)
 
 
 def _merge(below: Any, above: Any) -> Any:

@@ -339,7 +339,7 @@ def read_figure(plan: Plan, target: str) -> Figure:
         raise DepoisonError(f"{document.path}: a figure's name is figure and its number, such as figure6")
     if isinstance(file, TradeoffFile):
         return _of_table(plan, target, file, document)
-    reader = _Reader(plan, track, file, document)
+    reader = _Reader(plan, paper, track, file, document)
     rows, columns, lines, groups = map(reader.parts, ("rows", "columns", "lines", "groups"))
     points = tuple(
         point
@@ -383,8 +383,9 @@ def _of_table(plan: Plan, target: str, file: TradeoffFile, document: Document) -
 class _Reader:
     """Resolves the parts and points of one file."""
 
-    def __init__(self, plan: Plan, track: str, file: Any, document: Document):
+    def __init__(self, plan: Plan, paper: str, track: str, file: Any, document: Document):
         self.plan, self.track, self.file, self.document = plan, track, file, document
+        self.paper = plan.paper_in_names(paper, track)
         self.replace = plan.configuration.track(track).content.replace
         self.fixed = set_by_track(plan, track)
         self.seeds = tuple(file.seeds or plan.configuration.config.seeds)
@@ -516,9 +517,11 @@ class _Reader:
         if not missing:
             printed = next(name for part in reversed(parts) if (name := part.printed))
             try:
-                attack = scaled(self.plan, self.track, choices["attack"], paper=printed, dataset=dataset, model=model)
+                attack = scaled(
+                    self.plan, self.track, choices["attack"], self.paper, printed=printed, dataset=dataset, model=model
+                )
                 chosen = Choice(dataset), Choice(model), attack, choices["defense"]
-                cells = tuple(self.plan.cell(CellName(self.track, *chosen, seed=seed)) for seed in self.seeds)
+                cells = tuple(self.plan.cell(CellName(self.track, *chosen, seed, self.paper)) for seed in self.seeds)
             except DepoisonError as error:
                 at = (line.at or column.at or row.at) if drawn is None else drawn.at
                 raise DepoisonError(f"{self._place(*at)}: {error}") from None

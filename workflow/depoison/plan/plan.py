@@ -121,6 +121,11 @@ class Plan:
             if root and directory in self.artifacts and (gone := require_unchanged(self.artifacts[directory], root)):
                 self.notes[f"folder {root}"] = gone
 
+    def paper_in_names(self, paper: str, track: str) -> str:
+        """How a paper stands in the names of its cells on a track: not at all where it is the track's own."""
+        found = self.configuration.paper_of(track, paper)
+        return "" if found == self.configuration.paper_of(track) else found
+
     def label(self, kind: str, name: str) -> str:
         """How tables call a method; its name where it has no implementation."""
         known = name in self.configuration.names(kind)
@@ -135,6 +140,8 @@ class Plan:
     def _resolve(self, name: CellName) -> Cell:
         if name.track not in self.configuration.names("track"):
             raise unknown("track", name.track, self.configuration.names("track"), name.path)
+        if name.paper and name.paper not in self.configuration.papers:
+            raise unknown("paper", name.paper, self.configuration.papers, name.path)
         settings = {kind: self._settings(kind, name) for kind in KINDS}
         for kind in ("attack", "defense"):
             method, model = getattr(name, kind).name, name.model.name
@@ -183,7 +190,7 @@ class Plan:
 
     def _settings(self, kind: str, name: CellName) -> dict[str, list[Setting]]:
         choice: Choice = getattr(name, kind)
-        key = (kind, choice, name.dataset.name, name.model.name, name.track)
+        key = (kind, choice, name.dataset.name, name.model.name, name.track, name.paper)
         if key not in self._settings_of:
             self._settings_of[key] = self.configuration.settings(
                 kind,
@@ -193,6 +200,7 @@ class Plan:
                 track=name.track,
                 overrides=dict(choice.overrides),
                 where=name.path.rpartition("/")[0],
+                paper=name.paper,
             )
         return self._settings_of[key]
 

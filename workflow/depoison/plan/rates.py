@@ -13,14 +13,15 @@ DIGITS = 6
 """Of a rate, after the point: below a million images that is less than half of one."""
 
 
-def scaled(plan: Plan, track: str, attack: Choice, *, paper: str, dataset: str, model: str) -> Choice:
+def scaled(plan: Plan, track: str, attack: Choice, paper: str, *, printed: str, dataset: str, model: str) -> Choice:
     """An attack of a paper's table or figure with the rate at which this track poisons as many images.
 
     The number is the rate's part of the attacker's pool, which is the training set without the defender's reserve. It is
     capped as the track says. A rate that the user's own configuration sets is his, and stays.
 
     Args:
-        paper: the dataset in the paper.
+        paper: as the names of its cells have it.
+        printed: the dataset in the paper.
         dataset, model: in the place of the paper's on this track.
 
     Raises:
@@ -28,7 +29,7 @@ def scaled(plan: Plan, track: str, attack: Choice, *, paper: str, dataset: str, 
     """
     configuration = plan.configuration
     scaling = configuration.track(track).content.poisoning
-    if scaling.scale == "rate" or dataset == paper or "rate" not in configuration.parameters("attack", attack.name):
+    if scaling.scale == "rate" or dataset == printed or "rate" not in configuration.parameters("attack", attack.name):
         return attack
 
     def pool(name: str) -> int:
@@ -39,18 +40,32 @@ def scaled(plan: Plan, track: str, attack: Choice, *, paper: str, dataset: str, 
                 "how many training images the dataset has"
             )
         settings = configuration.settings(
-            "dataset", name, dataset=name, model=model, track=track, overrides={}, where=loaded.document.path
+            "dataset",
+            name,
+            dataset=name,
+            model=model,
+            paper=paper,
+            track=track,
+            overrides={},
+            where=loaded.document.path,
         )
         return total - round(settings["reserve"][-1].value * total)
 
     overrides = dict(attack.overrides)
     found = configuration.settings(
-        "attack", attack.name, dataset=dataset, model=model, track=track, overrides=overrides, where=f"track {track}"
+        "attack",
+        attack.name,
+        dataset=dataset,
+        model=model,
+        paper=paper,
+        track=track,
+        overrides=overrides,
+        where=f"track {track}",
     )["rate"][-1]
     if found.layer == OWN:
         return attack
     code = plan.root / "workflow" / "depoison" / KINDS["attack"] / f"{attack.name.replace('-', '_')}.py"
     cap = min(scaling.cap, scaling.clean_label_cap) if declared_clean_label(code) else scaling.cap
     here = pool(dataset)
-    rate = min(max(1, round(found.value * pool(paper))), int(cap * here)) / here
+    rate = min(max(1, round(found.value * pool(printed))), int(cap * here)) / here
     return Choice(attack.name, tuple(sorted((overrides | {"rate": text_of(round(rate, DIGITS))}).items())))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from depoison.plan.claims import ClaimsFile
-from depoison.plan.config import Config, Method, SharedFile, Track
+from depoison.plan.config import Config, Method, Paper, SharedFile, Track
 from depoison.plan.figures import AnyFigureFile
 from depoison.plan.published import CorrectionsFile
 from depoison.plan.tables import TableFile
@@ -16,6 +16,7 @@ MODELS = {
     "shared": SharedFile,
     "method": Method,
     "track": Track,
+    "paper": Paper,
     "table": TableFile,
     "figure": AnyFigureFile,
     "claims": ClaimsFile,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
 from depoison.plan.cells import CellName, Choice
-from depoison.plan.config import Loaded, load_as
+from depoison.plan.config import DEFAULT_PAPER, PAPERS, Loaded, load_as
 from depoison.plan.documents import Document, folders_in, names_in, read_document
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
@@ -21,8 +21,7 @@ from depoison.plan.published import Corrections, Key, check_places, read_publish
 from depoison.plan.rates import scaled
 from depoison.plan.specs import fingerprint
 
-PAPERS = "config/papers"
-DEFAULT_PAPER, DEFAULT_TRACK = "fst", "paper"
+DEFAULT_TRACK = "paper"
 ALL = "all"
 """The name under which all tables of a paper are asked for at once."""
 CLAIMS = "claims"
@@ -366,9 +365,9 @@ def tables_of(root: Path, paper: str) -> list[str]:
     Raises:
         DepoisonError: a table has a name that stands for another report.
     """
-    names = {*names_in(root / PAPERS / paper, root, "_-")} - {CLAIMS}
+    names = {*names_in(root / PAPERS / paper, root, "_-")} - {CLAIMS, PAPER}
     for name in sorted(names):
-        if name in (ALL, PAPER, "index") or name.startswith("figure"):
+        if name in (ALL, "index") or name.startswith("figure"):
             raise DepoisonError(
                 f"{PAPERS}/{paper}/{name}.yaml: {name!r} is the name of another report; name the table otherwise"
             )
@@ -385,15 +384,16 @@ def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
     columns = tuple(_columns(plan, track, loaded))
     rows = tuple(_rows(plan, loaded))
     fixed = set_by_track(plan, track)
-    entries = []
+    entries, in_names = [], plan.paper_in_names(paper, track)
     for row in rows:
         for column in columns:
             gap, cells = _gap(plan, row, column), ()
             if not gap:
                 attack = without(row.attack, fixed, "attacks")
-                attack = scaled(plan, track, attack, paper=column.printed.dataset, **column.subject._asdict())
+                printed = column.printed.dataset
+                attack = scaled(plan, track, attack, in_names, printed=printed, **column.subject._asdict())
                 choices = (*map(Choice, column.subject), attack, without(column.defense, fixed, "defenses"))
-                cells = tuple(plan.cell(CellName(track, *choices, seed=seed)) for seed in seeds)
+                cells = tuple(plan.cell(CellName(track, *choices, seed, in_names)) for seed in seeds)
             entries.append(Entry(row, column, cells, gap))
     plan.note_overruled((cell for entry in entries for cell in entry.cells), document.path)
     found = read_published(path.parent / file.published, plan.root) if file.published else None
