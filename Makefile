@@ -34,6 +34,7 @@ $(READY): envs/lock.txt pyproject.toml
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirement envs/lock.txt || \
 	  $(BIN)/python -m pip install --quiet --require-hashes --requirement envs/lock.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m depoison schema
 	@touch $@
 
 demo: environment

@@ -25,16 +25,18 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from conftest import ROOT, SMALL, Project, cell
+from depoison.dvc_file import dvc_file
 from depoison.errors import DepoisonError
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.config import KINDS, Runtime
+from depoison.plan.figures import all_figures
 from depoison.plan.lock import PACKAGE, _text_of, current, disagreement, stale
 from depoison.plan.parameters import Parameter, text_of
 from depoison.plan.plan import Cell, Plan
-from depoison.plan.schema import schemas
+from depoison.plan.schema import FOLDER, SCHEMAS, schemas
 from depoison.plan.signatures import _tree
 from depoison.plan.specs import canonical, fingerprint, make_artifact
-from depoison.plan.tables import Key, all_tables, parse_target, read_table
+from depoison.plan.tables import Key, all_tables, locate, parse_target, read_table
 from depoison.reporting.explain import explain
 
 PLAN = Plan(ROOT)
@@ -803,30 +805,47 @@ def test_what_the_snakefile_imports_imports_no_torch(project):
     assert project.run(sys.executable, "-c", code).returncode == 0
 
 
-def test_the_schemas_are_those_of_the_models():
-    folder = ROOT / "workflow/schemas"
-    assert {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()} == schemas()
+def test_editors_find_the_schemas(project):
+    settings = json.loads((ROOT / ".vscode/settings.json").read_text(encoding="utf-8"))["yaml.schemas"]
+    named = {
+        f"./{FOLDER}/{name}.schema.json": [f"config/{file}" for file in each.files] for name, each in SCHEMAS.items()
+    }
+    assert settings == named and f"/{FOLDER}/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert project.depoison("schema").returncode == 0
+    assert {path.name: path.read_text(encoding="utf-8") for path in (project / FOLDER).iterdir()} == schemas()
 
 
-@pytest.mark.parametrize(
-    ("schema", "pattern"),
-    [
-        ("config", "config.yaml"),
-        ("shared", "shared.yaml"),
-        ("track", "tracks/*.yaml"),
-        ("paper", "papers/*/paper.yaml"),
-        ("table", "papers/*/table*.yaml"),
-        ("claims", "papers/*/claims.yaml"),
-        ("corrections", "papers/*/published/corrections/*.yaml"),
-    ]
-    + [("method", f"{folder}/*.yaml") for folder in KINDS.values()],
-)
+@pytest.mark.parametrize(("schema", "pattern"), [(name, file) for name, each in SCHEMAS.items() for file in each.files])
 def test_the_files_follow_the_schemas(schema, pattern):
     valid = jsonschema.Draft202012Validator(json.loads(schemas()[f"{schema}.schema.json"]))
     files = sorted((ROOT / "config").glob(pattern))
     assert files
     for path in files:
         valid.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def test_dvcs_file_is_what_is_generated():
+    assert dvc_file(PLAN) == (ROOT / "dvc.yaml").read_text(encoding="utf-8"), "run `depoison schema`"
+
+
+def test_dvc_has_a_stage_for_every_table_and_figure_of_every_paper_on_every_track(two):
+    assert two.depoison("schema").returncode == 0
+    stages = yaml.safe_load((two / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    tables, figures = (stages[name]["foreach"] for name in ("table", "figure"))
+    assert tables["table1"] == "table1" and tables["other-table1"] == "other/table1"
+    assert tables["digits-other-table1"] == "digits/other/table1" and tables["demo-fst-table1"] == "demo/fst/table1"
+    plan = two.plan()
+    for found, targets in ((tables, all_tables(plan)), (figures, all_figures(plan))):
+        assert {locate(plan, f"reports/{item}") for item in found.values()} == {
+            locate(plan, target) for target in targets
+        }
+        assert len(found) == len(targets)
+
+
+def test_stages_of_dvc_that_would_have_one_name_are_refused(two):
+    two.set("config/tracks/digits-other.yaml", "summary", to="a track called as track and paper together")
+    said = two.depoison("schema").stderr
+    assert "dvc.yaml: digits/other/table1 and digits-other/table1 would both be 'digits-other-table1'" in said
 
 
 def test_the_lock_of_packages_satisfies_the_projects_ranges_and_each_has_its_hashes():

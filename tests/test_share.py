@@ -303,13 +303,6 @@ def test_dvc_shows_a_tables_numbers_and_what_changed(published):
     assert "ours against published" in (clone.folder / "plots/index.html").read_text()
 
 
-def test_dvc_has_a_stage_for_every_table_on_the_papers_track_and_on_digits():
-    foreach = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["table"]["foreach"]
-    names = [path.stem for path in (ROOT / "config/papers/fst").glob("*.yaml") if path.stem != "claims"]
-    assert sorted(foreach.values()) == sorted([*names, *(f"digits/{name}" for name in names), "demo/overview"])
-    assert all(stage == target.replace("/", "-") for stage, target in foreach.items())
-
-
 @pytest.mark.parametrize(
     "damage",
     [

@@ -192,8 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.set_defaults(command=_papers)
     sub.add_argument("--output", type=Path, help="write the list there (docs/errata.md)")
 
-    sub = command("schema", _schema, "write the JSON schemas of the configuration's files")
-    sub.add_argument("--output", default="workflow/schemas")
+    sub = command("schema", _schema, "write what is generated: .schemas/ for editors, and dvc.yaml")
 
     sub = command("lock", _lock, "accept the code of stages and methods as it is (see docs/architecture.md)")
     return parser
@@ -585,9 +584,12 @@ def _worker(options: argparse.Namespace) -> None:
 
 
 def _schema(options: argparse.Namespace) -> None:
-    from depoison.plan.schema import write_schemas
+    from depoison.dvc_file import DVC_FILE, dvc_file
+    from depoison.plan.plan import Plan
+    from depoison.plan.schema import FOLDER, write_schemas
 
-    write_schemas(Path(options.output))
+    write_schemas(Path(FOLDER))
+    Path(DVC_FILE).write_text(dvc_file(Plan()), encoding="utf-8")
 
 
 def _lock(options: argparse.Namespace) -> None:

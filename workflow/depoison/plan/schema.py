@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from depoison.plan.claims import ClaimsFile
-from depoison.plan.config import Config, Method, Paper, SharedFile, Track
+from depoison.plan.config import KINDS, Config, Method, Paper, SharedFile, Track
 from depoison.plan.figures import AnyFigureFile
 from depoison.plan.published import CorrectionsFile
 from depoison.plan.tables import TableFile
 
-MODELS = {
-    "config": Config,
-    "shared": SharedFile,
-    "method": Method,
-    "track": Track,
-    "paper": Paper,
-    "table": TableFile,
-    "figure": AnyFigureFile,
-    "claims": ClaimsFile,
-    "corrections": CorrectionsFile,
+FOLDER = ".schemas"
+"""In no commit: editors find it by .vscode/settings.json."""
+
+
+class Described(NamedTuple):
+    """A model, and the files that it describes, below config/."""
+
+    model: Any
+    files: tuple[str, ...]
+
+
+SCHEMAS = {
+    "config": Described(Config, ("config.yaml",)),
+    "shared": Described(SharedFile, ("shared.yaml",)),
+    "method": Described(Method, tuple(f"{folder}/*.yaml" for folder in KINDS.values())),
+    "track": Described(Track, ("tracks/*.yaml",)),
+    "paper": Described(Paper, ("papers/*/paper.yaml",)),
+    "table": Described(TableFile, ("papers/*/table*.yaml", "papers/*/overview.yaml")),
+    "figure": Described(AnyFigureFile, ("papers/*/figures/*.yaml",)),
+    "claims": Described(ClaimsFile, ("papers/*/claims.yaml",)),
+    "corrections": Described(CorrectionsFile, ("papers/*/published/corrections/*.yaml",)),
 }
 
 
 def schemas() -> dict[str, str]:
     """File name → text."""
-    texts = {name: json.dumps(model.model_json_schema(), indent=1, sort_keys=True) for name, model in MODELS.items()}
+    texts = {
+        name: json.dumps(each.model.model_json_schema(), indent=1, sort_keys=True) for name, each in SCHEMAS.items()
+    }
     return {f"{name}.schema.json": text + "\n" for name, text in texts.items()}
 
 
