@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -20,8 +21,11 @@ import yaml
 from hypothesis import settings
 
 import forks
+from depoison.files import locked
 from depoison.plan.lock import SEEN, disagreement
 from depoison.plan.plan import Plan
+from depoison.plan.specs import chain_of
+from depoison.share import artifacts
 
 settings.register_profile("few", deadline=None, derandomize=True, max_examples=25)
 settings.register_profile("many", deadline=None, derandomize=True)
@@ -31,6 +35,10 @@ settings.load_profile("few")
 os.environ["DVC_NO_ANALYTICS"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
+STORE = ROOT / ".pytest_cache/artifacts"
+"""Artifacts that tests have made: what a spec says is made once for all tests, until the code changes.
+
+Until any of it does, not only what the lock looks at: tests are there to see a fault in what publishes and records, too."""
 PARTS = ("Snakefile", "workflow", "config", "profiles", "envs", "pyproject.toml")
 TINY = {
     "summary": "for tests",
@@ -78,8 +86,12 @@ LONGEST = (
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Compare code and lock once, not in each copy of the project."""
+    """Compare code and lock once, not in each copy of the project, and forget what was made of other code."""
     disagreement(ROOT, [])
+    if not hasattr(session.config, "workerinput"):
+        for old in STORE.glob("*"):
+            if old.name != forks.fingerprint():
+                shutil.rmtree(old)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -211,6 +223,26 @@ class Project:
             return forks.run(command, self.path, self.environment(**variables))
         return self.run(sys.executable, "-m", *command, **variables)
 
+    def make(self, *targets: str) -> None:
+        """Make cells and reports, with artifacts that a test made before, of the same code; see `STORE`."""
+        assert forks.is_ours(self.path / "workflow")
+        with contextlib.chdir(self.path):
+            wanted = chain_of(artifacts(Plan("."), targets)).values()
+        store = STORE / forks.fingerprint()
+        store.mkdir(parents=True, exist_ok=True)
+        with locked(store / "lock"):
+            for one in wanted:
+                if (store / one.product).exists() and not (self / one.product).exists():
+                    shutil.copytree(store / one.directory, self / one.directory)
+            done = self.depoison("run", *targets)
+            assert done.returncode == 0, done.stderr
+            for one in wanted:
+                if (self / one.product).exists() and not (store / one.product).exists():
+                    shutil.rmtree(store / "partial", ignore_errors=True)
+                    copy = shutil.copytree(self / one.directory, store / "partial")
+                    (store / one.directory).parent.mkdir(parents=True, exist_ok=True)
+                    copy.rename(store / one.directory)
+
     def checksums(self, pattern: str = "results/**/*.safetensors") -> dict[str, str]:
         files = sorted(path for path in self.path.glob(pattern) if path.is_file())
         return {str(f.relative_to(self.path)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
@@ -240,8 +272,7 @@ def tiny(project: Project) -> Project:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The table `small` on the track `tiny`, made without Snakemake; only to be copied."""
     made = with_tiny(Project(tmp_path_factory.mktemp("finished") / "project"))
-    done = made.depoison("run", "reports/tiny/small.md")
-    assert done.returncode == 0, done.stderr
+    made.make("reports/tiny/small.md")
     return made
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import hashlib
 import importlib
 import json
 import os
@@ -22,6 +23,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -49,6 +51,12 @@ def run(command: Sequence[str], folder: Path, environment: Mapping[str, str]) ->
 def is_ours(code: Path) -> bool:
     """Whether a copy of the code is what the server has imported."""
     return _texts(code) == _our_texts()
+
+
+def fingerprint() -> str:
+    """Of the code, and of what else an artifact's numbers hang on, on one machine."""
+    packages = [sys.version, *(f"{name} {version(name)}" for name in ("torch", "torchvision", "numpy", "scikit-learn"))]
+    return hashlib.sha256(repr([packages, sorted(_our_texts().items())]).encode()).hexdigest()[:16]
 
 
 def _texts(code: Path) -> dict[Path, bytes]:
