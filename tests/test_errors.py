@@ -782,7 +782,7 @@ def test_a_checkout_that_is_read_only(made, tmp_path):
 
 def test_a_file_that_is_larger_than_memory_is_named(made):
     path = next(made.path.glob("results/evaluate/*badnet*-lp-*/metrics.json")).relative_to(made.path)
-    script = f"truncate -s 8G {path}; ulimit -v 2000000; python -m depoison table reports/tiny/small.md"
+    script = f"truncate -s 2G {path}; ulimit -v 2000000; python -m depoison table reports/tiny/small.md"
     refused(made.run("bash", "-c", script), f"{path}: larger than the memory that this process may use")
 
 
