@@ -11,6 +11,7 @@ the kernel who the other one is.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -256,6 +257,7 @@ def _work(
     """In the forked process: become what the client would be; returns the exit code."""
     code = 1
     try:
+        gc.freeze()  # garbage is looked for among what the stage makes: the worker's own stays in memory that is shared
         for one in inherited:
             one.close()
         for target, file in enumerate(files):
