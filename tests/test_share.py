@@ -17,6 +17,7 @@ from sharing import REPORT, USER, Clone, WebFolder, s3_service, serving
 
 pytestmark = pytest.mark.pipeline
 DRILL = pytest.mark.drill
+"""Most: each is many commands of DVC's, of a second each."""
 
 TABLE = """
 title: small
@@ -237,6 +238,7 @@ def test_what_a_push_suggests_stages_what_belongs_to_the_targets(published):
     assert "git add" not in author.depoison("share", "push", REPORT)
 
 
+@DRILL
 def test_two_branches_merge_without_conflict(published):
     left, right = clone_of(published, "left"), clone_of(published, "right")
     cell = "results/cells/tiny/digits/resnet18/badnet+rate=0.05/fst+alpha={}/s0.json"
@@ -252,6 +254,7 @@ def test_two_branches_merge_without_conflict(published):
     assert "to compute: 0" in left.depoison("share", "pull", cell.format("0.3"), cell.format("0.4"))
 
 
+@DRILL
 def test_a_tables_conflict_is_solved_by_rendering_it_again(published):
     left, right = clone_of(published, "left-table"), clone_of(published, "right-table")
     for clone, defense in ((left, "ft"), (right, "ft-init")):
@@ -278,6 +281,7 @@ def test_a_tables_conflict_is_solved_by_rendering_it_again(published):
     assert left.jobs() == {}
 
 
+@DRILL
 def test_dvc_shows_a_tables_numbers_and_what_changed(published):
     clone = clone_of(published, "dvc")
     stage, numbers = "table@tiny-small", REPORT.replace(".md", ".json")
@@ -303,13 +307,8 @@ def test_dvc_shows_a_tables_numbers_and_what_changed(published):
     assert "ours against published" in (clone.folder / "plots/index.html").read_text()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "missing",
-        *(pytest.param(one, marks=DRILL) for one in ("overwritten", "overwritten and write-protected", "cut off")),
-    ],
-)
+@DRILL
+@pytest.mark.parametrize("damage", ["missing", "overwritten", "overwritten and write-protected", "cut off"])
 def test_a_bad_object_is_named_and_computed_anew_and_nothing_leaves_the_remote(published, damage):
     base, author = published
     remote = base / "remote"
@@ -360,6 +359,7 @@ def test_a_bad_object_is_named_and_computed_anew_and_nothing_leaves_the_remote(p
     assert bad.exists()
 
 
+@DRILL
 def test_what_is_damaged_in_the_cache_is_fetched_again(published):
     clone = clone_of(published, "damaged", ("cache.type", "copy"))
     clone.depoison("share", "pull", "--models", REPORT)
@@ -460,6 +460,7 @@ def test_what_was_published_and_is_not_what_was_recorded_is_not_taken(published)
     assert "sha256 is not the one in run.json" in told and not fst.exists()
 
 
+@DRILL
 def test_a_remote_that_cannot_be_asked_has_lost_nothing(published):
     base, _ = published
     clone = clone_of(published, "unasked")
@@ -532,6 +533,7 @@ def test_gc_keeps_what_is_reached_and_what_is_nowhere_else(published):
     assert clone.jobs() == {}
 
 
+@DRILL
 def test_gc_knows_what_killed_jobs_left(published):
     clone = clone_of(published, "i")
     wanted = next(clone.folder.glob("results/purify/*badnet*fst*")).name
@@ -552,6 +554,7 @@ def test_gc_knows_what_killed_jobs_left(published):
     assert [folder.exists() for folder in left] == [True, False, False]
 
 
+@DRILL
 def test_gc_removes_nothing_where_a_link_leads(published, tmp_path):
     clone = clone_of(published, "gc-links")
     left = [
@@ -567,6 +570,7 @@ def test_gc_removes_nothing_where_a_link_leads(published, tmp_path):
     assert "0 stray artifacts, 0 removed" in told and (tmp_path / "state-3.safetensors").exists()
 
 
+@DRILL
 def test_push_refuses_other_bytes_than_the_published_ones(published):
     clone = clone_of(published, "g")
     shutil.rmtree(next(clone.folder.glob("results/evaluate/*badnet*fst*")))
@@ -579,6 +583,7 @@ def test_push_refuses_other_bytes_than_the_published_ones(published):
     assert f"{model.parent.name}/model.safetensors: differs from the published copy" in told
 
 
+@DRILL
 def test_gc_removes_nothing_when_the_remote_cannot_be_asked(published):
     clone = clone_of(published, "h")
     shutil.rmtree(next(clone.folder.glob("results/evaluate/*badnet*fst*")))
