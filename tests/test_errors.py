@@ -72,7 +72,7 @@ NAMES = {
     "none": (cell(attack="badnet+epochs=none"), "'none'", "an integer in [1, 1000000000]"),
     "key twice": (cell(defense="fst+lr=0.1+lr=0.2"), "'fst+lr=0.1+lr=0.2' sets a key twice"),
     "no value": (cell(defense="fst+alpha"), "'fst+alpha'", "name+key=value"),
-    "too short": ("results/cells/digits/digits/s0.json", "results/cells/{track}/{dataset}/{model}"),
+    "too short": ("results/cells/digits/digits/s0.json", "results/cells/{track}/[{paper}/]{dataset}/{model}"),
     "another place": ("somewhere/s0.json", "somewhere/s0.json", "results/cells/{track}"),
     "seed": (cell(seed="x"), "'sx.json' is no seed", "s0.json"),
     "negative seed": (cell(seed=-1), "'s-1.json' is no seed"),
