@@ -94,7 +94,7 @@ def uninterrupted(name: str) -> Tensors:
 
 
 @pytest.mark.parametrize("name", RUNS)
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=4)
 @given(kills=st.lists(st.integers(0, STEPS - 1), min_size=1, max_size=3))
 def test_a_run_killed_at_any_step_ends_with_the_same_bytes(name, kills):
     """Each kill comes within a step, before its batch is counted; every start finds other random numbers lying about."""
