@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from hypothesis import settings
 import forks
 from depoison.files import locked
 from depoison.plan.lock import SEEN, disagreement
+from depoison.plan.metrics import metrics_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import chain_of
+from depoison.reporting.comparison import compare
+from depoison.reporting.tables import Shown
 from depoison.share import artifacts
 
 settings.register_profile("few", deadline=None, derandomize=True, max_examples=25)
@@ -55,21 +59,27 @@ SMALL = {
     "caption": "Two attacks and two defenses",
     "dataset": "cifar10",
     "model": "resnet18",
-    "columns": [{"defense": "none", "label": "No defense"}, {"defense": "lp", "label": "LP"}],
-    "rows": [
-        {"attack": "badnet", "label": "BadNet", "rates": [0.1]},
-        {"attack": "blended", "label": "Blended", "rates": [0.1]},
-    ],
+    "axes": {
+        "rows": [
+            {"attack": "badnet", "label": "BadNet", "rates": [0.1]},
+            {"attack": "blended", "label": "Blended", "rates": [0.1]},
+        ],
+        "columns": [{"defense": "none", "label": "No defense"}, {"defense": "lp", "label": "LP"}],
+    },
+    "metrics": {"show": ["c-acc", "asr"]},
     "summary": ["average"],
 }
 
 MANY = SMALL | {
     "title": "Many",
     "caption": "Three attacks and four defenses",
-    "columns": [{"defense": name, "label": name} for name in ("none", "lp", "fe-tuning", "ft", "ft-init")],
-    "rows": [
-        {"attack": name, "label": name, "rates": [0.01, 0.005]} for name in ("badnet", "blended", "label-consistent")
-    ],
+    "axes": {
+        "rows": [
+            {"attack": name, "label": name, "rates": [0.01, 0.005]}
+            for name in ("badnet", "blended", "label-consistent")
+        ],
+        "columns": [{"defense": name, "label": name} for name in ("none", "lp", "fe-tuning", "ft", "ft-init")],
+    },
 }
 
 LONGEST = (
@@ -106,17 +116,57 @@ TABLE_9 = {
 """Labels of rows that FST's Table 9 prints a row too low, and what they are; None: the row is printed twice."""
 
 
-def printed_lines(name: str) -> list[dict[str, str]]:
-    """The lines of a published CSV of FST, without the package; of Table 9 as corrected, here by hand."""
-    with (ROOT / f"config/papers/fst/published/{name}.csv").open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
-    moved = TABLE_9 if name == "table9" else {}
-    found = []
+WIDE = ("dataset", "model", "attack", "rate", "variant", "defense", "c_acc", "asr")
+
+
+def long(*lines: str) -> str:
+    """A published CSV, from a line for each cell: its dataset, model, attack, rate, variant, defense, C-Acc and ASR."""
+    found = ["dataset,model,attack,defense,metric,value"]
     for line in lines:
-        place = line["attack"], line["rate"]
-        if (now := moved.get(place, place)) is not None:
-            found.append(line | {"attack": now[0], "rate": now[1]})
-    return found
+        dataset, model, attack, rate, variant, defense, *numbers = line.split(",")
+        name = "+".join([attack, *[f"rate={rate}"] * bool(rate), *[variant] * bool(variant)])
+        found += [
+            f"{dataset},{model},{name},{defense},{metric},{number}"
+            for metric, number in zip(("c-acc", "asr"), numbers, strict=True)
+            if number
+        ]
+    return "\n".join(found) + "\n"
+
+
+def printed_lines(name: str) -> list[dict[str, str]]:
+    """The numbers of a published CSV of FST by cell (`WIDE`), without the package; of Table 9 as corrected, here by hand."""
+    with (ROOT / f"config/papers/fst/published/{name}.csv").open(encoding="utf-8", newline="") as file:
+        numbers = list(csv.DictReader(file))
+    moved = TABLE_9 if name == "table9" else {}
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for number in numbers:
+        attack, *values = number["attack"].split("+")
+        by_key = dict(value.split("=") for value in values)
+        rate = by_key.pop("rate", "")
+        variant = "".join(f"{key}={value}" for key, value in by_key.items())
+        if (now := moved.get((attack, rate), (attack, rate))) is None:
+            continue
+        place = (number["dataset"], number["model"], now[0], "" if variant else now[1], variant, number["defense"])
+        line = found.setdefault(place, dict(zip(WIDE, place, strict=False)) | {"c_acc": "", "asr": ""})
+        line[number["metric"].replace("-", "_")] = number["value"]
+    return list(found.values())
+
+
+def lines_of(table: Any) -> list[Any]:
+    """The lines of a table, of what is there now."""
+    return Shown(table, metrics_of(ROOT)).lines()
+
+
+def comparisons_of(table: Any) -> list[Any]:
+    """The paired differences of a table, of what is there now, each by the metric's key."""
+    shown = Shown(table, metrics_of(ROOT))
+    found = compare(table, shown.read, shown.attack, shown.before)
+    return [replace(one, differences={metric.key: of for metric, of in one.differences.items()}) for one in found]
+
+
+def by_part(table: Any, line: Any) -> list[dict[str, Any]]:
+    """The numbers of a line, by column and then by metric."""
+    return [{line.numbers[j].metric: line.numbers[j] for j in at} for at in table.heads]
 
 
 def cell(

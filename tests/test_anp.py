@@ -444,17 +444,17 @@ def test_a_need_that_no_model_meets_is_refused_and_so_is_one_of_a_model(project)
 
 
 def test_a_table_shows_a_gap_where_the_model_lacks_what_a_method_needs(tiny, monkeypatch):
-    tiny.edit("config/papers/fst/small.yaml", lambda t: t["columns"].append({"defense": "anp", "label": "ANP"}))
+    tiny.edit("config/papers/fst/small.yaml", lambda t: t["axes"]["columns"].append({"defense": "anp", "label": "ANP"}))
     monkeypatch.chdir(tiny.path)
-    entries = read_table(tiny.plan(), "reports/tiny/small").entries
+    entries = read_table(tiny.plan(), "reports/tiny/small").places.values()
     assert not any(entry.gap for entry in entries)
     tiny.set("config/models/resnet18.yaml", "has", to=[])
     plan, why = tiny.plan(), "ANP needs batchnorm, which ResNet-18 lacks"
     table = read_table(plan, "reports/tiny/small")
-    for entry in table.entries:
-        excluded = entry.column.defense.name == "anp"
+    for entry in table.places.values():
+        excluded = entry.defense.name == "anp"
         assert entry.gap == (why if excluded else "") and bool(entry.cells) != excluded
-    for entry in table.entries:
+    for entry in table.places.values():
         for one in entry.cells:
             metrics = {"c_acc": 90.0, "asr": 1.0, "lcr": 1.0, "der": None}
             put_recorded(tiny / one.evaluation.product, {"metrics": metrics})

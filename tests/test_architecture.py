@@ -63,7 +63,7 @@ def test_imports_run_one_way(module):
             assert ours(module) <= {"errors", "files", "plan"}
         case "errors" | "files" | "gpu":
             assert ours(module) <= {"errors"}
-        case "data" | "models" | "rng" | "training" | "attacks" | "defenses" | "evaluation":
+        case "data" | "models" | "rng" | "training" | "attacks" | "defenses" | "evaluation" | "metrics":
             assert not ours(module) & UPPER
         case "stages":
             assert not ours(module) & {"reporting", "cli", "snakemake"}

@@ -56,6 +56,7 @@ def only(project: Project) -> None:
         if path.name != "small.yaml":
             path.unlink()
     figure = {"title": "Costs", "caption": "Costs", "kind": "tradeoff", "table": "small"}
+    figure["metrics"] = {"falls": "c-acc", "remains": "asr"}
     project.edit("config/papers/fst/figures/figure1.yaml", lambda data: data.update(figure))
     claim = {
         "says": "It falls",
@@ -320,7 +321,7 @@ def test_any_evaluation_is_percentages_or_refused(content, recorded, scratch):
     if not recorded:
         path.write_bytes(path.read_bytes() + b"\n")
     if evaluation := held(lambda: read_evaluation(path), path):
-        assert recorded and {"c_acc", "asr"} <= evaluation.metrics.keys()
+        assert recorded and evaluation.metrics
         numbers = [value for value in evaluation.metrics.values() if value is not None]
         assert all(type(value) in (int, float) and 0 <= value <= 100 for value in numbers)
 

@@ -642,7 +642,7 @@ def test_clean_label_cells_of_every_table_and_figure_find_their_images_at_every_
     reports += [read_figure(plan, target) for target in all_figures(plan) if target.startswith("reports/fst/")]
     reports += [read_figure(plan, f"reports/digits/fst/figure{number}") for number in (2, 10)]
     for report in reports:
-        cells = report.cells() if isinstance(report, Table) else [c for point in report.points for c in point.cells]
+        cells = report.cells() if isinstance(report, Table) else [c for place in report.places for c in place.cells]
         for cell in cells:
             used = {artifact.stage: artifact.spec["parameters"] for artifact in cell.evaluation.chain().values()}
             attack = make(used["poison"]["attack"])

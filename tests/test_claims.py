@@ -15,10 +15,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, job_counts, printed_lines, put_recorded
+from conftest import ROOT, Project, job_counts, long, printed_lines, put_recorded
 from depoison.errors import DepoisonError
+from depoison.metrics.mixing import mixing as mixing_of
 from depoison.plan.claims import Claims, Condition, Statistic, all_claims, is_claims, read_claims
-from depoison.plan.figures import history_of, read_figure
+from depoison.plan.figures import read_figure
+from depoison.plan.grid import Place
+from depoison.plan.kinds.epochs import history_of
+from depoison.plan.metrics import metrics_of
 from depoison.plan.plan import Plan
 from depoison.plan.tables import all_tables, read_report, read_table
 from depoison.reporting import claims as reporting
@@ -39,17 +43,18 @@ from depoison.reporting.claims import (
     verdicts,
     write_claims,
 )
-from depoison.reporting.mixing import mixing, mixing_of
+from depoison.reporting.numbers import Reader
 
 FST = "config/papers/fst/claims.yaml"
 SMALL = "config/papers/fst/small.yaml"
-PUBLISHED = """\
-dataset,model,attack,rate,variant,defense,c_acc,asr
+PUBLISHED = long(
+    *"""\
 cifar10,resnet18,badnet,0.1,,none,94.00,100
 cifar10,resnet18,badnet,0.1,,lp,92.00,10
 cifar10,resnet18,blended,0.1,,none,95.00,90
 cifar10,resnet18,blended,0.1,,lp,94.00,4
-"""
+""".splitlines()
+)
 SEEDS = [0, 1, 2]
 
 
@@ -263,7 +268,9 @@ def test_two_selections_are_joined_and_a_place_that_both_name_counts_once(here):
 
 
 def test_a_missing_method_is_left_out_and_told(here):
-    here.edit(SMALL, lambda data: data["rows"].append({"attack": "no-such", "label": "None such", "rates": [0.1]}))
+    here.edit(
+        SMALL, lambda data: data["axes"]["rows"].append({"attack": "no-such", "label": "None such", "rates": [0.1]})
+    )
     here.set(SMALL, "unimplemented", to=["no-such"])
     measure(here, {("badnet", "lp"): [1, 1, 1], ("blended", "lp"): [2, 2, 2]})
     found = judged(here)
@@ -279,7 +286,7 @@ def test_what_was_not_measured_is_left_out_and_told(here):
         evaluate(cell, c_acc=90.0, asr=None)
     found = judged(here)
     assert found.ours.state == LACKING and "has no ASR" in found.left_out[0] and "there is no cell" in found.left_out
-    assert judged(here, of="c_acc", **{"is": "> 89"}).ours.state == HOLDS
+    assert judged(here, of="c-acc", **{"is": "> 89"}).ours.state == HOLDS
 
 
 def test_tables_without_a_common_seed(here):
@@ -342,7 +349,7 @@ def test_what_is_subtracted_is_of_the_models_in_which_the_attack_took(here):
 def test_c_acc_and_undefended_models_are_testable_whether_the_attack_took_or_not(here):
     here.set("config/config.yaml", "seeds", to=[0])
     measure(here, {(attack, defense): [3.0] for attack in ("badnet", "blended") for defense in ("none", "lp")})
-    assert judged(here, of="c_acc", minus={"columns": "none"}, **{"is": "> -1"}).ours.state == HOLDS
+    assert judged(here, of="c-acc", minus={"columns": "none"}, **{"is": "> -1"}).ours.state == HOLDS
     found = judged(here, over={"table": "small", "columns": "none"}, statistic="min", **{"is": "> 90"})
     assert (found.ours.state, found.ours.value, found.untaken, found.left_out) == (FAILS, 3.0, 0, ())
 
@@ -350,7 +357,9 @@ def test_c_acc_and_undefended_models_are_testable_whether_the_attack_took_or_not
 def test_a_difference_between_models_leaves_out_both(here):
     """ASR at one rate less that at another, of which one did not take: nothing is left."""
     here.set("config/config.yaml", "seeds", to=[0])
-    here.edit(SMALL, lambda data: data.update(rows=[{"attack": "badnet", "label": "BadNet", "rates": [0.1, 0.05]}]))
+    here.edit(
+        SMALL, lambda data: data["axes"].update(rows=[{"attack": "badnet", "label": "BadNet", "rates": [0.1, 0.05]}])
+    )
     for cell in read_table(here.plan(), "reports/tiny/small").cells():
         took = "rate=0.1" in cell.name.path
         evaluate(cell, c_acc=90.0, asr={"none": 99.0 if took else 5.0}.get(cell.name.defense.name, 2.0))
@@ -391,11 +400,11 @@ def test_verdicts_come_first_and_the_summary_counts_each_kind(here):
 
 def fake_epochs(project: Project, name: str, asr: dict[str, list[float]], before: float = 100.0) -> None:
     """Histories of a figure of epochs on the track `tiny`: by line the ASR after each epoch."""
-    for point in read_figure(project.plan(), f"reports/tiny/{name}").points:
+    for point in read_figure(project.plan(), f"reports/tiny/{name}").places:
         for cell in point.cells:
             undefended = cell.evaluation.upstream["undefended"].product
             put_recorded(undefended, {"metrics": {"c_acc": 95.0, "asr": before}})
-            rows = [f"{epoch},1,1,90,{value},1,1" for epoch, value in enumerate(asr[point.line], 1)]
+            rows = [f"{epoch},1,1,90,{value},1,1" for epoch, value in enumerate(asr[point.label("line")], 1)]
             head = "epoch,loss,train_acc,c_acc,asr,lcr,images_per_second"
             put_recorded(history_of(cell), "\n".join([head, *rows]) + "\n")
 
@@ -434,20 +443,20 @@ def test_a_missing_history_is_made_by_its_figure(here):
     here.set("config/config.yaml", "seeds", to=[0])
     fake_epochs(here, "figure5", {"w/ C": [20.0], "w/o C": [80.0]})
     figure = read_figure(here.plan(), "reports/tiny/figure5")
-    Path(history_of(figure.points[0].cells[0])).unlink()
+    Path(history_of(figure.places[0].cells[0])).unlink()
     found = judged(here, over={"figure": "figure5"})
-    assert found.missing == (figure.points[0].cells[0].name.path,)
+    assert found.missing == (figure.places[0].cells[0].name.path,)
     assert found.commands == ("snakemake -- reports/tiny/figure5.png",)
 
 
 def test_claims_over_a_sweep_and_over_bars(here):
     here.set("config/config.yaml", "seeds", to=[0])
     for name in ("figure7", "figure16"):
-        for point in read_figure(here.plan(), f"reports/tiny/{name}").points:
+        for point in read_figure(here.plan(), f"reports/tiny/{name}").places:
             value = (
                 30 * point.x
                 if isinstance(point.x, float | int)
-                else {"FST-all": 1.0, "FST-last": 8.0}.get(point.line, 100.0)
+                else {"FST-all": 1.0, "FST-last": 8.0}.get(point.label("line"), 100.0)
             )
             for cell in point.cells:
                 evaluate(cell, c_acc=90.0, asr=value)
@@ -511,26 +520,29 @@ def put_embedding(path: str, rows: list[tuple[int, int, float, float]]) -> None:
     put_recorded(path, "\n".join(["index,label,backdoored,x,y", *lines]) + "\n")
 
 
+def mixed(place: Place) -> Any:
+    """What is read of a place of a t-SNE figure."""
+    return Reader().value(place, 0, metrics_of(ROOT)["mixing"])
+
+
 def test_claims_over_embeddings(here):
     figure = read_figure(here.plan(), "reports/tiny/figure4")
     target = [(0, 0, float(i), 0.0) for i in range(12)]
     others = [(3, 0, i + 0.5, 0.0) for i in range(12)]  # another class lies between, and does not count
-    for point in figure.points:
-        away = 0.25 if point.column == "No defense" else 1000.0
+    for point in figure.places:
+        away = 0.25 if point.label("column") == "No defense" else 1000.0
         put_embedding(point.artifacts[0].product, target + others + [(5, 1, i + away, 0.0) for i in range(12)])
     over = {"figure": "figure4", "columns": "FST"}
     found = judged(here, over=over, of="mixing", **{"is": "< 10"})
     assert (found.ours.state, found.ours.value, found.cells) == (HOLDS, 0.0, 1)
     found = judged(here, over=over, of="mixing", minus={"columns": "No defense"}, **{"is": "< -50"})
-    assert found.ours.state == HOLDS and found.ours.value == pytest.approx(
-        -mixing(Path(figure.points[0].artifacts[0].product), 0)
-    )
+    assert found.ours.state == HOLDS and found.ours.value == pytest.approx(-mixed(figure.places[0]))
 
 
 def test_an_embedding_that_cannot_be_read(here):
-    (point, *_) = read_figure(here.plan(), "reports/tiny/figure4").points
+    (point, *_) = read_figure(here.plan(), "reports/tiny/figure4").places
     put_embedding(point.artifacts[0].product, [])
-    assert mixing(Path(point.artifacts[0].product), 0) is None
+    assert mixed(point) is None
     put_recorded(point.artifacts[0].product, "index,label\n1,2\n")
     with pytest.raises(DepoisonError, match=r"embedding\.csv: corrupted \(.*'backdoored'.*delete .* and run again"):
         judged(here, over={"figure": "figure4"}, of="mixing")
@@ -549,7 +561,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {  # what is changed, what the line that is
     "key of a claim": ({"statistc": "max"}, "statistc:", "unknown key 'statistc'; did you mean 'statistic'?"),
     "alias": ({"is_": "< 5"}, "is_:", "unknown key 'is_'; did you mean 'is'?"),
     "missing": ({"is": None}, "it:", "claims.it.is: field required"),
-    "quantity": ({"of": "acc"}, "of:", "claims.it.of: input should be 'asr', 'c_acc' or 'mixing'"),
+    "quantity": ({"of": "acc"}, "of:", "of: unknown metric 'acc'; did you mean 'c-acc'?"),
     "table": ({"over": OVER | {"table": "smal"}}, "table:", "unknown table of fst 'smal'; did you mean 'small'?"),
     "figure": ({"over": {"figure": "figure77"}}, "figure:", "unknown figure of fst 'figure77'; did you mean 'figure7'?"),
     "neither": ({"over": {"columns": "lp"}}, "over:", "name either a `table` or a `figure`"),
@@ -571,8 +583,8 @@ FAULTS: dict[str, tuple[Any, ...]] = {  # what is changed, what the line that is
     "minus unknown": ({"minus": {"columns": "nothing"}}, "columns: nothing", "unknown column of small 'nothing'"),
     "per": ({"each": STEP | {"per": "line"}}, "per:", "per: unknown key 'line'; "),
     "per of a step": ({"each": [STEP | {"per": "row"}, STEP | {"per": "column"}]}, "per: column", "'column'; valid: row"),
-    "mixing": ({"of": "mixing"}, "of:", "`mixing` is of figures of kind tsne"),
-    "asr of an embedding": ({"over": {"figure": "figure3"}}, "of:", "`mixing` is of figures of kind tsne, `asr` and `c_acc`"),
+    "mixing": ({"of": "mixing"}, "of:", "claims.it.of: nothing there measures mixing"),
+    "time of an epoch": ({"over": {"figure": "figure5"}, "of": "seconds"}, "of:", "nothing there measures seconds"),
 }  # fmt: skip
 
 
@@ -784,7 +796,7 @@ HOSTILE = "a|b `c` *d* <script>e</script> [f](g) _h_\n| i | ~j~ \\"
 
 
 def test_hostile_words_stay_in_their_cell(here):
-    here.edit(SMALL, lambda data: data["rows"][0].update(label=HOSTILE))
+    here.edit(SMALL, lambda data: data["axes"]["rows"][0].update(label=HOSTILE))
     here.set("config/defenses/lp.yaml", "label", to=HOSTILE)
     measure(here, {("badnet", "lp"): [9, 9, 9], ("blended", "lp"): [1, 1, 1]})
     put(here, it=claim(says=HOSTILE, where=HOSTILE, why=HOSTILE, minus={"columns": "lp"}))
@@ -819,12 +831,12 @@ def test_the_page_is_current_until_something_changes(here):
     put(here, it=claim(says="Another sentence"))
     assert not current() and made_again()
     path = here / "config/papers/fst/published/small.csv"
-    path.write_text(path.read_text().replace("lp,92.00,10", "lp,92.00,11"))
+    path.write_text(path.read_text().replace("lp,asr,10", "lp,asr,11"))
     assert not current() and made_again()
     with Path("reports/tiny/claims.json").open("a") as file:
         file.write(" ")
     assert not current() and made_again()
-    Path(read_table(here.plan(), "reports/tiny/small").entries[1].cells[0].evaluation.product).unlink()
+    Path(list(read_table(here.plan(), "reports/tiny/small").places.values())[1].cells[0].evaluation.product).unlink()
     assert not current() and made_again()
 
 

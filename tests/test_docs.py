@@ -1,4 +1,4 @@
-"""The pages docs/adding-a-defense.md and docs/adding-an-attack.md, followed step by step, and what README.md shows."""
+"""The pages docs/adding-*.md, followed step by step, and what README.md shows."""
 
 from __future__ import annotations
 
@@ -59,6 +59,28 @@ def test_page_leads_to_a_cell(page, tmp_path):
         assert "Nothing to be done" in done.stdout + done.stderr and line in done.stderr.splitlines()
 
 
+@pytest.mark.pipeline
+@pytest.mark.parametrize("page", ["adding-a-metric", "adding-a-figure-kind", "adding-a-paper"])
+def test_page_leads_to_a_report(page, made):
+    """On the models that the small table has; no other file is edited."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    for file, content in re.findall(r"```\w+\n# file: (\S+)\n(.*?)```", text, re.DOTALL):
+        assert not (made / file).exists()
+        (made / file).parent.mkdir(parents=True, exist_ok=True)
+        (made / file).write_text(content, encoding="utf-8")
+    commands = re.findall(r"^(?:depoison|snakemake) .*$", text.split("\n## 3.")[1], re.MULTILINE)
+    made.depoison("lock")
+    for command in commands:
+        words = command.replace("/digits/", "/tiny/").split()
+        done = made.run(sys.executable, "-m", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    targets = words[words.index("--") + 1 :]
+    assert targets and all((made / target).stat().st_size for target in targets)
+    if targets[0].endswith(".md"):
+        table = json.loads((made / targets[0]).with_suffix(".json").read_text(encoding="utf-8"))
+        assert not table["missing"] and all(number["ours"] is not None for number in table["lines"][0]["numbers"][:2])
+
+
 def rows_below(text: str, words: str) -> list[str]:
     """The lines of the first table below some words."""
     return re.search(r"(?:^\|.*\n)+", text[text.index(words) :], re.MULTILINE)[0].splitlines()
@@ -74,8 +96,8 @@ def test_the_readme_begins_with_what_was_measured():
     assert (ROOT / "docs/demo.png").stat().st_size < 200_000
     table = rows_below(readme[picture:], "docs/measurements/demo.md")
     assert table == rows_below(measured["demo"], "| Attack |")
-    columns = read_table(Plan(ROOT), "reports/demo/overview").columns
-    assert [cell.split("<")[0].strip() for cell in table[0].split("|")[3:-1]] == [column.title for column in columns]
+    columns = dict.fromkeys(column.title for column in read_table(Plan(ROOT), "reports/demo/overview").columns)
+    assert [cell.split("<")[0].strip() for cell in table[0].split("|")[3:-1]] == list(columns)
     second = rows_below(readme, "docs/measurements/cifar10-cpu.md")
     assert len({line.count("|") for line in second}) == 1
     photographs = re.findall(r"\d+\.\d+", "\n".join(second))

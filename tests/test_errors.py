@@ -196,18 +196,18 @@ FILES: dict[str, tuple[Any, ...]] = {
     "track's dataset": (put(TRACK, "replace", "datasets", to={"*": "digit"}), f"{TRACK}:", "'digit'; did you mean 'digits'?"),
     "key of a table": (put(TABLE, "sumary", to=[]), TABLE, "'sumary'; did you mean 'summary'?"),
     "key of a row": (replaced(TABLE, "rates: [0.003]", "rates: [0.003], lable: x"), f"{TABLE}:", "'lable'", "'label'"),
-    "key of a column": (replaced(TABLE, "label: FST", "label: FST, sett: {}"), f"{TABLE}:", "'sett'", "'set'"),
-    "value of a column": (replaced(TABLE, "label: FST", "label: FST, set: {alfa: 1}"), "'alfa'; did you mean 'alpha'?"),
-    "grid of a column": (replaced(TABLE, "label: FST", "label: FST, grid: lr"), "unknown grid of fst 'lr'"),
-    "rate of a row": (replaced(TABLE, "[0.003]", "[often]"), f"{TABLE}:", "rows.6.rates.0", "number"),
+    "key of a column": (replaced(TABLE, "label: FST}", "label: FST, metrc: asr}"), f"{TABLE}:", "'metrc'", "'metric'"),
+    "value of a column": (replaced(TABLE, "defense: fst,", "defense: fst+alfa=1,"), f"{TABLE}:23", "'alfa'; did you mean"),
+    "grid of a column": (replaced(TABLE, "label: FST}", "label: FST, each: {defense: lr}}"), "unknown grid of fst 'lr'"),
+    "rate of a row": (replaced(TABLE, "[0.003]", "[often]"), f"{TABLE}:", "axes.rows.6.rates.0", "number"),
     "summary of a table": (put(TABLE, "summary", to=["median"]), f"{TABLE}:", "average", "standard-deviation"),
     "published numbers": (put(TABLE, "published", to="published/table99.csv"), "table99.csv"),
     "a number that is none": (
-        replaced("config/papers/fst/published/table2.csv", "93.17,0.00", "93.17,zero"),
+        replaced("config/papers/fst/published/table2.csv", "fst,asr,0.00", "fst,asr,zero"),
         "published/table2.csv",
     ),
-    "defense of a column": (replaced(TABLE, "defense: ft-sam", "defense: ft-sm"), f"{TABLE}:10", "did you mean 'ft-sam'?"),
-    "attack of a row": (replaced(TABLE, "attack: badnet", "attack: badnett"), f"{TABLE}:16", "did you mean 'badnet'?"),
+    "defense of a column": (replaced(TABLE, "defense: ft-sam", "defense: ft-sm"), f"{TABLE}:19", "did you mean 'ft-sam'?"),
+    "attack of a row": (replaced(TABLE, "attack: badnet", "attack: badnett"), f"{TABLE}:8", "did you mean 'badnet'?"),
     "model of a table": (put(TABLE, "model", to="resnet81"), f"{TABLE}:", "'resnet81'; did you mean 'resnet18'?"),
     "method of a figure": (replaced(FIGURE, "defense: ft-sam", "defense: ft-sm"), f"{FIGURE}:14", "did you mean 'ft-sam'?"),
     "a source that is none": (put(DIGITS, "values", "source", to="download"), "unknown source 'download'"),
@@ -347,7 +347,10 @@ def test_what_does_not_hang_on_a_failed_job_goes_on_and_the_end_says_what_is_mis
     columns = [{"defense": name, "label": name} for name in ("none", "ft", "lp")]
     rows = [{"attack": name, "label": name, "rates": [0.1]} for name in ("badnet", "sig")]
     rows[1]["rates"] = [0.2]
-    made.edit("config/papers/fst/broken.yaml", lambda table: table.update(SMALL | {"columns": columns, "rows": rows}))
+    made.edit(
+        "config/papers/fst/broken.yaml",
+        lambda table: table.update(SMALL | {"axes": {"rows": rows, "columns": columns}}),
+    )
     whole = [tiny_cell(defense=f"lp+lr={lr}") for lr in (0.5, 0.25, 0.125)]
     done = made.run(sys.executable, "-m", *command, "reports/tiny/broken.md", *whole)
     assert done.returncode == 1 and "Traceback" not in done.stderr

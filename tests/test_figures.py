@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save
 import small
 from conftest import ROOT, Project, job_counts, printed_lines, put_recorded
 from depoison.errors import DepoisonError
-from depoison.plan.figures import Figure, all_figures, history_of, read_figure, read_page
+from depoison.plan.figures import Figure, all_figures, read_figure, read_page
+from depoison.plan.kinds.epochs import history_of
 from depoison.plan.plan import Plan
 from depoison.reporting.figures import bars, examples, sweep
 from depoison.reporting.figures.examples import amplification
@@ -49,8 +50,8 @@ def test_a_papers_figure_is_planned(name, track):
     figure = read_figure(plan, f"reports/{track}{name}.png")
     assert figure.target == f"reports/{track}{name}"
     assert figure.name == name and figure.track == (track.rstrip("/") or "paper")
-    assert {point.dataset for point in figure.points} == ({"digits"} if track else {p.dataset for p in figure.points})
-    for point in figure.points:
+    assert {point.dataset for point in figure.places} == ({"digits"} if track else {p.dataset for p in figure.places})
+    for point in figure.places:
         assert bool(point.gap) != bool(point.cells)
         missing = [n for kind, n in (("attack", point.attack.name), ("defense", point.defense.name), ("model", point.model))
                    if n not in plan.configuration.names(kind)]  # fmt: skip
@@ -59,21 +60,23 @@ def test_a_papers_figure_is_planned(name, track):
 
 
 def values_of(figure: Figure, line: str, column: str) -> list[Any]:
-    return [point.x for point in figure.points if (point.line, point.column) == (line, column)]
+    return [point.x for point in figure.places if (point.label("line"), point.label("column")) == (line, column)]
 
 
 def test_figure_2_sweeps_the_poisoning_rate():
     figure = read_figure(Plan(ROOT), "reports/figure2")
-    assert len(figure.points) == (3 * 5 + 4) * 7
+    assert len(figure.places) == (3 * 5 + 4) * 7
     assert values_of(figure, "LP, lr 0.5", "Blended") == [0.005, 0.01, 0.05, 0.1, 0.2]
     assert values_of(figure, "LP, lr 0.5", "LC") == [0.005, 0.01, 0.05, 0.1]
-    (point,) = (p for p in figure.points if (p.line, p.column, p.x) == ("LP, lr 0.5", "Blended", 0.05))
+    (point,) = (
+        p for p in figure.places if (p.label("line"), p.label("column"), p.x) == ("LP, lr 0.5", "Blended", 0.05)
+    )
     (cell,) = point.cells
     assert cell.name.path == "results/cells/paper/cifar10/resnet18/blended+rate=0.05/lp+lr=0.5/s0.json"
 
 
 def test_figure_6_asks_for_histories_at_every_epoch():
-    for point in read_figure(Plan(ROOT), "reports/digits/figure6").points:
+    for point in read_figure(Plan(ROOT), "reports/digits/figure6").places:
         for cell in point.cells:
             assert cell.settings["defense"]["evaluate_every"][-1].value == 1
             budget = 16 if point.defense.name == "fst" else 25  # the track's
@@ -84,11 +87,11 @@ def test_what_is_measured_and_what_is_swept_win_over_a_track(tiny):
     """Else there would be no history, and one point in place of all; of everything else the track's budget wins."""
     tiny.set("config/tracks/tiny.yaml", "tuning", to={"evaluate_every": 0, "lr": 0.5, "epochs": 3})
     put(tiny, "figure6", lines=[{"label": "LP", "defense": "lp+lr=0.7+epochs=9"}])
-    (point, *_) = read_figure(tiny.plan(), "reports/tiny/figure6").points
+    (point, *_) = read_figure(tiny.plan(), "reports/tiny/figure6").places
     assert str(point.defense) == "lp+evaluate_every=1"
     swept = {"defense": "lr", "label": "x", "values": [0.1, 0.2]}
     put(tiny, "figure2", columns=[{"attack": "badnet"}], lines=[{"defense": "lp+lr=0.7+epochs=9"}], x=swept)
-    assert [str(p.defense) for p in read_figure(tiny.plan(), "reports/tiny/figure2").points] == [
+    assert [str(p.defense) for p in read_figure(tiny.plan(), "reports/tiny/figure2").places] == [
         "lp+lr=0.1",
         "lp+lr=0.2",
     ]
@@ -103,7 +106,7 @@ def test_what_a_track_makes_the_same_is_drawn_once():
 
 
 def test_a_part_may_be_without_an_attack():
-    shown = {(p.dataset, p.attack.name) for p in read_figure(Plan(ROOT), "reports/figure10").points}
+    shown = {(p.dataset, p.attack.name) for p in read_figure(Plan(ROOT), "reports/figure10").places}
     assert ("cifar10", "label-consistent") in shown and ("gtsrb", "badnet") in shown
     assert ("gtsrb", "label-consistent") not in shown
 
@@ -114,7 +117,7 @@ def test_a_missing_method_is_a_gap(project):
         read_figure(project.plan(), "reports/digits/figure7")
     put(project, "figure7", unimplemented=["blended"])
     figure = read_figure(project.plan(), "reports/digits/figure7")
-    gaps = {point.line: point.gap for point in figure.points}
+    gaps = {point.label("line"): point.gap for point in figure.places}
     assert gaps == dict.fromkeys(["BadNet, 5%", "BadNet, 1%"], "") | dict.fromkeys(
         ["Blended, 5%", "Blended, 1%"], "the attack blended"
     )
@@ -122,9 +125,12 @@ def test_a_missing_method_is_a_gap(project):
 
 
 def put(project: Project, name: str, **changes: Any) -> None:
-    """Change a figure's file; None removes a key."""
+    """Change a figure's file, its axes, too; None removes a key."""
 
     def change(data: dict[str, Any]) -> None:
+        for axis in ("rows", "columns", "lines", "groups", "x"):
+            if axis in changes:
+                data["axes"] = data.get("axes", {}) | {axis: changes.pop(axis)}
         data |= {key: value for key, value in changes.items() if value is not None}
         for key in [key for key, value in changes.items() if value is None]:
             data.pop(key, None)
@@ -137,20 +143,20 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "kind": ("figure7", "kind: sweep", "kind: sweeep", f"{SWEEP}:3", "unknown kind 'sweeep'; did you mean 'sweep'?", "tsne"),
     "key": ("figure7", "title:", "titel: x\ntitle:", f"{SWEEP}:1", "unknown key 'titel'; did you mean 'title'?"),
     "key of a kind": ("figure7", "title:", "perplexity: 5\ntitle:", f"{SWEEP}:1", "'perplexity'"),
-    "key of a part": ("figure7", "attack: badnet+rate=0.05}", "atack: badnet+rate=0.05}", f"{SWEEP}:12", "'atack'"),
-    "key of an axis": ("figure7", "values: [0,", "valuse: [0,", f"{SWEEP}:8", "x"),
+    "key of a part": ("figure7", "attack: badnet+rate=0.05}", "atack: badnet+rate=0.05}", f"{SWEEP}:13", "'atack'"),
+    "key of an axis": ("figure7", "values: [0,", "valuse: [0,", f"{SWEEP}:9", "x"),
     "number": ("figure3", "per_row: 3", "per_row: 0", f"{TSNE}:7", "per_row", "greater than or equal to 1"),
     "hyper-parameter": ("figure7", "defense: fst", "defense: fst+alfa=1", f"{SWEEP}:6", "'alfa'; did you mean 'alpha'?"),
-    "value": ("figure7", "badnet+rate=0.05", "badnet+rate=5", f"{SWEEP}:12: badnet+rate: '5' is not valid", "(0, 1)"),
-    "swept": ("figure7", "{defense: alpha,", "{defense: alfa,", f"{SWEEP}:8", "'alfa'; did you mean 'alpha'?"),
-    "swept value": ("figure7", "values: [0,", "values: [-1,", f"{SWEEP}:8", "'-1' is not valid"),
+    "value": ("figure7", "badnet+rate=0.05", "badnet+rate=5", f"{SWEEP}:13: badnet+rate: '5' is not valid", "(0, 1)"),
+    "swept": ("figure7", "{defense: alpha,", "{defense: alfa,", f"{SWEEP}:9", "'alfa'; did you mean 'alpha'?"),
+    "swept value": ("figure7", "values: [0,", "values: [-1,", f"{SWEEP}:9", "'-1' is not valid"),
     "above the reserve": ("figure7", "0.02]", "0.2]", SWEEP, "tuning_ratio 0.2", "the maximum is 0.1"),
-    "two axes": ("figure7", "{defense: alpha,", "{defense: alpha, attack: rate,", f"{SWEEP}:8", "one hyper-parameter"),
-    "form": ("figure7", "attack: badnet+rate=0.05", "attack: badnet+rate", f"{SWEEP}:12", "name+key=value"),
-    "no attack": ("figure7", "attack: badnet+rate=0.05", "attack: +rate=0.05", f"{SWEEP}:12", "no part names the attack"),
-    "no axis": ("figure2", "x: {attack: rate, label: Poisoning", "#", f"{FOLDER}/figure2.yaml:8", "no x axis"),
+    "two axes": ("figure7", "{defense: alpha,", "{defense: alpha, attack: rate,", f"{SWEEP}:9", "one hyper-parameter"),
+    "form": ("figure7", "attack: badnet+rate=0.05", "attack: badnet+rate", f"{SWEEP}:13", "name+key=value"),
+    "no attack": ("figure7", "attack: badnet+rate=0.05", "attack: +rate=0.05", f"{SWEEP}:13", "no part names the attack"),
+    "no axis": ("figure2", "x: {attack: rate, label: Poisoning", "#", f"{FOLDER}/figure2.yaml:9", "no x axis"),
     "dataset": ("figure7", "cifar10", "cifar11", f"{SWEEP}:4", "unknown dataset 'cifar11'; did you mean 'cifar10'?"),
-    "label twice": ("figure7", '"BadNet, 1%"', '"BadNet, 5%"', f"{SWEEP}:13", "'BadNet, 5%' stands twice"),
+    "label twice": ("figure7", '"BadNet, 1%"', '"BadNet, 5%"', f"{SWEEP}:14", "'BadNet, 5%' stands twice"),
     "no epochs": ("figure6", "defense: fst}", "defense: none}", f"{FOLDER}/figure6.yaml:18", "'evaluate_every'"),
 }  # fmt: skip
 
@@ -210,7 +216,7 @@ def metrics_of(cell: Any) -> dict[str, float]:
 
 def fake(figure: Figure) -> None:
     """Artifacts in place of computed ones."""
-    for point in figure.points:
+    for point in figure.places:
         for cell in point.cells:
             for artifact in cell.evaluation.chain().values():
                 if artifact is cell.evaluation:
@@ -252,12 +258,13 @@ def made(project: Project, name: str) -> tuple[Figure, list[dict[str, str]]]:
 @pytest.mark.parametrize("name", ["figure2", "figure7", "figure8"])
 def test_numbers_from_evaluations(name, drawn):
     figure, rows = made(drawn, name)
-    assert len(rows) == 2 * len(figure.points)
+    assert len(rows) == 2 * len(figure.places)
     for row in rows:
         (point,) = (
             p
-            for p in figure.points
-            if [p.row, p.column, p.line, str(p.x)] == [row[k] for k in ("row", "column", "line", "x")]
+            for p in figure.places
+            if [p.label("row"), p.label("column"), p.label("line"), str(p.x)]
+            == [row[k] for k in ("row", "column", "line", "x")]
         )
         if point.gap:
             assert row["mean"] == "" and row["gap"] == point.gap
@@ -272,7 +279,7 @@ def test_several_seeds_have_a_mean_and_an_interval(drawn):
     drawn.set("config/config.yaml", "seeds", to=[0, 1, 2])
     figure, rows = made(drawn, "figure8")
     row, *_ = (row for row in rows if row["metric"] == "c_acc")
-    (point, *_) = (point for point in figure.points if point.line == row["line"] and point.x == row["x"])
+    (point, *_) = (point for point in figure.places if point.label("line") == row["line"] and point.x == row["x"])
     assert [cell.name.seed for cell in point.cells] == [0, 1, 2] and row["seeds"] == "0 1 2"
     assert float(row["mean"]) == pytest.approx(metrics_of(point.cells[1])["c_acc"])
     assert float(row["interval95"]) == pytest.approx(4.302653 / 3**0.5, rel=1e-5)  # Student's t, 2 degrees of freedom
@@ -281,7 +288,7 @@ def test_several_seeds_have_a_mean_and_an_interval(drawn):
 def test_curves_over_epochs_begin_at_the_undefended_model(drawn):
     drawn.set("config/config.yaml", "seeds", to=[1, 3])
     figure, rows = made(drawn, "figure5")
-    assert len(rows) == len(figure.points) * 2 * 3  # metrics, epochs
+    assert len(rows) == len(figure.places) * 2 * 3  # metrics, epochs
     curve = [row for row in rows if (row["column"], row["line"]) == ("Blended, 1%", "w/o C")]
     found = {
         metric: [(row["x"], float(row["mean"])) for row in curve if row["metric"] == metric]
@@ -294,7 +301,7 @@ def test_curves_over_epochs_begin_at_the_undefended_model(drawn):
 
 def test_a_broken_history_is_named(drawn):
     figure, _ = made(drawn, "figure5")
-    path = Path(history_of(figure.points[0].cells[0]))
+    path = Path(history_of(figure.places[0].cells[0]))
     path.write_text("epoch,loss\n1,x\n")
     with pytest.raises(DepoisonError, match=f"{path}: corrupted"):
         render_figure(figure)
@@ -306,20 +313,20 @@ def test_a_broken_history_is_named(drawn):
 
 def test_points_of_an_embedding(drawn):
     figure, rows = made(drawn, "figure3")
-    assert [point.cells[0].name.seed for point in figure.points] == [0] * 6
-    for point in figure.points:
-        shown = [row for row in rows if row["column"] == point.column]
+    assert [point.cells[0].name.seed for point in figure.places] == [0] * 6
+    for point in figure.places:
+        shown = [row for row in rows if row["column"] == point.label("column")]
         with open(point.artifacts[0].product) as lines:
             expected = list(csv.DictReader(lines))
         assert [{key: row[key] for key in expected[0]} for row in shown] == expected
-        assert {row["asr"] for row in shown} == {str(metrics_of(point.cells[0])["asr"])}
+        assert {row["success"] for row in shown} == {str(metrics_of(point.cells[0])["asr"])}
         assert {row["target"] for row in shown} == {"0"}
 
 
 def test_numbers_of_example_images(drawn):
     figure, rows = made(drawn, "figure9")
     assert [row["column"] for row in rows] == ["BadNet", "Blended", "WaNet", "SIG", "SSBA", "LC"]
-    for row, point in zip(rows, figure.points, strict=True):
+    for row, point in zip(rows, figure.places, strict=True):
         if not point.gap:
             assert (row["index"], row["largest"], row["mean"], row["amplified"]) == ("5", "7", "7.0", "18")
             assert row["pixels"] == point.artifacts[0].product
@@ -344,8 +351,8 @@ def printed_bars(model: str) -> dict[tuple[str, str, str], str]:
 
 @pytest.mark.parametrize("model", TABLE_OF)
 def test_figure_8_has_the_printed_numbers_of_its_tables(model):
-    points = [p for p in read_figure(Plan(ROOT), "reports/figure8").points if p.model == model]
-    found = {(p.line, p.x, metric): texts for p in points for metric, texts in p.published.items()}
+    points = [p for p in read_figure(Plan(ROOT), "reports/figure8").places if p.model == model]
+    found = {(p.label("line"), p.x, m.replace("-", "_")): texts for p in points for m, texts in p.published.items()}
     assert found == {place: (text,) for place, text in printed_bars(model).items()} and len(found) == 24
 
 
@@ -388,7 +395,7 @@ def test_bars_without_printed_numbers_have_no_ticks(drawn):
 
 def test_a_printed_number_is_of_no_hyper_parameter(drawn):
     put(drawn, "figure8", lines=[{"label": "FST", "defense": "fst+alpha=0.1"}])
-    assert not any(point.published for point in read_figure(drawn.plan(), "reports/paper/figure8").points)
+    assert not any(point.published for point in read_figure(drawn.plan(), "reports/paper/figure8").places)
     put(drawn, "figure8", published=["../published/table99.csv"])
     with pytest.raises(DepoisonError, match=r"published/table99\.csv: not readable"):
         read_figure(drawn.plan(), "reports/paper/figure8")
@@ -487,7 +494,7 @@ def test_the_same_numbers_make_the_same_bytes_in_another_process(drawn):
 
 
 def other_number(project: Project, figure: Figure) -> None:
-    put_recorded(figure.points[0].cells[0].evaluation.product, {"metrics": {"c_acc": 1.0, "asr": 2.0}})
+    put_recorded(figure.places[0].cells[0].evaluation.product, {"metrics": {"c_acc": 1.0, "asr": 2.0}})
 
 
 def by_hand(project: Project, figure: Figure) -> None:
@@ -506,7 +513,7 @@ def anothers_picture(project: Project, figure: Figure) -> None:
         by_hand,
         anothers_picture,
         lambda project, figure: Path(f"{figure.target}.pdf").unlink(),
-        lambda project, figure: Path(figure.points[0].cells[0].evaluation.product).unlink(),
+        lambda project, figure: Path(figure.places[0].cells[0].evaluation.product).unlink(),
         lambda project, figure: put(project, "figure8", caption="Another"),
         lambda project, figure: project.set("config/models/resnet18.yaml", "label", to="Another"),
         lambda project, figure: put(project, "figure8", metrics=["asr"]),
@@ -595,7 +602,7 @@ def test_an_embedding_that_cannot_be(features, words):
 
 def stage_of(project: Project, name: str, line: str) -> Any:
     figure = read_figure(project.plan(), f"reports/tiny/{name}")
-    return figure, next(point.artifacts[0] for point in figure.points if point.column == line)
+    return figure, next(point.artifacts[0] for point in figure.places if point.label("column") == line)
 
 
 @pytest.fixture
@@ -674,11 +681,12 @@ def test_a_clean_model_has_no_example(trained):
 # --- the real Snakefile ------------------------------------------------------------------------------------------
 
 SMALL = {
-    "figure90": {"kind": "epochs", "columns": [{"attack": "badnet+rate=0.1"}, {"attack": "anything"}],
-                 "unimplemented": ["anything"], "lines": [{"label": "LP", "defense": "lp"}]},
+    "figure90": {"kind": "epochs", "metrics": ["c-acc", "asr"], "unimplemented": ["anything"],
+                 "axes": {"columns": [{"attack": "badnet+rate=0.1"}, {"attack": "anything"}],
+                          "lines": [{"label": "LP", "defense": "lp"}]}},
     "figure91": {"kind": "tsne", "attack": "badnet+rate=0.1",
-                 "columns": [{"label": "before", "defense": "none"}, {"label": "after", "defense": "lp"}]},
-    "figure92": {"kind": "examples", "columns": [{"attack": "badnet+rate=0.1"}]},
+                 "axes": {"columns": [{"label": "before", "defense": "none"}, {"label": "after", "defense": "lp"}]}},
+    "figure92": {"kind": "examples", "axes": {"columns": [{"attack": "badnet+rate=0.1"}]}},
 }  # fmt: skip
 
 
@@ -712,7 +720,7 @@ def test_figures_through_snakemake(made_):
     assert {row["gap"] for row in rows} == {"", "the attack anything"}
     last = [row for row in rows if row["x"] == "1" and row["metric"] == "c_acc"]
     plan = made_.plan()
-    (cell,) = read_figure(plan, "reports/tiny/fst/figure90").points[0].cells
+    (cell,) = read_figure(plan, "reports/tiny/fst/figure90").places[0].cells
     metrics = json.loads((made_ / cell.evaluation.product).read_text())["metrics"]
     assert float(last[0]["mean"]) == metrics["c_acc"]  # the history ends with what the evaluation finds
 

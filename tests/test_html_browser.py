@@ -36,7 +36,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = Project(tmp_path_factory.mktemp("browser") / "project")
     shutil.rmtree(project / "config/papers/purification")
     project.edit(
-        "config/papers/fst/table1.yaml", lambda data: data["columns"].append({"defense": "later", "label": "Later"})
+        "config/papers/fst/table1.yaml",
+        lambda data: data["axes"]["columns"].append({"defense": "later", "label": "Later"}),
     )
     project.set("config/papers/fst/table1.yaml", "unimplemented", to=["later"])
     with pytest.MonkeyPatch.context() as patch:
@@ -236,7 +237,11 @@ def test_how_a_purification_went(page):
     entry = data["entries"][int(page.run("return document.querySelector('#fst-table1 tbody tr').cells[18].dataset.e"))]
     cell = data["cells"][entry["cells"][0]]
     assert entry["column"] == "FT-init"
-    expected = [(f"c-{key}", end[key]) for key in ("c_acc", "asr") for end in (cell["before"], cell["metrics"])]
+    expected = [
+        (color, end[key])
+        for key, color in (("c_acc", "c-1"), ("asr", "c-2"))
+        for end in (cell["before"], cell["metrics"])
+    ]
     assert [kind for kind, *_ in found] == [kind for kind, _ in expected]
     assert [94 - 0.88 * value for _, value in expected] == pytest.approx([y for *_, y in found])
     assert found[0][1] < found[1][1] and found[0][1] == found[2][1] and found[1][1] == found[3][1]
@@ -262,7 +267,7 @@ def test_der_and_lcr_on_request(page):
     page.click("[name=metric][value=c_acc]")
     assert page.ask(shown) == 24
     # The heads stand above their columns.
-    head = "document.querySelector('#fst-table2 thead [data-span]').getBoundingClientRect()"
+    head = "document.querySelector('#fst-table2 thead [data-over]').getBoundingClientRect()"
     widths = page.ask("['asr', 'der', 'lcr'].map((m) => document.querySelector(`#fst-table2 td.m-${m}`).offsetWidth)")
     assert page.ask(f"{head}.width") == pytest.approx(sum(widths), abs=3)
 

@@ -151,13 +151,15 @@ def mini(project: Project, label: str | None = None) -> Project:
     def change(data: dict[str, Any]) -> None:
         data |= {
             "title": "Few", "caption": "Two attacks", "dataset": "cifar10", "model": "resnet18", "summary": ["average"],
-            "columns": [{"defense": name, "label": name.upper()} for name in ("none", "lp", "ft", "ft-init", "fst")],
-            "rows": [{"attack": name, "label": name, "rates": [0.1]} for name in ("badnet", "blended")],
-            "compare": [["fst", "ft"]],
+            "axes": {
+                "rows": [{"attack": name, "label": name, "rates": [0.1]} for name in ("badnet", "blended")],
+                "columns": [{"defense": name, "label": name.upper()} for name in ("none", "lp", "ft", "ft-init", "fst")],
+            },
+            "metrics": {"show": ["c-acc", "asr"]}, "compare": [["fst", "ft"]],
         }  # fmt: skip
         if label is not None:
             data |= {"title": label, "caption": label}
-            for item in data["rows"] + data["columns"]:
+            for item in data["axes"]["rows"] + data["axes"]["columns"]:
                 item["label"] = label
 
     project.edit(f"{MINI}/table1.yaml", change)
@@ -214,8 +216,9 @@ def test_the_source_has_all_that_the_paper_has(paper):
 @pytest.mark.parametrize(("columns", "page", "parts"), [(2, "portrait", 1), (8, "landscape", 1), (30, "landscape", 3)])
 def test_wide_tables_are_turned_and_then_cut(columns, page, parts, paper):
     def change(data: dict[str, Any]) -> None:
-        grid = [{"defense": "lp", "label": f"LP {i}", "set": {"lr": 0.1 + i / 100}} for i in range(columns)]
-        data |= {"columns": grid, "compare": []}
+        grid = [{"defense": f"lp+lr={0.1 + i / 100}", "label": f"LP {i}"} for i in range(columns)]
+        data["axes"]["columns"] = grid
+        data["compare"] = []
 
     paper.edit(f"{MINI}/table1.yaml", change)
     plan = paper.plan()
@@ -323,12 +326,13 @@ def _end(tokens: list[Any], start: int) -> int:
 def test_no_name_breaks_a_picture(label, kind, tiny, monkeypatch):
     monkeypatch.chdir(tiny.path)
     part = {"attack": "badnet", "defense": "lp", "label": label}
-    data = {"title": label, "caption": label, "kind": kind, "dataset": "cifar10", "model": "resnet18", "rows": [part],
-            "columns": [part], "lines": [part, {"defense": "ft", "label": f"_{label}"}]}  # fmt: skip
+    data = {"title": label, "caption": label, "kind": kind, "dataset": "cifar10", "model": "resnet18",
+            "axes": {"rows": [part], "columns": [part], "lines": [part, {"defense": "ft", "label": f"_{label}"}]},
+            "metrics": ["c-acc", "asr"]}  # fmt: skip
     if kind == "bars":
-        data["groups"] = [part]
+        data["axes"]["groups"] = [part]
     else:
-        data["x"] = {"attack": "rate", "label": label, "values": [0.1, 0.2], "scale": "log"}
+        data["axes"]["x"] = {"attack": "rate", "label": label, "values": [0.1, 0.2], "scale": "log"}
     path = tiny / "config/papers/fst/figures/figure2.yaml"
     path.write_text(yaml.safe_dump(data))
     figure = read_figure(tiny.plan(), "reports/tiny/figure2")
@@ -379,8 +383,7 @@ def test_the_document_compiles_and_nothing_sticks_out(paper, tmp_path):
     assert "MINI, Table 1: Few" in text and "References" in text and "Reproducibility" in text
     table = json.loads(render(paper.plan(), read_table(paper.plan(), "reports/tiny/mini/table1"))[".json"])
     for line in table["lines"]:
-        for column in line["figures"]:
-            assert f"{column['c_acc']['ours']:.2f}" in text and f"{column['asr']['ours']:.2f}" in text
+        assert all(f"{number['ours']:.2f}" in text for number in line["numbers"])
     assert overfull(paper / "reports/tiny/mini/paper.tex", tmp_path) == []
     assert cut_off(pdf, tmp_path) == []
     assert paper_is_current(paper.plan(), read_paper(paper.plan(), "reports/tiny/mini/paper"))

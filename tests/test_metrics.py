@@ -16,15 +16,10 @@ from torch import nn
 from depoison.artifacts import load_tensors
 from depoison.attacks.base import Attack, Poisoning
 from depoison.errors import DepoisonError
-from depoison.evaluation.metrics import (
-    NO_LABEL,
-    attack_success_rate,
-    clean_accuracy,
-    defense_effectiveness_rating,
-    label_correction_rate,
-    predict,
-)
+from depoison.evaluation.metrics import NO_LABEL, predict
 from depoison.files import read_json
+from depoison.metrics import measure
+from depoison.metrics.der import der
 from depoison.models.classifier import Classifier
 from depoison.stages.inputs import Dataset, read_dataset, read_model
 from depoison.stages.measure import Test
@@ -156,8 +151,23 @@ RATES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, ma
 def test_rates_are_percent_of_the_images_where_two_labels_agree(pairs):
     first, second = (torch.tensor(values) for values in zip(*pairs, strict=True))
     agree = Fraction(100 * sum(a == b for a, b in pairs), len(pairs))
-    for rate in (clean_accuracy, attack_success_rate, label_correction_rate):
-        assert rate(first, second) == pytest.approx(float(agree), abs=1e-9)
+    seen = {"clean": first, "labels": second, "triggered": first, "goals": second, "truth": second}
+    found, counts = measure(("lcr", "asr", "c-acc"), seen)
+    assert found == pytest.approx(dict.fromkeys(("lcr", "asr", "c_acc"), float(agree)), abs=1e-9)
+    assert counts == dict.fromkeys(("lcr", "asr", "c_acc"), len(pairs)) and list(found) == ["lcr", "asr", "c_acc"]
+
+
+def test_a_metric_looks_at_others_whatever_the_order():
+    labels = torch.tensor([0, 1, 2, 3])
+    seen = {"clean": labels, "labels": labels, "triggered": labels + 1, "goals": labels, "truth": labels}
+    before = {f"{key}_before": value for key, value in {"c_acc": 100.0, "asr": 80.0, "der": None}.items()}
+    found, counts = measure(("der", "asr", "c-acc"), seen | before)
+    assert found == {"der": 90.0, "asr": 0.0, "c_acc": 100.0} and counts == {"asr": 4, "c_acc": 4}
+    assert measure(("der", "asr", "c-acc"), seen | before | {"asr_before": None})[0]["der"] is None
+    clean = seen | before | dict.fromkeys(("triggered", "goals", "truth"))
+    assert measure(("der", "asr", "c-acc"), clean) == ({"der": None, "asr": None, "c_acc": 100.0}, {"c_acc": 4})
+    with pytest.raises(DepoisonError, match="unknown parameter of the metric asr 'triggered'; .*valid: clean, labels"):
+        measure(("asr",), {"clean": labels, "labels": labels})
 
 
 # DER
@@ -178,7 +188,7 @@ def test_rates_are_percent_of_the_images_where_two_labels_agree(pairs):
     ],
 )
 def test_der_by_hand(c_acc, asr, c_acc_before, asr_before, expected):
-    assert defense_effectiveness_rating(c_acc, asr, c_acc_before, asr_before) == pytest.approx(expected, abs=1e-9)
+    assert der(c_acc, asr, c_acc_before, asr_before) == pytest.approx(expected, abs=1e-9)
 
 
 PERCENT = st.integers(0, 10_000).map(lambda n: Fraction(n, 100))
@@ -189,7 +199,7 @@ PERCENT = st.integers(0, 10_000).map(lambda n: Fraction(n, 100))
 def test_der_is_the_formula_over_fractions(c_acc, asr, c_acc_before, asr_before):
     fall_of_asr, fall_of_c_acc = (asr_before - asr) / 100, (c_acc_before - c_acc) / 100
     expected = (max(Fraction(0), fall_of_asr) - max(Fraction(0), fall_of_c_acc) + 1) / 2
-    found = defense_effectiveness_rating(float(c_acc), float(asr), float(c_acc_before), float(asr_before))
+    found = der(float(c_acc), float(asr), float(c_acc_before), float(asr_before))
     assert found == pytest.approx(float(100 * expected), abs=1e-9) and 0 <= found <= 100
 
 

@@ -11,26 +11,25 @@ import numpy as np
 import pytest
 import yaml
 
-from conftest import ROOT, Project, printed_lines
+from conftest import ROOT, Project, long, printed_lines
 from depoison.errors import DepoisonError
+from depoison.plan.metrics import metrics_of
 from depoison.plan.plan import Plan
 from depoison.plan.published import Key, Published, read_published
 from depoison.plan.tables import read_table
 from depoison.reporting.papers import errata
 
-HEADER = "dataset,model,attack,rate,variant,defense,c_acc,asr"
-
 
 @pytest.fixture
 def alone(tmp_path: Path) -> Project:
-    """A project of which there is nothing but what a test puts there: the check of papers needs no more."""
-    return Project(tmp_path / "project", parts=())
+    """A project of which there are metrics and what a test puts there: the check of papers needs no more."""
+    return Project(tmp_path / "project", parts=("config/metrics", "workflow/depoison/metrics"))
 
 
 def paper(project: Project, *rows: str, table: str = "table1") -> None:
     folder = project / "config/papers/one/published"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{table}.csv").write_text("\n".join([HEADER, *(f"cifar10,resnet18,{row}" for row in rows)]) + "\n")
+    (folder / f"{table}.csv").write_text(long(*(f"cifar10,resnet18,{row}" for row in rows)))
 
 
 def section(project: Project, title: str) -> list[str]:
@@ -68,7 +67,7 @@ def test_averages_and_deviations_are_recomputed(printed, told, alone):
 def test_a_cell_printed_differently_by_two_tables(alone):
     paper(alone, "badnet,0.1,,lp,90.00,10.0", "badnet,0.05,,lp,90.00,10.00")
     paper(alone, "badnet,0.1,,lp,90.0,11.00", "badnet,0.05,a=1,lp,1.00,1.00", table="table10")
-    told = "- cifar10 resnet18 badnet 0.1 lp, ASR: 10.0 in table1, 11.00 in table10"
+    told = "- cifar10 resnet18 badnet+rate=0.1 lp, ASR: 10.0 in table1, 11.00 in table10"
     assert section(alone, "cells that two tables print differently") == [told]
 
 
@@ -80,7 +79,7 @@ def test_a_row_that_has_the_numbers_of_another(alone):
         for numbers in row
     ]
     paper(alone, *lines)
-    assert section(alone, "rows printed twice") == ["- table1: badnet 0.05 has the numbers of badnet 0.1"]
+    assert section(alone, "rows printed twice") == ["- table1: badnet+rate=0.05 has the numbers of badnet+rate=0.1"]
 
 
 # --- rows that the averages leave out ----------------------------------------------------------------------------
@@ -88,7 +87,7 @@ def test_a_row_that_has_the_numbers_of_another(alone):
 ATTACKS = ("badnet,0.1", "badnet,0.05", "sig,0.1", "sig,0.05")
 VALUES = {"none": ((94, 100), (93.5, 98), (92, 97), (91, 60)), "lp": ((90, 9), (88, 31), (80, 2), (85, 77))}
 LEFT_OUT = "rows that the averages leave out"
-RISING = "an ASR that rises where the poisoning rate falls"
+RISING = "an attack that is stronger where the poisoning rate falls"
 
 
 def rows(labels: tuple[str, ...], values: dict[str, tuple[tuple[float, float], ...]]) -> list[str]:
@@ -119,11 +118,11 @@ TWICE = {defense: (*numbers, numbers[-1]) for defense, numbers in VALUES.items()
 def test_a_row_too_many_is_found(alone):
     paper(alone, *rows(SHIFTED, TWICE), *averages("average", "standard-deviation"))
     assert section(alone, LEFT_OUT) == [
-        "- table1: without sig 0.1 or sig 0.05, 8 of 8 averages and standard deviations follow from the other rows; with "
-        "both 0. Not corrected; the averages above are recomputed without it."
+        "- table1: without sig+rate=0.1 or sig+rate=0.05, 8 of 8 averages and standard deviations follow from the other "
+        "rows; with both 0. Not corrected; the averages above are recomputed without it."
     ]
     assert section(alone, SUMS) == ["None."]  # it is not they that are wrong
-    assert section(alone, "rows printed twice") == ["- table1: sig 0.05 has the numbers of sig 0.1"]
+    assert section(alone, "rows printed twice") == ["- table1: sig+rate=0.05 has the numbers of sig+rate=0.1"]
 
 
 def test_a_row_too_many_need_not_be_a_repeated_one(alone):
@@ -133,7 +132,7 @@ def test_a_row_too_many_need_not_be_a_repeated_one(alone):
     printed[0] = printed[0].replace("92.62", "99.62").replace("92.63", "99.63")
     paper(alone, *rows(("blended,0.1", *ATTACKS), strange), *printed)
     (told,) = section(alone, LEFT_OUT)
-    assert told.startswith("- table1: without blended 0.1, 7 of 8 averages") and "with it 0." in told
+    assert told.startswith("- table1: without blended+rate=0.1, 7 of 8 averages") and "with it 0." in told
     (line,) = section(alone, SUMS)
     assert re.fullmatch(r"\| table1 \| average \| none \| C-Acc \| 99.6\d \| 92.6\d \| 4 \|", line)
 
@@ -162,9 +161,9 @@ def test_an_attack_that_is_stronger_at_a_lower_rate_is_told(alone):
 # --- corrections -------------------------------------------------------------------------------------------------
 
 MOVES = [
-    {"printed": {"attack": "badnet", "rate": 0.01}, "belongs": {"attack": "sig", "rate": 0.1}},
-    {"printed": {"attack": "sig", "rate": 0.1}, "belongs": {"rate": 0.05}},
-    {"printed": {"attack": "sig", "rate": 0.05}, "belongs": None},
+    {"printed": {"attack": "badnet+rate=0.01"}, "belongs": {"attack": "sig+rate=0.1"}},
+    {"printed": {"attack": "sig+rate=0.1"}, "belongs": {"attack": "sig+rate=0.05"}},
+    {"printed": {"attack": "sig+rate=0.05"}, "belongs": None},
 ]
 FILE = "config/papers/one/published/corrections/table1.yaml"
 
@@ -177,11 +176,11 @@ def correct(project: Project, moves: list[Any], table: str = "table1", **more: A
 
 
 def read(project: Project, table: str = "table1") -> Published:
-    return read_published(project / f"config/papers/one/published/{table}.csv", project.path)
+    return read_published(project / f"config/papers/one/published/{table}.csv", project.path, metrics_of(ROOT))
 
 
 def key(attack: str, rate: str, defense: str) -> Key:
-    return Key("cifar10", "resnet18", attack, rate, "", defense)
+    return Key("cifar10", "resnet18", f"{attack}+rate={rate}" if rate else attack, defense)
 
 
 def test_a_correction_moves_rows_all_at_once(alone):
@@ -193,10 +192,10 @@ def test_a_correction_moves_rows_all_at_once(alone):
         (key(*label.split(","), defense), metric): float(number)
         for defense, numbers in VALUES.items()
         for label, row in zip(ATTACKS, numbers, strict=True)
-        for metric, number in zip(("c_acc", "asr"), row, strict=True)
+        for metric, number in zip(("c-acc", "asr"), row, strict=True)
     }
-    assert {place: float(text) for place, text in found.texts.items() if place[0].rate} == expected
-    assert found.numbers()[key("average", "", "lp")]["asr"] == 29.75
+    assert {place: float(text) for place, text in found.texts.items() if "rate=" in place[0].attack} == expected
+    assert float(found.numbers()[key("average", "", "lp")]["asr"]) == 29.75
     assert found.corrections.printed_at[key("sig", "0.05", "lp"), "asr"] == (key("sig", "0.1", "lp"), "asr")
     assert (alone / "config/papers/one/published/table1.csv").read_bytes() == printed
 
@@ -211,41 +210,44 @@ def test_a_correction_moves_rows_all_at_once(alone):
 def test_a_correction_of_cells_and_of_single_numbers(alone):
     """Two cells of a row exchanged, and one number of one cell with another of the next."""
     paper(alone, *rows(ATTACKS, VALUES))
-    a, b = {"attack": "badnet", "rate": 0.1}, {"attack": "sig", "rate": 0.05}
+    a, b = {"attack": "badnet+rate=0.10"}, {"attack": "sig+rate=0.05"}
     correct(alone, [
         {"printed": a | {"defense": "none"}, "belongs": {"defense": "lp"}},
         {"printed": a | {"defense": "lp"}, "belongs": {"defense": "none"}},
-        {"printed": b | {"defense": "none", "metric": "c_acc"}, "belongs": {"defense": "lp", "metric": "asr"}},
-        {"printed": b | {"defense": "lp", "metric": "asr"}, "belongs": {"defense": "none", "metric": "c_acc"}},
+        {"printed": b | {"defense": "none", "metric": "c-acc"}, "belongs": {"defense": "lp", "metric": "asr"}},
+        {"printed": b | {"defense": "lp", "metric": "asr"}, "belongs": {"defense": "none", "metric": "c-acc"}},
     ])  # fmt: skip
-    found = read(alone).numbers()
-    assert found[key("badnet", "0.1", "lp")] == {"c_acc": 94, "asr": 100}
-    assert found[key("badnet", "0.1", "none")] == {"c_acc": 90, "asr": 9}
-    assert found[key("sig", "0.05", "none")] == {"c_acc": 77, "asr": 60}
-    assert found[key("sig", "0.05", "lp")] == {"c_acc": 85, "asr": 91}
+    found = {of: {metric: float(text) for metric, text in texts.items()} for of, texts in read(alone).numbers().items()}
+    assert found[key("badnet", "0.1", "lp")] == {"c-acc": 94, "asr": 100}
+    assert found[key("badnet", "0.1", "none")] == {"c-acc": 90, "asr": 9}
+    assert found[key("sig", "0.05", "none")] == {"c-acc": 77, "asr": 60}
+    assert found[key("sig", "0.05", "lp")] == {"c-acc": 85, "asr": 91}
     assert "lp C-Acc" not in (told := section(alone, "corrections")[0])
     assert "badnet 10%, lp (printed as badnet 10%, none)" in told
     assert "sig 5%, lp ASR (printed as sig 5%, none C-Acc)" in told
 
 
 MOVE, OTHER, GONE = MOVES
-SIG, ALSO = {"attack": "sig"}, {"printed": {"attack": "badnet", "rate": 0.05}, "belongs": {"attack": "sig"}}
-ABSENT, TWO = {"attack": "sgi", "rate": 0.1}, SIG | {"rate": 0.2}
+SIG, ALSO = (
+    {"attack": "sig+rate=0.1"},
+    {"printed": {"attack": "badnet+rate=0.05"}, "belongs": {"attack": "sig+rate=0.05"}},
+)
+ABSENT, TWO = {"attack": "sgi+rate=0.1"}, {"attack": "sig+rate=0.1", "defense": "lq"}
 FAULTS: dict[str, tuple[Any, ...]] = {  # the moves, what the line that is told begins with, what is told
-    "row": ([{"printed": ABSENT, "belongs": None}], "attack: sgi", "table1.csv 'sgi'; did you mean 'sig'"),
-    "rate": ([{"printed": TWO, "belongs": None}], "rate: 0.2", "rate of table1.csv at sig '0.2'; did you mean"),
+    "row": ([{"printed": ABSENT, "belongs": None}], "attack: sgi", "table1.csv 'sgi+rate=0.1'; did you mean 'sig+rate=0.1'"),
+    "cell": ([{"printed": TWO, "belongs": None}], "defense: lq", "at sig+rate=0.1 'lq'; did you mean 'lp'"),
+    "form": ([{"printed": {"attack": "sig+rate"}, "belongs": None}], "attack: sig+rate", "'sig+rate' is not of the form"),
     "key": ([{"printed": {"atack": "sig"}, "belongs": None}], "atack: sig", "unknown key 'atack'; did you mean 'attack'?"),
     "key of a move": ([MOVE | {"why": "x"}], "why: x", "unknown key 'why'"),
     "nothing": ([{"printed": {}, "belongs": None}], "printed: {}", "moves.0.printed: names nothing"),
     "belongs missing": ([{"printed": SIG}], "moves:", "moves.0.belongs: field required"),
     "belongs nothing": ([{"printed": SIG, "belongs": {}}], "belongs: {}", "moves.0.belongs: names nothing"),
     "empty": ([{"printed": {"attack": None}, "belongs": None}], "attack: null", "moves.0.printed.attack: is empty"),
-    "number": ([{"printed": {"rate": "low"}, "belongs": None}], "rate: low", "should be a valid number"),
     "metric": ([{"printed": SIG, "belongs": {"metric": "asr"}}], "metric: asr", "`printed` does not"),
-    "itself": ([{"printed": SIG, "belongs": {"attack": "sig"}}], "belongs:", "is what `printed` says"),
-    "twice": ([*MOVES, MOVE | {"belongs": None}], "printed:", "cifar10, resnet18, badnet, 0.01, none, c_acc is moved twice"),
-    "not free": ([MOVE], "belongs:", "resnet18, sig, 0.1, none, c_acc: what stands there is not moved away"),
-    "two to one": ([MOVE, GONE, OTHER, ALSO], "belongs:", "sig, 0.05, none, c_acc: another number is moved there, too"),
+    "itself": ([{"printed": SIG, "belongs": SIG}], "belongs:", "is what `printed` says"),
+    "twice": ([*MOVES, MOVE | {"belongs": None}], "printed:", "resnet18, badnet+rate=0.01, none, c-acc is moved twice"),
+    "not free": ([MOVE], "belongs:", "resnet18, sig+rate=0.1, none, c-acc: what stands there is not moved away"),
+    "two to one": ([MOVE, GONE, OTHER, ALSO], "belongs:", "sig+rate=0.05, none, c-acc: another number is moved there, too"),
     "no moves": ([], "moves:", "at least 1 item"),
 }  # fmt: skip
 
@@ -278,8 +280,8 @@ def test_a_correction_without_evidence_or_of_no_table(project):
 
 def test_a_number_is_not_moved_to_a_row_that_the_table_does_not_have(project):
     file = "config/papers/fst/published/corrections/table9.yaml"
-    project.edit(file, lambda data: data["moves"][0].update(belongs={"attack": "sig", "rate": 0.07}))
-    told = r"table9\.yaml:\d+: moves\.0\.belongs: table9 has no place cifar10, vgg19-bn, sig, 0\.07, none, c_acc"
+    project.edit(file, lambda data: data["moves"][0].update(belongs={"attack": "sig+rate=0.07"}))
+    told = r"table9\.yaml:\d+: moves\.0\.belongs: table9 has no place cifar10, vgg19-bn, sig\+rate=0\.07, none, c-acc"
     with pytest.raises(DepoisonError, match=told):
         read_table(project.plan(), "reports/table9")
 
@@ -289,7 +291,7 @@ def test_table_9_cell_by_cell():
     table = read_table(Plan(ROOT), "reports/table9")
     lines = printed_lines("table9")
     assert {
-        (attack, rate): table.published[Key("cifar10", "vgg19-bn", attack, rate, "", "none")]["asr"]
+        (attack, rate): float(table.published[Key("cifar10", "vgg19-bn", f"{attack}+rate={rate}", "none")]["asr"])
         for attack in ("ssba", "sig", "label-consistent")
         for rate in ("0.05", "0.01", "0.005")
         if (attack, rate) != ("ssba", "0.005")
@@ -300,15 +302,15 @@ def test_table_9_cell_by_cell():
     }  # fmt: skip
     assert len(table.rows) == 16 and len(table.published) == len(lines) == 16 * 8 + 2 * 8
     for line in lines:
-        rate = f"{float(line['rate']):g}" if line["rate"] else ""
-        place = Key(line["dataset"], line["model"], line["attack"], rate, line["variant"], line["defense"])
-        assert table.published[place] == {"c_acc": float(line["c_acc"]), "asr": float(line["asr"])}
+        name = f"{line['attack']}+rate={float(line['rate']):g}" if line["rate"] else line["attack"]
+        found = table.published[Key(line["dataset"], line["model"], name, line["defense"])]
+        assert found == {"c-acc": line["c_acc"], "asr": line["asr"]}
 
 
 def test_the_transcription_of_table_9_is_as_printed():
     """Its undefended column as the paper prints it, with the row that stands twice."""
     with (ROOT / "config/papers/fst/published/table9.csv").open(encoding="utf-8", newline="") as file:
-        asr = [line["asr"] for line in csv.DictReader(file) if line["defense"] == "none"]
+        asr = [line["value"] for line in csv.DictReader(file) if (line["defense"], line["metric"]) == ("none", "asr")]
     printed = "100 100 100 99.41 93.87 85.09 94.00 89.08 40.60 97.41 93.33 82.42 100 100 100 100 66.84 90.13 16.01"
     assert asr == printed.split()
 
@@ -316,11 +318,21 @@ def test_the_transcription_of_table_9_is_as_printed():
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", ["badnet,0.1,,lp,many,1", "badnet,0.1,,lp"])
-def test_a_file_that_cannot_be_read_is_named(row, alone):
-    paper(alone, row)
-    with pytest.raises(DepoisonError, match="one/published/table1.csv"):
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("badnet,lp,asr,many", "could not convert string to float: 'many'"), ("badnet,lp,asr", "a value for each column"),
+        ("badnet,lp,ars,1", "unknown metric 'ars'; did you mean 'asr'"), ("badnet+rate,lp,asr,1", "'badnet+rate' is not of"),
+        ("badnet,lp,asr,inf", "not finite"), ("badnet,lp,asr,1\ncifar10,resnet18,badnet,lp,asr,1", "lp, asr stands twice"),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_named(row, words, alone):
+    paper(alone)
+    path = alone / "config/papers/one/published/table1.csv"
+    path.write_text(path.read_text() + f"cifar10,resnet18,{row}\n")
+    with pytest.raises(DepoisonError, match="one/published/table1.csv") as caught:
         errata(alone.path)
+    assert words in str(caught.value)
 
 
 def test_the_page_is_what_the_command_writes(project):
@@ -332,11 +344,12 @@ def test_the_page_is_what_the_command_writes(project):
 def test_known_misprints_of_fst_are_found():
     text = errata(ROOT)
     assert "| table2 | average | i-bau | ASR | 54.46 | 21.35 | 19 |" in text
-    assert "label-consistent 0.005 fe-tuning, ASR: 22.22 in table1, 22.66 in table2" in text
-    assert "table9: label-consistent 0.005 has the numbers of label-consistent 0.01" in text
+    assert "label-consistent+rate=0.005 fe-tuning, ASR: 22.22 in table1, 22.66 in table2" in text
+    assert "table9: label-consistent+rate=0.005 has the numbers of label-consistent+rate=0.01" in text
     assert (
-        "- table9: without label-consistent 0.01 or label-consistent 0.005, 27 of 32 averages and standard deviations follow "
-        "from the other rows; with both 0. Corrected in `config/papers/fst/published/corrections/table9.yaml`."
+        "- table9: without label-consistent+rate=0.01 or label-consistent+rate=0.005, 27 of 32 averages and standard "
+        "deviations follow from the other rows; with both 0. Corrected in "
+        "`config/papers/fst/published/corrections/table9.yaml`."
     ) in text
     assert text.count("| table9 |") == 5 and "| table9 | average | i-bau | ASR | 42.1 | 42.21 | 16 |" in text
     assert "- table9: ssba without a defense, 40.60 at 0.01 and 97.41 at 0.005" in text

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import Project, job_counts, put_recorded
+from conftest import Project, by_part, comparisons_of, job_counts, lines_of, put_recorded
 from depoison.errors import DepoisonError
 from depoison.plan.tables import Table, read_report, read_table, told_apart
-from depoison.reporting.comparison import compare
-from depoison.reporting.tables import lines_of, render, table_is_current
+from depoison.reporting.tables import render, table_is_current
 
 TARGET = "reports/tiny/small"
 SMALL = "config/papers/fst/small.yaml"
@@ -35,8 +34,8 @@ def sparse(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = with_tiny(Project(tmp_path_factory.mktemp("sparse") / "project"))
 
     def change(data: dict[str, Any]) -> None:
-        data["columns"].append({"defense": "ft", "label": "FT"})
-        data["rows"] = [{"attack": "badnet", "label": "BadNet", "rates": [0.1, 0.05]}]
+        data["axes"]["columns"].append({"defense": "ft", "label": "FT"})
+        data["axes"]["rows"] = [{"attack": "badnet", "label": "BadNet", "rates": [0.1, 0.05]}]
         data |= {"summary": ["average"], "compare": [["ft", "lp"]], "seeds": list(SEEDS)}
 
     project.edit(SMALL, change)
@@ -57,9 +56,9 @@ def number(place: Place, metric: str) -> float:
 def put(project: Project, places: set[Place]) -> Table:
     """The table; evaluations of these places and of no others are there."""
     table = read_table(project.plan(), TARGET)
-    for entry in table.entries:
+    for entry in table.places.values():
         for cell in entry.cells:
-            place = (entry.row.rate, entry.column.defense.name, cell.name.seed)
+            place = (entry.rate, entry.defense.name, cell.name.seed)
             product = Path(cell.evaluation.product)
             product.unlink(missing_ok=True)
             if place in places:
@@ -76,12 +75,11 @@ def test_any_part_of_the_evaluations_makes_a_table(sparse, places):
         table = put(sparse, places)
         files = render(sparse.plan(), table, partial=True)
         lines = lines_of(table)
-        (comparison,) = compare(table, lambda path: json.loads(Path(path).read_text())["metrics"]
-                                if Path(path).exists() else {"c_acc": None, "asr": None})  # fmt: skip
+        (comparison,) = comparisons_of(table)
     content = json.loads(files[".json"])
     assert len(content["missing"]) == len(ALL - places)
     for line, rate in zip(lines, (0.1, 0.05), strict=False):
-        for column, defense in zip(line.figures, ("none", "lp", "ft"), strict=True):
+        for column, defense in zip(by_part(table, line), ("none", "lp", "ft"), strict=True):
             values = [number((rate, defense, seed), "asr") for seed in SEEDS if (rate, defense, seed) in places]
             assert column["asr"].values == tuple(values)
             assert column["asr"].ours == (pytest.approx(statistics.fmean(values)) if values else None)
@@ -104,7 +102,7 @@ def test_any_part_of_the_evaluations_makes_a_table(sparse, places):
         have = {rate: {s for s in SEEDS if (rate, defense, s) in places} for rate in rated if defense in having}
         shared = set.intersection(*have.values()) if have else set()
         expected = [statistics.fmean(number((rate, defense, s), "asr") for rate in rated) for s in sorted(shared)]
-        assert lines[2].figures[i]["asr"].values == pytest.approx(tuple(expected))
+        assert by_part(table, lines[2])[i]["asr"].values == pytest.approx(tuple(expected))
     marked = len(re.findall("‡</sup>(?! Not)", files[".md"]))
     assert (
         marked
@@ -116,14 +114,14 @@ def test_any_part_of_the_evaluations_makes_a_table(sparse, places):
 
 
 def test_only_the_same_seeds_and_rows_compete(there):
-    every = [figure.best for column in lines_of(put(there, ALL))[0].figures for figure in column.values()]
+    every = [number.best for number in lines_of(put(there, ALL))[0].numbers]
     assert every == [False, False, True, False, False, True]
     less = lines_of(put(there, ALL - {(0.1, "ft", 2)}))
-    assert not any(figure.best for column in less[0].figures for figure in column.values())
-    assert any(figure.best for column in less[1].figures for figure in column.values())
-    assert not any(figure.best for column in less[2].figures for figure in column.values())  # the average
+    assert not any(number.best for number in less[0].numbers)
+    assert any(number.best for number in less[1].numbers)
+    assert not any(number.best for number in less[2].numbers)  # the average
     fewer = lines_of(put(there, ALL - {(0.1, defense, 2) for defense in ("lp", "ft")}))
-    assert fewer[0].figures[1]["c_acc"].best and fewer[2].figures[1]["c_acc"].best
+    assert fewer[0].numbers[2].best and fewer[2].numbers[2].best
 
 
 def test_the_footnote_names_what_makes_the_missing_cells(there):

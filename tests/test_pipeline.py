@@ -234,7 +234,7 @@ def edit_by_hand(project: Project) -> None:
 
 def other_number(project: Project) -> None:
     content = json.loads((project / f"{TARGET}.json").read_text())
-    content["lines"][0]["figures"][0]["asr"]["ours"] = 12.34
+    content["lines"][0]["numbers"][1]["ours"] = 12.34
     (project / f"{TARGET}.json").write_text(json.dumps(content))
 
 
@@ -288,10 +288,10 @@ def test_a_papers_table_plans_one_model_a_row_and_one_purification_a_cell(target
         return (ROOT / "config" / kind / f"{methods}.yaml").exists()
 
     table = yaml.safe_load((ROOT / f"config/papers/fst/{name}.yaml").read_text(encoding="utf-8"))
-    rows = sum(len(row["rates"]) for row in table["rows"] if implemented("attacks", row["attack"]))
-    columns = [column["defense"] for column in table["columns"] if implemented("defenses", column["defense"])]
+    rows = sum(len(row["rates"]) for row in table["axes"]["rows"] if implemented("attacks", row["attack"]))
+    columns = [column["defense"] for column in table["axes"]["columns"] if implemented("defenses", column["defense"])]
     defended = len(columns) - columns.count("none")
-    files = [ROOT / f"config/attacks/{row['attack']}.yaml" for row in table["rows"]]
+    files = [ROOT / f"config/attacks/{row['attack']}.yaml" for row in table["axes"]["rows"]]
     assets = sum("asset" in yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
     jobs = {"dataset": 1, "split": 1, "asset": assets, "poison": rows, "train": rows, "purify": rows * defended}
     assert asked(project, "-n", target) == jobs | {"evaluate": rows * (1 + defended), "table": 1}

@@ -33,10 +33,11 @@ from depoison.plan.figures import all_figures
 from depoison.plan.lock import PACKAGE, _text_of, current, disagreement, stale
 from depoison.plan.parameters import Parameter, text_of
 from depoison.plan.plan import Cell, Plan
+from depoison.plan.published import Key
 from depoison.plan.schema import FOLDER, SCHEMAS, schemas
 from depoison.plan.signatures import _tree
 from depoison.plan.specs import canonical, fingerprint, make_artifact
-from depoison.plan.tables import Key, all_tables, locate, parse_target, read_table
+from depoison.plan.tables import all_tables, locate, parse_target, read_table
 from depoison.reporting.explain import explain
 
 PLAN = Plan(ROOT)
@@ -524,11 +525,11 @@ def test_explain_on_the_command_line(project):
 
 @pytest.mark.parametrize(("by_track", "expected"), [(None, 0.033), (0.044, 0.044)])
 def test_a_tables_value_wins_over_the_method_and_loses_to_the_track(by_track, expected, tiny):
-    column = {"defense": "ft", "label": "FT", "set": {"lr": 0.033, "projection": "all"}}
-    tiny.edit("config/papers/fst/small.yaml", lambda data: data["columns"].append(column))
+    column = {"defense": "ft+lr=0.033+projection=all", "label": "FT"}
+    tiny.edit("config/papers/fst/small.yaml", lambda data: data["axes"]["columns"].append(column))
     if by_track:
         tiny.set("config/tracks/tiny.yaml", "defenses", "ft", "lr", to=by_track)
-    (found,) = read_table(tiny.plan(), "reports/tiny/small").entries[2].cells
+    (found,) = list(read_table(tiny.plan(), "reports/tiny/small").places.values())[2].cells
     values = {key: history[-1].value for key, history in found.settings["defense"].items()}
     assert (values["lr"], values["projection"]) == (expected, "all")
     assert values["batch_size"] == 64
@@ -536,7 +537,7 @@ def test_a_tables_value_wins_over_the_method_and_loses_to_the_track(by_track, ex
 
 def test_a_tables_rate_wins_over_the_method(tiny):
     tiny.set("config/attacks/badnet.yaml", "values", "rate", to=0.3)
-    entry = read_table(tiny.plan(), "reports/tiny/small").entries[0]
+    entry = next(iter(read_table(tiny.plan(), "reports/tiny/small").places.values()))
     assert entry.cells[0].settings["attack"]["rate"][-1].value == 0.1
 
 
@@ -734,11 +735,11 @@ def test_a_paper_that_is_none_is_refused(two):
 @pytest.mark.parametrize("name", ["table1", "table2"])
 def test_every_cell_that_we_compute_has_its_published_numbers(name):
     table = read_table(PLAN, f"reports/{name}")
-    computed = [entry for entry in table.entries if not entry.gap]
+    computed = [entry for entry in table.places.values() if not entry.gap]
     assert computed
     for entry in computed:
-        printed = table.published[table.key(entry.row, entry.column)]
-        assert all(0 <= float(printed[metric]) <= 100 for metric in ("c_acc", "asr"))
+        printed = table.published[entry.key]
+        assert all(0 <= float(printed[metric]) <= 100 for metric in ("c-acc", "asr"))
 
 
 @pytest.mark.parametrize(
@@ -763,9 +764,9 @@ def test_every_cell_that_we_compute_has_its_published_numbers(name):
     ],
 )
 def test_published_numbers_as_the_paper_prints_them(name, attack, rate, defense, c_acc, asr):
-    key = Key("cifar10", "resnet18", attack, rate, "", defense)
+    key = Key("cifar10", "resnet18", f"{attack}+rate={rate}" if rate else attack, defense)
     printed = read_table(PLAN, f"reports/{name}").published[key]
-    assert (float(printed["c_acc"]), float(printed["asr"])) == (c_acc, asr)
+    assert (float(printed["c-acc"]), float(printed["asr"])) == (c_acc, asr)
 
 
 def test_a_track_replaces_dataset_and_model():

@@ -19,7 +19,7 @@ from depoison.plan.plan import Plan
 from depoison.plan.rates import scaled
 from depoison.plan.signatures import declared_clean_label
 from depoison.plan.tables import locate, read_table
-from depoison.reporting.tables import rates, render
+from depoison.reporting.tables import rates, rates_here, render
 
 PLAN = Plan(ROOT)
 DIGITS_POOL, CIFAR_POOL, GTSRB_POOL = 1438 - 144, 49_000, 39_209 - 784
@@ -101,19 +101,23 @@ def test_a_tables_cells_have_the_scaled_rate_and_its_rows_show_both(tiny):
     scaling(tiny, scale="images", cap=0.4)
     tiny.edit("config/papers/fst/small.yaml", lambda data: data.update(SMALL))
     tiny.set(
-        "config/papers/fst/small.yaml", "rows", to=[{"attack": "badnet", "label": "BadNet", "rates": [0.005, 0.1]}]
+        "config/papers/fst/small.yaml",
+        "axes",
+        "rows",
+        to=[{"attack": "badnet", "label": "BadNet", "rates": [0.005, 0.1]}],
     )
     plan = tiny.plan()
     table = read_table(plan, "reports/tiny/small")
     here = [245 / DIGITS_POOL, int(0.4 * DIGITS_POOL) / DIGITS_POOL]
-    for entry, rate in zip(table.entries, [here[0]] * 2 + [here[1]] * 2, strict=True):
+    for entry, rate in zip(table.places.values(), [here[0]] * 2 + [here[1]] * 2, strict=True):
         (cell,) = entry.cells
         assert float(dict(cell.name.attack.overrides)["rate"]) == pytest.approx(rate, abs=1e-6)
         assert cell.settings["attack"]["rate"][-1].value == pytest.approx(rate, abs=1e-6)
-    assert [table.key(row, table.columns[0]).rate for row in table.rows] == [
-        "0.005",
-        "0.1",
-    ]  # where the printed numbers are
+    # where the printed numbers are
+    assert [table.at(row, table.columns[0]).key.attack for row in table.rows] == [
+        "badnet+rate=0.005",
+        "badnet+rate=0.1",
+    ]
     texts = render(plan, table, partial=True)
     for shown in ("0.5% (here 19%)", "10% (here 40%)"):
         assert shown in texts[".md"] and shown.replace("%", r"\%") in texts[".tex"]
@@ -134,8 +138,10 @@ def test_a_row_may_have_several_rates_here():
 
 def test_a_figures_cells_have_the_scaled_rate_and_its_axis_the_papers(images):
     figure = read_figure(images, "reports/tiny/figure2")
-    points = [p for p in figure.points if p.line == "No defense" and p.column in ("BadNet", "LC")]
-    counts = [(p.column, p.x, round(p.cells[0].settings["attack"]["rate"][-1].value * DIGITS_POOL)) for p in points]
+    points = [p for p in figure.places if p.label("line") == "No defense" and p.label("column") in ("BadNet", "LC")]
+    counts = [
+        (p.label("column"), p.x, round(p.cells[0].settings["attack"]["rate"][-1].value * DIGITS_POOL)) for p in points
+    ]
     capped, clean = int(0.4 * DIGITS_POOL), int(0.07 * DIGITS_POOL)
     assert counts == [
         ("BadNet", 0.005, 245), ("BadNet", 0.01, 490), ("BadNet", 0.05, capped), ("BadNet", 0.1, capped),
@@ -170,15 +176,15 @@ def test_the_demos_printed_numbers_are_those_of_tables_1_and_2(row):
     table = read_table(PLAN, "reports/demo/overview")
     printed = read_table(PLAN, "reports/table2").published | read_table(PLAN, "reports/table1").published
     for column in table.columns:
-        key = table.key(table.rows[row], column)
+        key = table.at(table.rows[row], column).key
         assert table.published.get(key) == printed.get(key)
     assert set(table.published) <= set(printed)
 
 
 def test_the_demo_poisons_as_many_photographs_as_the_paper():
     table = read_table(PLAN, "reports/demo/overview")
-    for row in table.rows:
-        assert round(table.rates_here(row)[0] * 8_000) == round(row.rate * CIFAR_POOL)
+    for place in table.places.values():
+        assert round(rates_here([place])[0] * 8_000) == round(place.rate * CIFAR_POOL)
 
 
 def test_a_clean_label_attack_finds_its_images_in_the_demo():

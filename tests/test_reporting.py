@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +17,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, put_recorded
+from conftest import ROOT, Project, lines_of, long, printed_lines, put_recorded
 from depoison.files import read_json
+from depoison.plan.grid import percent
 from depoison.plan.plan import Plan
 from depoison.plan.tables import Table, read_table
 from depoison.reporting.cells import write_cell
-from depoison.reporting.tables import (
-    METRICS,
-    SUMMARIES,
-    Line,
-    escape_markdown,
-    leaves_wrong,
-    lines_of,
-    mean_and_interval,
-    no_formula,
-    percent,
-    render,
-    signed,
-    write_table,
-)
+from depoison.reporting.numbers import mean_and_interval, signed
+from depoison.reporting.tables import FUNCTIONS, Line, escape_markdown, no_formula, render, write_table
 
 TARGET = "reports/tiny/small"
 OURS = {  # (C-Acc, ASR)
@@ -46,8 +35,8 @@ OURS = {  # (C-Acc, ASR)
     ("blended", "lp"): (91.0, 0.0),
     ("blended", "ft"): (90.0, 5.0),
 }
-PUBLISHED = """\
-dataset,model,attack,rate,variant,defense,c_acc,asr
+PUBLISHED = long(
+    *"""\
 cifar10,resnet18,badnet,0.1,,none,94.00,100
 cifar10,resnet18,badnet,0.1,,lp,93.00,99.99
 cifar10,resnet18,badnet,0.1,,ft,92.12,1.00
@@ -57,7 +46,8 @@ cifar10,resnet18,blended,0.1,,lp,90.00,
 cifar10,resnet18,blended,0.1,,ft,90.50,7.25
 cifar10,resnet18,unheard-of,0.1,,ft,80.00,50.00
 cifar10,resnet18,average,,,none,91.11,88.88
-"""
+""".splitlines()
+)
 NO_ROWS = {"attack": "unheard-of", "label": "Unheard of", "rates": [0.1]}
 NO_COLUMN = {"defense": "later", "label": "Later"}
 
@@ -70,9 +60,9 @@ def value(attack: str, defense: str, seed: int) -> tuple[float, float]:
 def measured(project: Project, of: Callable[[str, str, int], tuple[float, float]] = value) -> Table:
     """The table with these metrics in place of computed ones."""
     table = read_table(project.plan(), TARGET)
-    for entry in table.entries:
+    for entry in table.places.values():
         for cell in entry.cells:
-            c_acc, asr = of(entry.row.attack.name, entry.column.defense.name, cell.name.seed)
+            c_acc, asr = of(entry.attack.name, entry.defense.name, cell.name.seed)
             metrics = {"c_acc": c_acc, "asr": asr, "lcr": max(0.0, c_acc - asr), "der": None}
             put_recorded(project / cell.evaluation.product, {"metrics": metrics})
     return table
@@ -83,8 +73,8 @@ def reported(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A table with a row and a column that nobody implemented."""
 
     def change(data: dict[str, Any]) -> None:
-        data["columns"] += [{"defense": "ft", "label": "Vanilla FT"}, NO_COLUMN]
-        data["rows"].append(NO_ROWS)
+        data["axes"]["columns"] += [{"defense": "ft", "label": "Vanilla FT"}, NO_COLUMN]
+        data["axes"]["rows"].append(NO_ROWS)
         data |= {"summary": ["average", "standard-deviation"], "published": "published/small.csv"}
         data |= {"unimplemented": ["later", "unheard-of"]}
 
@@ -123,7 +113,7 @@ def test_mean_and_interval(values, mean, interval):
 
 def by_label(lines: list[Line], label: str) -> dict[tuple[int, str], Any]:
     (line,) = (line for line in lines if line.label == label)
-    return {(i, metric): figure for i, column in enumerate(line.figures) for metric, figure in column.items()}
+    return {(i // 2, number.metric): number for i, number in enumerate(line.numbers)}
 
 
 def test_rows(reported):
@@ -156,7 +146,7 @@ def test_summaries_are_of_the_rows_that_we_have(reported):
 def test_averages_are_over_the_rows_that_all_columns_have(reported):
     """FST's average over two rows beside FT-init's over eight compared nothing."""
     table = measured(reported)
-    (gone,) = [e for e in table.entries if (e.row.attack.name, e.column.defense.name) == ("badnet", "ft")]
+    (gone,) = [e for e in table.places.values() if (e.attack.name, e.defense.name) == ("badnet", "ft")]
     Path(gone.cells[0].evaluation.product).unlink()
     lines = lines_of(table)
     average = by_label(lines, "Average")
@@ -165,7 +155,7 @@ def test_averages_are_over_the_rows_that_all_columns_have(reported):
     (line,) = [line for line in lines if line.label == "Average"]
     assert line.rows == (1,) and line.value == "1 of 3 rows"
     for attack in ("badnet", "blended"):  # a column without a number does not count
-        (entry,) = [e for e in table.entries if (e.row.attack.name, e.column.defense.name) == (attack, "ft")]
+        (entry,) = [e for e in table.places.values() if (e.attack.name, e.defense.name) == (attack, "ft")]
         Path(entry.cells[0].evaluation.product).unlink(missing_ok=True)
     average = by_label(lines_of(table), "Average")
     assert [average[i, "asr"].ours for i in range(4)] == [95.0, 1.5, None, None]
@@ -181,7 +171,7 @@ def test_rows_in_which_the_attack_did_not_take(reported):
     lines = lines_of(measured(reported, untaken))
     assert [line.untaken for line in lines[:3]] == [False, True, False]
     assert {f.untaken for f in by_label(lines, "Blended").values()} == {True}
-    assert not any(f.untaken for line in lines if line.label != "Blended" for c in line.figures for f in c.values())
+    assert not any(f.untaken for line in lines if line.label != "Blended" for f in line.numbers)
     assert not any(figure.best for figure in by_label(lines, "Blended").values())
     average, every = by_label(lines, "Average"), by_label(lines, "Average, all rows")
     assert [average[i, "asr"].ours for i in range(3)] == [100.0, 3.0, 1.0]
@@ -202,9 +192,9 @@ def test_an_attack_that_takes_just_so(reported):
 
 def test_whether_an_attack_took_is_known_without_a_column_of_no_defense(reported):
     table = measured(reported, untaken)
-    reported.edit("config/papers/fst/small.yaml", lambda data: data["columns"].pop(0))
+    reported.edit("config/papers/fst/small.yaml", lambda data: data["axes"]["columns"].pop(0))
     fewer = read_table(reported.plan(), TARGET)
-    assert len(fewer.columns) == len(table.columns) - 1
+    assert len(fewer.columns) == len(table.columns) - 2
     assert [line.untaken for line in lines_of(fewer)[:3]] == [False, True, False]
 
 
@@ -236,31 +226,34 @@ def test_rows_in_which_the_attack_did_not_take_in_each_file(reported):
     (90.0, 60.0, 25.0, False), (90.0, 60.0, 10.0, True), (90.0, 100.0, 0.0, False), (90.0, 0.0, None, False),
     (None, None, None, False),
 ])  # fmt: skip
-def test_a_defense_that_leaves_images_wrong(c_acc, asr, lcr, wrong):
-    assert leaves_wrong(c_acc, asr, lcr) == wrong
+def test_a_defense_that_leaves_images_wrong(c_acc, asr, lcr, wrong, reported):
+    table = measured(reported, lambda attack, defense, seed: (90.0, 100.0))
+    cell = list(table.places.values())[1].cells[0]
+    put_recorded(cell.evaluation.product, {"metrics": {"c_acc": c_acc, "asr": asr, "lcr": lcr}})
+    assert by_label(lines_of(table), "BadNet")[1, "asr"].no_rescue == wrong
 
 
 def test_lcr_stands_beside_an_asr_that_is_no_rescue(reported):
     """FT leaves no image as the attack wants, and few as they should be: no ASR is marked, LP's higher one neither."""
     table = measured(reported, lambda attack, defense, seed: (90.0, {"none": 95.0, "lp": 4.0, "ft": 0.0}[defense]))
-    for entry in table.entries:
+    for entry in table.places.values():
         for cell in entry.cells:
             product, lcr = Path(cell.evaluation.product), {"none": 3.0, "lp": 80.0, "ft": 11.0}
-            metrics = read_json(product)["metrics"] | {"lcr": lcr[entry.column.defense.name]}
+            metrics = read_json(product)["metrics"] | {"lcr": lcr[entry.defense.name]}
             put_recorded(product, {"metrics": metrics})
     badnet = by_label(lines_of(table), "BadNet")
-    assert [badnet[i, "asr"].left_wrong for i in range(3)] == [False, False, True]
+    assert [badnet[i, "asr"].no_rescue for i in range(3)] == [False, False, True]
     assert [badnet[i, "asr"].best for i in range(3)] == [False, False, False]
-    assert [badnet[i, "asr"].lcr for i in range(3)] == [3.0, 80.0, 11.0]
-    assert by_label(lines_of(table), "Average")[2, "asr"].left_wrong
+    assert [badnet[i, "asr"].right for i in range(3)] == [3.0, 80.0, 11.0]
+    assert by_label(lines_of(table), "Average")[2, "asr"].no_rescue
     files = render(reported.plan(), table)
     assert rows_of(files[".md"])[1][7] == "0.00<br><sub>LCR 11</sub><br><sub>1.00 (−1.00)</sub>"
     assert files[".tex"].count(r"{\tiny LCR 11}") == 3 and files[".md"].count("<sub>LCR 11</sub>") == 3
     for suffix in (".md", ".tex"):
         assert "only n" in files[suffix] and "left these images wrong" in files[suffix]
     frame = frame_of(files[".csv"])
-    wrong = frame[(frame.left_wrong == True) & (frame.metric == "asr")]  # noqa: E712
-    assert set(wrong.column) == {"Vanilla FT"} and set(wrong.lcr) == {11.0} and len(wrong) == 3
+    wrong = frame[(frame.no_rescue == True) & (frame.metric == "asr")]  # noqa: E712
+    assert set(wrong.column) == {"Vanilla FT"} and set(wrong.right) == {11.0} and len(wrong) == 3
     assert "LCR" not in written(reported)[".md"]
 
 
@@ -272,7 +265,8 @@ def test_nothing_is_said_of_published_numbers_where_there_are_none(reported):
     files = written(reported)
     for suffix in (".md", ".tex"):
         assert "ublished" not in files[suffix] and "below it" not in files[suffix]
-    reported.edit("config/papers/fst/small.yaml", lambda data: data["columns"].append({"defense": "fst", "label": "F"}))
+    column = {"defense": "fst", "label": "F"}
+    reported.edit("config/papers/fst/small.yaml", lambda data: data["axes"]["columns"].append(column))
     wide = render(reported.plan(), read_table(reported.plan(), TARGET), partial=True)
     assert "ublished" not in wide[".md"] and "ublished" not in wide[".tex"]
 
@@ -281,27 +275,25 @@ def test_nothing_is_said_of_published_numbers_where_there_are_none(reported):
 def test_summaries_are_the_papers(name, c_acc, asr):
     """As Table 2 prints them for FST: the standard deviation is that of a sample."""
     printed = read_table(Plan(ROOT), "reports/table2").published
-    rows = [numbers for key, numbers in printed.items() if key.rate and key.defense == "fst"]
-    function = SUMMARIES[name][1]
-    assert [round(function([float(row[m]) for row in rows]), 2) for m in METRICS] == [c_acc, asr]
+    rows = [numbers for key, numbers in printed.items() if "rate=" in key.attack and key.defense == "fst"]
+    assert [round(FUNCTIONS[name]([float(row[m]) for row in rows]), 2) for m in ("c-acc", "asr")] == [c_acc, asr]
 
 
 def test_the_average_of_published_numbers_over_our_rows_of_table_2(reported):
-    with (reported / "config/papers/fst/published/table2.csv").open() as lines:
-        printed = [row for row in csv.DictReader(lines) if row["attack"] in ("badnet", "blended", "wanet", "sig")]
+    printed = [row for row in printed_lines("table2") if row["attack"] in ("badnet", "blended", "wanet", "sig")]
     gone = ["ssba", "label-consistent", "adaptive-blend"]
     reported.set("config/papers/fst/table2.yaml", "unimplemented", to=gone)
     for name in gone:
         (reported / f"config/attacks/{name}.yaml").unlink()
     table = read_table(reported.plan(), "reports/table2")
-    for cell in (cell for entry in table.entries for cell in entry.cells):
+    for cell in (cell for entry in table.places.values() for cell in entry.cells):
         asr = 99.0 if cell.name.defense.name == "none" else 1.0
         put_recorded(cell.evaluation.product, {"metrics": {"c_acc": 90.0, "asr": asr}})
-    ours = {row.attack.name for row in table.rows} & set(reported.plan().configuration.names("attack"))
+    ours = {place.attack.name for place in table.places.values()} & set(reported.plan().configuration.names("attack"))
     assert ours == {"badnet", "blended", "wanet", "sig"}
     average = by_label(lines_of(table), "Average")
-    for i, column in enumerate(table.columns):
-        numbers = [float(row["c_acc"]) for row in printed if row["defense"] == column.defense.name]
+    for i, name in enumerate(dict.fromkeys(place.defense.name for place in table.places.values())):
+        numbers = [float(row["c_acc"]) for row in printed if row["defense"] == name]
         if average[i, "c_acc"].ours is not None:
             assert len(numbers) == 12 and average[i, "c_acc"].published == pytest.approx(sum(numbers) / 12)
 
@@ -320,9 +312,7 @@ def test_the_best_defense_of_a_row(reported):
 
 def test_one_defense_alone_is_not_the_best(tiny, monkeypatch):
     monkeypatch.chdir(tiny.path)
-    assert not any(
-        figure.best for line in lines_of(measured(tiny)) for column in line.figures for figure in column.values()
-    )
+    assert not any(number.best for line in lines_of(measured(tiny)) for number in line.numbers)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +374,7 @@ def test_markdown(reported):
 
 def test_cells_that_diverged_are_named(reported):
     table = measured(reported)
-    cell = table.entries[1].cells[0]
+    cell = list(table.places.values())[1].cells[0]
     product = reported / cell.evaluation.product
     put_recorded(product, json.loads(product.read_text()) | {"diverged": True})
     files = render(reported.plan(), table)
@@ -427,10 +417,9 @@ def test_csv_and_json_agree(reported):
     frame, content = frame_of(files[".csv"]), json.loads(files[".json"])
     labels = [column["label"] for column in content["columns"]]
     expected = [
-        (line["label"], line["rate"], label, metric, figure["ours"], figure["interval"], figure["published"])
+        (line["label"], line["rate"], label, metric, number["ours"], number["interval"], number["published"])
         for line in content["lines"]
-        for label, column in zip(labels, line["figures"], strict=True)
-        for metric, figure in ((metric, column[metric]) for metric in METRICS)
+        for (label, metric), number in zip(product(labels, ("c_acc", "asr")), line["numbers"], strict=True)
     ]
     columns = ["row", "rate", "column", "metric", "ours", "interval95", "published"]
     found = frame[columns].astype(object).where(frame[columns].notna(), None)
@@ -457,7 +446,7 @@ def test_all_files_say_what_they_were_made_from_and_are_the_same_again(reported)
 
 
 def test_the_file_of_a_cell(reported):
-    cell = measured(reported).entries[1].cells[0]
+    cell = list(measured(reported).places.values())[1].cells[0]
     write_cell(cell)
     first = read_json(Path(cell.name.path))
     assert first["metrics"]["c_acc"] == 92.004 and first["cell"] == cell.name.path
@@ -489,7 +478,7 @@ def test_markdown_prints_any_text_as_it_is(text):
 def hostile(reported: Project) -> Project:
     def change(data: dict[str, Any]) -> None:
         data |= {"title": HOSTILE, "caption": HOSTILE, "published": None}
-        for item in data["rows"] + data["columns"]:
+        for item in data["axes"]["rows"] + data["axes"]["columns"]:
             item["label"] = HOSTILE
 
     reported.edit("config/papers/fst/small.yaml", change)
@@ -525,8 +514,8 @@ def test_no_text_of_a_csv_is_a_formula(value):
 
 def test_labels_that_look_like_formulas(reported):
     label = "=1+1"
-    reported.edit("config/papers/fst/small.yaml", lambda data: data["rows"][0].update(label=label))
-    reported.edit("config/papers/fst/small.yaml", lambda data: data["columns"][1].update(label="@SUM(A1)"))
+    reported.edit("config/papers/fst/small.yaml", lambda data: data["axes"]["rows"][0].update(label=label))
+    reported.edit("config/papers/fst/small.yaml", lambda data: data["axes"]["columns"][1].update(label="@SUM(A1)"))
     frame = frame_of(written(reported)[".csv"])
     assert f"'{label}" in set(frame.row) and "'@SUM(A1)" in set(frame["column"])
     assert not frame.map(lambda value: str(value).startswith(("=", "+", "@"))).any(axis=None)

@@ -24,8 +24,10 @@ title: small
 caption: a small table
 dataset: digits
 model: resnet18
-columns: [{defense: none, label: No defense}, {defense: fst, label: FST}, {defense: lp, label: LP}]
-rows: [{attack: badnet, label: BadNet, rates: [0.05]}, {attack: blended, label: Blended, rates: [0.05]}]
+axes:
+  columns: [{defense: none, label: No defense}, {defense: fst, label: FST}, {defense: lp, label: LP}]
+  rows: [{attack: badnet, label: BadNet, rates: [0.05]}, {attack: blended, label: Blended, rates: [0.05]}]
+metrics: {show: [c-acc, asr]}
 """
 BESIDE = (
     "reports/tiny/smaller.md",

@@ -17,6 +17,7 @@ import subprocess
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -140,9 +141,10 @@ def spans(project: Project, stage: str) -> list[tuple[datetime, datetime, str]]:
 
 
 def test_a_table_gets_its_gpus_from_slurm(lab):
-    lab.edit(
-        "config/papers/fst/many.yaml", lambda table: table.update(rows=table["rows"][:2], columns=table["columns"][:2])
-    )
+    def change(table: dict[str, Any]) -> None:
+        table["axes"] = {axis: parts[:2] for axis, parts in table["axes"].items()}
+
+    lab.edit("config/papers/fst/many.yaml", change)
     target = "reports/tiny/many.md"
     with running(lab, target) as run:
         finished(run, lab)

@@ -9,7 +9,6 @@ import random
 import re
 import statistics
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,13 +17,22 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, job_counts, printed_lines, put_recorded, with_tiny
+from conftest import (
+    ROOT,
+    Project,
+    by_part,
+    comparisons_of,
+    job_counts,
+    lines_of,
+    long,
+    printed_lines,
+    put_recorded,
+    with_tiny,
+)
 from depoison.errors import DepoisonError
+from depoison.plan.grid import Place, percent
 from depoison.plan.plan import Plan
 from depoison.plan.tables import (
-    Column,
-    Row,
-    Subject,
     Table,
     Tables,
     all_tables,
@@ -33,13 +41,15 @@ from depoison.plan.tables import (
     read_table,
     told_apart,
 )
-from depoison.reporting.comparison import compare, mean_and_interval, sign_test
-from depoison.reporting.tables import NARROW, SUMMARIES, lines_of, p_value, percent, render, table_is_current
+from depoison.reporting.comparison import sign_test
+from depoison.reporting.numbers import mean_and_interval
+from depoison.reporting.tables import NARROW, p_value, render, table_is_current
 
 PLAN = Plan(ROOT)
 TABLES = [f"table{i}" for i in range(1, 12)]
 FILES = (".md", ".tex", ".csv", ".json")
 SMALL = "config/papers/fst/small.yaml"
+SUMMARIES = {"average": "Average", "standard-deviation": "Standard deviation"}
 
 
 def fake(table: Table | Tables) -> None:
@@ -73,48 +83,50 @@ def there(faked: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 # --- published numbers -------------------------------------------------------------------------------------------
 
 
-def says(line: dict[str, str], row: Row, column: Column) -> bool:
+def says(line: dict[str, str], place: Place) -> bool:
     """Whether a printed line is of this place of a table."""
-    if (line["dataset"], line["model"], line["attack"], line["defense"]) != (
-        *column.printed, row.attack.name, column.defense.name
-    ):  # fmt: skip
-        return False
-    if line["variant"]:
-        key, value = line["variant"].split("=")
-        return (key, value) in row.attack.overrides and row.value == value and not line["rate"]
-    return row.rate is not None and float(line["rate"]) == row.rate and ("rate", str(row.rate)) in row.attack.overrides
+    key, attack = place.key, line["attack"]
+    values = [*[f"rate={line['rate']}"] * bool(line["rate"]), *["rate=0.003", line["variant"]] * bool(line["variant"])]
+    name = "+".join([attack, *sorted(values)])
+    return (line["dataset"], line["model"], name, line["defense"]) == (key.dataset, key.model, key.attack, key.defense)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_each_printed_line_is_of_one_place_and_each_place_has_one(name):
     table = read_table(PLAN, f"reports/{name}")
     lines = [line for line in printed_lines(name) if line["attack"] not in SUMMARIES]
-    places = [(row, column) for row in table.rows for column in table.columns]
-    matches = [[place for place in places if says(line, *place)] for line in lines]
+    places = list(table.places.values())
+    matches = [[place for place in places if says(line, place)] for line in lines]
     assert [len(found) for found in matches] == [1] * len(lines)
-    assert [found[0] for found in matches] == places  # in the printed order, row by row
+    assert [found[0].key for found in matches] == [place.key for place in places]  # in the printed order, row by row
+    for line, (place,) in zip(lines, matches, strict=True):
+        assert place.published == {
+            metric: (line[metric.replace("-", "_")],) for metric in ("c-acc", "asr") if line[metric.replace("-", "_")]
+        }
+        assert place.rate == float(line["rate"] or "0.003")
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_summaries_are_those_that_are_printed(name):
     table = read_table(PLAN, f"reports/{name}")
     found = [line for line in printed_lines(name) if line["attack"] in SUMMARIES]
-    expected = [(summary, column.defense.name) for summary in table.file.summary for column in table.columns]
+    defenses = [table.places[0, table.columns[at[0]].index].defense.name for at in table.heads]
+    expected = [(summary, defense) for summary in table.file.summary for defense in defenses]
     assert [(line["attack"], line["defense"]) for line in found] == expected
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_made_table_shows_each_printed_number_once(name, there):
     table = read_table(there.plan(), f"reports/tiny/{name}")
-    attacks = {row.label: row.attack.name for row in table.rows}
-    attacks |= {f"{title}, as printed": summary for summary, (title, _) in SUMMARIES.items()}
-    columns = {column.title: column for column in table.columns}
+    attacks = {place.label("row"): place.attack.name for place in table.places.values()}
+    attacks |= {f"{title}, as printed": summary for summary, title in SUMMARIES.items()}
+    columns = {place.parts["column"].title: place.key for place in table.places.values()}
     shown = Counter()
     for line in csv.DictReader(io.StringIO(render(there.plan(), table)[".csv"])):
         if line["published"] and line["row"] in attacks:
             rate = "" if line["variant"] or not line["rate"] else float(line["rate"])
-            column = columns[line["column"]]
-            place = (*column.printed, attacks[line["row"]], rate, line["variant"], column.defense.name)
+            key = columns[line["column"]]
+            place = (key.dataset, key.model, attacks[line["row"]], rate, line["variant"], key.defense)
             shown[(*place, line["metric"], float(line["published"]))] += 1
     expected = Counter(
         (*(line[key] for key in ("dataset", "model", "attack")), float(line["rate"]) if line["rate"] else "",
@@ -148,9 +160,9 @@ def test_corrected_rows_are_marked_and_told_in_each_format(there):
     assert content["corrections"]["file"] == "config/papers/fst/published/corrections/table9.yaml"
     assert "13 of the 16 printed averages" in " ".join(content["corrections"]["evidence"].split())
     assert content["corrections"]["moves"][0] == {
-        "printed": {"attack": "ssba", "rate": "0.005"}, "belongs": {"attack": "sig", "rate": "0.05"}
+        "printed": {"attack": "ssba+rate=0.005"}, "belongs": {"attack": "sig+rate=0.05"}
     }  # fmt: skip
-    assert {figure["printed_as"] for figure in content["lines"][9]["figures"][7].values()} == {"SSBA 0.5%"}
+    assert {number["printed_as"] for number in content["lines"][9]["numbers"][14:]} == {"SSBA 0.5%"}
     others = render(there.plan(), read_table(there.plan(), "reports/tiny/table10"))
     assert "§" not in others[".md"] and json.loads(others[".json"])["corrections"] is None
 
@@ -184,13 +196,14 @@ def test_a_table_is_not_current_when_its_correction_changed(there, tmp_path, mon
 
 
 def test_the_rates_of_a_row_are_the_printed_ones():
-    rates = [row.rate for row in read_table(PLAN, "reports/table3").rows if row.label == "SIG"]
+    places = read_table(PLAN, "reports/table3").places
+    rates = dict.fromkeys(place.rate for place in places.values() if place.label("row") == "SIG")
     assert [percent(rate) for rate in rates] == ["0.4%", "0.25%", "0.15%"]
 
 
 def test_rows_may_differ_in_another_hyper_parameter(there):
     table = read_table(there.plan(), "reports/tiny/table7")
-    assert [str(row.attack) for row in table.rows] == [
+    assert list(dict.fromkeys(place.key.attack for place in table.places.values())) == [
         f"{attack}+rate=0.003+regularization={samples}"
         for attack, several in (("adaptive-patch", (150, 300, 450)), ("adaptive-blend", (150, 200, 300)))
         for samples in several
@@ -202,8 +215,8 @@ def test_rows_may_differ_in_another_hyper_parameter(there):
 
 def test_the_hyper_parameter_of_the_rows_reaches_the_cells(tiny):
     def change(data: dict[str, Any]) -> None:
-        data["rows"] = [{"attack": "badnet", "label": "BadNet", "values": [2, 3], "set": {"rate": 0.2}}]
-        data |= {"by": {"parameter": "size", "label": "Size"}}
+        each = {"attack": "size", "values": [2, 3], "label": "Size"}
+        data["axes"]["rows"] = [{"attack": "badnet+rate=0.2", "label": "BadNet", "each": each}]
 
     tiny.edit(SMALL, change)
     table = read_table(tiny.plan(), "reports/tiny/small")
@@ -216,30 +229,51 @@ def test_the_hyper_parameter_of_the_rows_reaches_the_cells(tiny):
 @pytest.mark.parametrize(
     ("table", "row", "told"),
     [
-        ({}, {"values": [1]}, "rows differ by the poisoning rate: 'rates', not 'values'"),
-        ({}, {"values": [1], "rates": [0.1]}, "'rates', not 'values'"),
-        ({}, {}, "'rates', not 'values'"),
-        ({"by": {"parameter": "size", "label": "Size"}}, {"rates": [0.1]}, "by size: 'values', not 'rates'"),
-        ({"by": {"parameter": "size", "label": "Size"}}, {}, "by size: 'values', not 'rates'"),
-        ({"by": {"parameter": "sice", "label": "Size"}}, {"values": [1]}, "did you mean 'size'"),
+        ({}, {"each": {"values": [1]}}, "axes.rows.0.each: name one hyper-parameter, by `attack` or by `defense`"),
+        ({}, {"each": {"attack": "size", "values": [1]}, "rates": [0.1]}, "axes.rows.0: give either `rates` or `each`"),
+        ({}, {"each": {"attack": "size", "values": []}}, "axes.rows.0.each.values: list should have at least 1 item"),
+        ({}, {"each": {"attack": "size"}}, "unknown grid of badnet 'size'; valid: none"),
+        (
+            {},
+            {"each": {"attack": "sice", "values": [1]}},
+            "unknown hyper-parameter of badnet 'sice'; did you mean 'size'",
+        ),
+        ({}, {"attack": "badnett"}, "unknown attack 'badnett'; did you mean 'badnet'"),
+        ({}, {"defense": "+lr=0.1"}, "unknown hyper-parameter of none 'lr'"),
+        ({}, {"metric": "asr"}, "metrics stand in columns, which a part of the rows cannot change"),
+        ({"metrics": {"in": "rows", "show": ["ars"]}}, {}, "metrics.show: unknown metric 'ars'; did you mean 'asr'"),
+        ({"metrics": {"show": []}}, {}, "metrics.show: list should have at least 1 item"),
+        ({"summary": ["averag"]}, {}, "summary.0"),
+        ({"summary": [{"drop-from": "fst"}]}, {}, "summary: unknown defense among the columns 'fst'"),
         ({"compare": [["lp", "ft"]]}, {"rates": [0.1]}, "unknown defense among the columns 'ft'"),
         ({"compare": [["lp"]]}, {"rates": [0.1]}, f"{SMALL}:"),
     ],
 )
 def test_table_files_with_a_fault(table, row, told, tiny):
-    tiny.edit(SMALL, lambda data: data.update(table, rows=[{"attack": "badnet", "label": "BadNet", **row}]))
+    def change(data: dict[str, Any]) -> None:
+        data |= table
+        data["axes"]["rows"] = [{"attack": "badnet", "label": "BadNet", **row}]
+
+    tiny.edit(SMALL, change)
     with pytest.raises(DepoisonError, match=re.escape(told)) as caught:
         read_table(tiny.plan(), "reports/tiny/small")
-    assert "small.yaml" in str(caught.value) or "'size'" in told
+    assert str(caught.value).startswith("config/papers/fst/small.yaml:") and "\n" not in str(caught.value)
 
 
 def test_defenses_that_cannot_be_compared(tiny):
-    twice = {"defense": "lp", "label": "LP with another rate", "set": {"lr": 0.5}}
-    tiny.edit(SMALL, lambda data: data.update(columns=[*data["columns"], twice], compare=[["lp", "none"]]))
+    def compare(column: dict[str, Any], pair: list[str]) -> None:
+        def change(data: dict[str, Any]) -> None:
+            data["axes"]["columns"] = [*data["axes"]["columns"][:2], column]
+            data["compare"] = [pair]
+
+        tiny.edit(SMALL, change)
+
+    compare({"defense": "lp", "label": "LP again"}, ["lp", "none"])
     with pytest.raises(DepoisonError, match="'lp' is the defense of several columns"):
         read_table(tiny.plan(), "reports/tiny/small")
-    twice |= {"defense": "ft", "dataset": "gtsrb"}
-    tiny.edit(SMALL, lambda data: data.update(columns=[*data["columns"][:2], twice], compare=[["lp", "ft"]]))
+    compare({"defense": "lp+lr=0.5", "label": "LP with another rate"}, ["lp+lr=0.5", "lp"])
+    assert read_table(tiny.plan(), "reports/tiny/small").comparisons == (((2, 1),),)
+    compare({"defense": "ft", "label": "FT", "dataset": "gtsrb"}, ["lp", "ft"])
     with pytest.raises(DepoisonError, match="lp and ft have no dataset and model in common"):
         read_table(tiny.plan(), "reports/tiny/small")
 
@@ -253,22 +287,20 @@ def test_a_printed_line_that_stands_twice_is_refused(project):
 
 def test_columns_on_two_datasets():
     table = read_table(PLAN, "reports/table5")
-    assert [column.subject for column in table.columns] == 2 * [Subject("cifar10", "resnet18")] + 2 * [
-        Subject("gtsrb", "resnet18")
-    ]
-    assert [column.title for column in table.columns] == [
+    assert [table.places[0, j].key[:2] for j in range(4)] == 2 * [("cifar10", "resnet18")] + 2 * [("gtsrb", "resnet18")]
+    assert list(dict.fromkeys(column.title for column in table.columns)) == [
         f"{dataset}, {defense}" for dataset in ("CIFAR-10", "GTSRB") for defense in ("No defense", "FST")
     ]
     assert table.cells()
-    for entry in table.entries:
+    for entry in table.places.values():
         for cell in entry.cells:
-            assert cell.evaluation.directory.startswith(f"results/evaluate/{entry.column.subject.dataset}-")
+            assert cell.evaluation.directory.startswith(f"results/evaluate/{entry.dataset}-")
     assert len(table.evaluations()) == len(table.cells())
 
 
 def test_columns_that_a_track_makes_alike_share_cells(there):
     table = read_table(there.plan(), "reports/tiny/table5")
-    assert {column.subject for column in table.columns} == {Subject("digits", "resnet18")}
+    assert {(place.dataset, place.model) for place in table.places.values()} == {("digits", "resnet18")}
     assert len(table.cells()) == 2 * len(table.evaluations()) > 0
     files = render(there.plan(), table)
     assert "CIFAR-10 is replaced by Digits; GTSRB is replaced by Digits" in files[".md"]
@@ -278,8 +310,8 @@ def test_columns_that_a_track_makes_alike_share_cells(there):
 
 def test_the_best_of_a_row_is_sought_within_a_dataset(tiny, monkeypatch):
     def change(data: dict[str, Any]) -> None:
-        both = [*data["columns"], {"defense": "ft", "label": "FT"}]
-        data["columns"] = both + [column | {"dataset": "gtsrb"} for column in both]
+        both = [*data["axes"]["columns"], {"defense": "ft", "label": "FT"}]
+        data["axes"]["columns"] = both + [column | {"dataset": "gtsrb"} for column in both]
         data["summary"] = []
 
     tiny.edit(SMALL, change)
@@ -290,15 +322,15 @@ def test_the_best_of_a_row_is_sought_within_a_dataset(tiny, monkeypatch):
         metrics = {"c_acc": 90.0, "asr": asr[cell.name.dataset.name][cell.name.defense.name]}
         put_recorded(cell.evaluation.product, {"metrics": metrics})
     for line in lines_of(table):
-        assert [column["asr"].best for column in line.figures] == [False, False, True, False, True, False]
+        assert [column["asr"].best for column in by_part(table, line)] == [False, False, True, False, True, False]
 
 
 def test_a_model_that_is_missing_is_a_gap_but_not_on_a_track_that_replaces_it(tiny):
     tiny.set(SMALL, "model", to="no-such-model")
     tiny.set(SMALL, "unimplemented", to=["no-such-model"])
     paper, ours = (read_table(tiny.plan(), f"reports/{where}small") for where in ("", "tiny/"))
-    assert not paper.cells() and {entry.gap for entry in paper.entries} == {"the model no-such-model"}
-    assert not any(entry.gap for entry in ours.entries) and len(ours.cells()) == 4
+    assert not paper.cells() and {entry.gap for entry in paper.places.values()} == {"the model no-such-model"}
+    assert not any(entry.gap for entry in ours.places.values()) and len(ours.cells()) == 4
     assert tiny.depoison("check").returncode == 0
 
 
@@ -315,8 +347,8 @@ parameters:
 def test_a_defense_that_looks_at_test_data_is_marked(tiny, monkeypatch):
     (tiny / "workflow/depoison/defenses/picky.py").write_text(PICKY)
     (tiny / "config/defenses/picky.yaml").write_text(PICKY_YAML)
-    honest = {"defense": "picky", "label": "Picky, honest", "set": {"select": "defender"}}
-    tiny.edit(SMALL, lambda data: data["columns"].extend([{"defense": "picky", "label": "Picky"}, honest]))
+    honest = {"defense": "picky+select=defender", "label": "Picky, honest"}
+    tiny.edit(SMALL, lambda data: data["axes"]["columns"].extend([{"defense": "picky", "label": "Picky"}, honest]))
     monkeypatch.chdir(tiny.path)
     table = read_table(tiny.plan(), "reports/tiny/small")
     fake(table)
@@ -376,7 +408,7 @@ def test_every_table_is_well_formed(name, track, there, monkeypatch, tmp_path):
         fake(table)
     files = render(there.plan(), table)
     first, *more = blocks(files[".md"])
-    assert {cells_of(line) for line in first} == {2 + len(table.columns) * (1 if len(table.columns) > NARROW else 2)}
+    assert {cells_of(line) for line in first} == {2 + len(table.heads) * (1 if len(table.heads) > NARROW else 2)}
     lines = lines_of(table)
     assert len(first) == 2 + len(lines) and re.fullmatch(r"\|(:?-+:?\|)+", first[1])
     assert all({cells_of(line) for line in block} == {2 + 3 * 2} for block in more) and len(more) <= 1
@@ -389,7 +421,7 @@ def test_every_table_is_well_formed(name, track, there, monkeypatch, tmp_path):
     content = json.loads(files[".json"])
     assert len(content["lines"]) == len(lines) and len(content["comparisons"]) == len(table.file.compare)
     numbers = list(csv.DictReader(io.StringIO(files[".csv"])))
-    assert len(numbers) == 2 * (len(lines) * len(table.columns) + len(table.file.compare))
+    assert len(numbers) == len(lines) * len(table.columns) + 2 * len(table.file.compare)
     assert not any(None in line or None in line.values() for line in numbers)
 
 
@@ -398,7 +430,7 @@ def test_a_wide_table_in_markdown_has_both_metrics_of_a_defense_in_one_cell(ther
     (first, *_) = blocks(render(there.plan(), table)[".md"])
     assert "ANP<sup>†</sup><br>C-Acc/ASR |" in first[0]
     for text, line in zip(first[2:], lines_of(table), strict=True):
-        for cell, column in zip(text.split(" | ")[2:], line.figures, strict=True):
+        for cell, column in zip(text.split(" | ")[2:], by_part(table, line), strict=True):
             ours, *more = re.sub(r"</?sub>| \|$", "", cell).split("<br>")
             figures = list(column.values())
             expected = [f"{f.ours:.2f}" if f.ours is not None else "–" for f in figures]
@@ -458,7 +490,7 @@ def test_tables_that_a_track_cannot_tell_apart(tiny):
     assert not any(others for _, others in told_apart(_all(tiny, "paper").tables))
     # A user's own table is shown, whatever has the same cells; so is a part of a table on the same dataset and model.
     part = yaml.safe_load((tiny / "config/papers/fst/table2.yaml").read_text())
-    part["rows"] = part["rows"][1:]
+    part["axes"]["rows"] = part["axes"]["rows"][1:]
     (tiny / "config/papers/fst/part.yaml").write_text(yaml.safe_dump(part))
     own = part | {"model": "resnet50"}
     del own["published"]
@@ -575,22 +607,26 @@ OURS = {  # by rate and seed: (C-Acc, ASR) of LP, and of FT
     (0.01, 0): ((95.0, None), (94.0, 3.0)),
     (0.01, 1): ((95.0, None), (94.5, 3.0)),
 }
-PUBLISHED = """\
-dataset,model,attack,rate,variant,defense,c_acc,asr
+PUBLISHED = long(
+    *"""\
 cifar10,resnet18,badnet,0.1,,lp,90.00,50.00
 cifar10,resnet18,badnet,0.1,,ft,92.00,20.00
 cifar10,resnet18,badnet,0.05,,lp,91.00,40.00
 cifar10,resnet18,badnet,0.05,,ft,90.00,30.00
 cifar10,resnet18,badnet,0.01,,lp,91.00,
 cifar10,resnet18,badnet,0.01,,ft,91.50,30.00
-"""
+""".splitlines()
+)
 
 
 @pytest.fixture
 def compared(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     def change(data: dict[str, Any]) -> None:
-        data["columns"] += [{"defense": "ft", "label": "Vanilla FT"}, {"defense": "no-such", "label": "None such"}]
-        data["rows"] = [{"attack": "badnet", "label": "BadNet", "rates": [0.1, 0.05, 0.01]}]
+        data["axes"]["columns"] += [
+            {"defense": "ft", "label": "Vanilla FT"},
+            {"defense": "no-such", "label": "None such"},
+        ]
+        data["axes"]["rows"] = [{"attack": "badnet", "label": "BadNet", "rates": [0.1, 0.05, 0.01]}]
         data |= {
             "compare": [["ft", "lp"], ["ft", "no-such"]],
             "published": "published/small.csv",
@@ -608,20 +644,16 @@ def compared(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 def measure(project: Project) -> Table:
     table = read_table(project.plan(), "reports/tiny/small")
-    for entry in table.entries:
+    for entry in table.places.values():
         for cell in entry.cells:
-            lp, ft = OURS[entry.row.rate, cell.name.seed]
-            c_acc, asr = {"lp": lp, "ft": ft, "none": (99.0, 100.0)}[entry.column.defense.name]
+            lp, ft = OURS[entry.rate, cell.name.seed]
+            c_acc, asr = {"lp": lp, "ft": ft, "none": (99.0, 100.0)}[entry.defense.name]
             put_recorded(cell.evaluation.product, {"metrics": {"c_acc": c_acc, "asr": asr}})
     return table
 
 
-def read_metrics(product: str) -> dict[str, Any]:
-    return json.loads(Path(product).read_text())["metrics"]
-
-
 def test_a_comparison_by_hand(compared):
-    both, neither = compare(read_table(compared.plan(), "reports/tiny/small"), read_metrics)
+    both, neither = comparisons_of(read_table(compared.plan(), "reports/tiny/small"))
     assert (both.first, both.second) == ("Vanilla FT", "LP")
     c_acc, asr = both.differences["c_acc"], both.differences["asr"]
     rows = [2.0, 0.003, -0.75]  # means over seeds: of 1 and 3, of 0.004 and 0.002, of −1 and −0.5
@@ -662,7 +694,7 @@ def test_a_comparison_in_the_files(compared):
 
 def test_one_seed_is_enough_to_compare(compared):
     compared.set(SMALL, "seeds", to=[0])
-    both, _ = compare(read_table(compared.plan(), "reports/tiny/small"), read_metrics)
+    both, _ = comparisons_of(read_table(compared.plan(), "reports/tiny/small"))
     rows = [1.0, 0.004, -1.0]
     found = both.differences["c_acc"]
     assert (found.rows, found.pairs, found.mean) == (3, 3, pytest.approx(statistics.fmean(rows)))
@@ -674,10 +706,11 @@ def test_one_seed_is_enough_to_compare(compared):
 def test_cells_that_stand_twice_are_no_evidence_twice(there):
     """On a track that replaces both datasets of Table 5 by one, each row counts once; the published mean is of all."""
     table = read_table(there.plan(), "reports/tiny/table5")
-    (found,) = compare(table, read_metrics)
-    rows = [row for row in table.rows if all(entry.cells for entry in table.entries if entry.row == row)]
+    (found,) = comparisons_of(table)
+    rows = [row for row in table.rows if all(table.at(row, column).cells for column in table.columns)]
     assert found.rows == len(rows) >= 9 and found.pairs == 2 * len(rows)
-    rates = {(row.attack.name, str(row.rate)) for row in rows}
+    first = [table.at(row, table.columns[0]) for row in rows]
+    rates = {(place.attack.name, str(place.rate)) for place in first}
     numbers = {
         defense: [float(line["asr"]) for line in printed_lines("table5")
                   if line["defense"] == defense and (line["attack"], line["rate"]) in rates]
@@ -692,15 +725,16 @@ def test_the_published_differences_of_table_2(there):
     """What the paper's own numbers say of FST and FT-init, over the rows that are here."""
     table = read_table(there.plan(), "reports/tiny/table2")
     (index,) = (i for i, pair in enumerate(table.file.compare) if pair == ("fst", "ft-init"))
-    found = compare(table, read_metrics)[index].differences["asr"]
+    found = comparisons_of(table)[index].differences["asr"]
     have = {
-        row
+        (place.attack.name, str(place.rate))
         for row in table.rows
-        if all(e.cells for e in table.entries if e.row == row and e.column.defense.name in ("fst", "ft-init"))
+        for place in [table.at(row, table.columns[0])]
+        if all(of.cells for of in table.places.values() if of.key.attack == place.key.attack)
     }
     numbers = {
         defense: [float(line["asr"]) for line in printed_lines("table2") if line["defense"] == defense
-                  and (line["attack"], line["rate"]) in {(row.attack.name, str(row.rate)) for row in have}]
+                  and (line["attack"], line["rate"]) in have]
         for defense in ("fst", "ft-init")
     }  # fmt: skip
     assert found.rows == len(have) == len(numbers["fst"]) >= 12

@@ -15,6 +15,10 @@ from depoison.reporting.figures.tradeoff import FILLS, draw, drawn, numbers
 from depoison.reporting.figures.write import figure_is_current, render_figure, write_figure
 
 FILE = "config/papers/fst/figures/figure99.yaml"
+CONTENT = {
+    "title": "Costs", "caption": "Costs", "kind": "tradeoff", "table": "small",
+    "metrics": {"falls": "c-acc", "remains": "asr"},
+}  # fmt: skip
 COLUMNS = [{"defense": name, "label": name.upper()} for name in ("none", "lp", "ft", "fst")]
 ROWS = [
     {"attack": "badnet", "label": "BadNet", "rates": [0.1, 0.05]},
@@ -45,14 +49,13 @@ def metrics_of(label: str, defense: str, seed: int) -> dict[str, float]:
 
 def evaluated(project: Project, seeds: tuple[int, ...] = (0,)) -> Figure:
     """The figure of the table `small`, its evaluations written by hand."""
-    values = {"columns": COLUMNS, "rows": ROWS, "seeds": list(seeds)}
+    values = {"axes": {"rows": ROWS, "columns": COLUMNS}, "seeds": list(seeds)}
     project.edit("config/papers/fst/small.yaml", lambda data: data.update(SMALL | values))
-    content = {"title": "Costs", "caption": "Costs", "kind": "tradeoff", "table": "small"}
-    project.edit(FILE, lambda data: data.update(content))
+    project.edit(FILE, lambda data: data.update(CONTENT))
     figure = read_figure(project.plan(), "reports/tiny/figure99")
-    for point in figure.points:
+    for point in figure.places:
         for cell in point.cells:
-            metrics = metrics_of(point.x, point.line, cell.name.seed)
+            metrics = metrics_of(point.x, point.label("line"), cell.name.seed)
             put_recorded(project / cell.evaluation.product, {"metrics": metrics})
     return figure
 
@@ -75,7 +78,7 @@ def test_a_point_is_a_fall_below_its_own_row_and_what_remains(here):
         undefended = MEASURED[label, "NONE"]
         assert fall[label, defense]["mean"] == pytest.approx(undefended[0] - c_acc)
         assert asr[label, defense]["mean"] == left
-        assert fall[label, defense]["undefended_asr"] == asr[label, defense]["undefended_asr"] == undefended[1]
+        assert fall[label, defense]["undefended"] == asr[label, defense]["undefended"] == undefended[1]
     assert fall["BadNet 10%", "FT"]["mean"] == -0.25  # a gain
 
 
@@ -88,7 +91,8 @@ def test_with_several_seeds_a_fall_is_the_mean_of_each_seeds_own(here):
 
 
 def test_a_row_whose_attack_did_not_take_is_not_drawn(here):
-    shown = list(drawn(numbers(evaluated(here))))
+    figure = evaluated(here)
+    shown = list(drawn(figure, numbers(figure)))
     assert {fall["x"] for fall, _ in shown} == {"BadNet 10%", "Blended 10%"}
     assert all((fall["x"], fall["line"]) == (asr["x"], asr["line"]) for fall, asr in shown)
 
@@ -116,8 +120,9 @@ def test_color_and_filling_tell_defenses_apart_and_the_marker_attacks(here):
 def test_the_seventh_defense_has_the_first_filling_and_a_black_edge(here):
     """What is filled alike must differ in grayscale."""
     labels = ("none", "lp", "ft", "fe-tuning", "ft-init", "ft-sam", "anp", "fst")
-    here.set("config/papers/fst/small.yaml", "columns", to=[{"defense": name, "label": name} for name in labels])
-    here.edit(FILE, lambda data: data.update(title="Costs", caption="Costs", kind="tradeoff", table="small"))
+    columns = [{"defense": name, "label": name} for name in labels]
+    here.set("config/papers/fst/small.yaml", "axes", "columns", to=columns)
+    here.edit(FILE, lambda data: data.update(CONTENT))
     figure = read_figure(here.plan(), "reports/tiny/figure99")
     rows = [
         {
@@ -126,7 +131,7 @@ def test_the_seventh_defense_has_the_first_filling_and_a_black_edge(here):
             "metric": metric,
             "mean": float(i),
             "interval95": None,
-            "undefended_asr": 99.0,
+            "undefended": 99.0,
         }
         for i, name in enumerate(labels)
         for metric in ("fall", "asr")
@@ -159,18 +164,18 @@ def test_files_are_written_and_equal_numbers_make_equal_bytes(here):
         "x",
         "metric",
         "mean",
-        "undefended_asr",
+        "undefended",
     }
     write_figure(figure)
     assert figure_is_current(figure)
-    put_recorded(figure.points[1].cells[0].evaluation.product, {"metrics": {"c_acc": 80.0, "asr": 50.0}})
+    put_recorded(figure.places[1].cells[0].evaluation.product, {"metrics": {"c_acc": 80.0, "asr": 50.0}})
     assert not figure_is_current(figure)
 
 
 def test_it_asks_for_what_the_table_asks_for(here):
     figure = evaluated(here)
     products = {artifact.product for artifact in figure.artifacts()}
-    assert products == {cell.evaluation.product for point in figure.points for cell in point.cells}
+    assert products == {cell.evaluation.product for point in figure.places for cell in point.cells}
 
 
 def test_a_table_that_is_not_there_is_named(here):
@@ -184,5 +189,5 @@ def test_nothing_taken_is_an_empty_picture(here, monkeypatch):
     for key, (c_acc, asr) in MEASURED.items():
         monkeypatch.setitem(MEASURED, key, (c_acc, asr / 10))
     figure = evaluated(here)
-    assert not list(drawn(numbers(figure)))
+    assert not list(drawn(figure, numbers(figure)))
     assert "none of the attacks took" in [text.get_text() for text in draw(figure, numbers(figure)).axes[0].texts]

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
 from depoison.errors import DepoisonError
 from depoison.files import RUN, SPEC, corrupted, parse_json, read_bytes, read_json, remedy
 from depoison.plan.specs import STAGES, directory_of
 
-METRICS_FILE = STAGES["evaluate"].product
+METRICS_FILE, VALUE_FILE = STAGES["evaluate"].product, STAGES["probe"].product
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
@@ -53,21 +53,20 @@ class _Model(_Record):
 class _Evaluation(_Strict):
     """metrics.json, and with more keys the file of a cell."""
 
-    metrics: dict[str, Percent | None]
+    metrics: Annotated[dict[str, Percent | None], Field(min_length=1)]
     diverged: bool = False
     denominators: dict[str, Annotated[int, Field(gt=0)] | None] = {}
     model: _Model | None = None
     specs: dict[str, dict[str, Any]] = {}
 
-    @field_validator("metrics")
-    @classmethod
-    def _has_both(cls, metrics: dict[str, float | None]) -> dict[str, float | None]:
-        if not {"c_acc", "asr"} <= metrics.keys():
-            raise ValueError("needs c_acc and asr, which are null where they were not measured")
-        return metrics
+
+class _Value(_Strict):
+    """value.json of a probe."""
+
+    value: Annotated[float, Field(allow_inf_nan=False)] | None
 
 
-_RECORD, _EVALUATION = TypeAdapter(_Record), TypeAdapter(_Evaluation)
+_RECORD, _EVALUATION, _VALUE = TypeAdapter(_Record), TypeAdapter(_Evaluation), TypeAdapter(_Value)
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,16 @@ def read_evaluation(product: Path | str) -> Evaluation:
     """
     content = read_recorded(path := Path(product))
     return Evaluation(evaluation_in(parse_json(content, path), path), hashlib.sha256(content).hexdigest())
+
+
+def read_value(product: Path | str) -> float | None:
+    """What a probe measured, from its results/probe/…/value.json; None where there is nothing to measure.
+
+    Raises:
+        DepoisonError: as `read_evaluation`.
+    """
+    path = Path(product)
+    return _valid(_VALUE, parse_json(read_recorded(path), path), path)["value"]
 
 
 def evaluation_in(content: Any, path: Path) -> dict[str, Any]:

@@ -390,15 +390,15 @@ def _resolve(plan: Any, targets: Sequence[str]) -> tuple[list[Any], list[Report]
     tables = [read_report(plan, target) for target in named if not is_figure(target)]
     figures = [figure for target in named if is_figure(target) for figure in read_figures(plan, target)]
     cells = [read_cell(plan, target) for target in targets if target.startswith("results/")]
-    shown = [cell for table in [*tables, *(paper.tables for paper in papers)] for cell in table.cells()]
+    shown = [one for table in [*tables, *(paper.tables for paper in papers)] for one in table.artifacts()]
     drawn = [*figures, *(figure for paper in papers for figure in paper.figures)]
-    wanted = [cell.evaluation for cell in cells + shown] + [one for figure in drawn for one in figure.artifacts()]
+    wanted = [*(cell.evaluation for cell in cells), *shown] + [one for figure in drawn for one in figure.artifacts()]
 
     def products(figures: Sequence[Any]) -> list[str]:
         return [artifact.product for figure in figures for artifact in figure.artifacts()]
 
     reports: list[Report] = [(one.name.path, [one.evaluation.product], partial(write_cell, one)) for one in cells]
-    reports += [(f"{one.target}.md", one.evaluations(), partial(write_table, plan, one)) for one in tables]
+    reports += [(f"{one.target}.md", one.products(), partial(write_table, plan, one)) for one in tables]
     reports += [(f"{one.target}.png", products([one]), partial(write_figure, one)) for one in figures]
     pages = [read_page(plan, target) for target in named if is_page(target)]
     reports += [
@@ -406,7 +406,7 @@ def _resolve(plan: Any, targets: Sequence[str]) -> tuple[list[Any], list[Report]
         for one in pages
     ]
     reports += [
-        (f"{one.target}.pdf", one.tables.evaluations() + products(one.figures), partial(write_paper, plan, one))
+        (f"{one.target}.pdf", one.tables.products() + products(one.figures), partial(write_paper, plan, one))
         for one in papers
     ]
     reports += [(one, [], partial(_write_claims if is_claims(one) else _write_index, plan, one)) for one in views]

@@ -38,6 +38,7 @@ PLURAL = {
     "embedding": "embeddings",
     "examples": "examples",
     "evaluate": "evaluations",
+    "probe": "values of probes",
 }
 """What each stage makes, for people."""
 
@@ -97,7 +98,9 @@ def evaluations(plan: Plan, targets: Iterable[str]) -> list[Artifact]:
 def artifacts(plan: Plan, targets: Iterable[str]) -> list[Artifact]:
     """What cells and reports are made from, each once."""
     targets = parts_of(plan, targets)
-    found = evaluations(plan, (target for target in targets if not is_figure(target)))
+    found = [plan.cell(target).evaluation for target in targets if target.startswith(PREFIX)]
+    tables = (target for target in targets if not (is_figure(target) or target.startswith(PREFIX)))
+    found += (artifact for target in tables for artifact in read_report(plan, target).artifacts())
     drawn = (figure for target in targets if is_figure(target) for figure in read_figures(plan, target))
     found += (artifact for figure in drawn for artifact in figure.artifacts())
     return list({artifact.directory: artifact for artifact in found}.values())

@@ -243,7 +243,7 @@ class Lookup:
         target = f"reports/{wildcards.where}{wildcards.table}"
         with _refusing():
             table = self._read(read_report, target)
-            return self._view(table.target, table.evaluations(), table_is_current(self.plan, table))
+            return self._view(table.target, table.products(), table_is_current(self.plan, table))
 
     def figure_inputs(self, wildcards: Any) -> list[Any]:
         """Input function: what a figure draws, and a stamp that is new where one of its files is out of date."""
@@ -310,7 +310,7 @@ class Lookup:
         with _refusing():
             paper = self._read(read_paper, f"reports/{wildcards.where}paper")
             current = paper_is_current(self.plan, paper)
-        needed = [*paper.tables.evaluations(), *(f"{figure.target}.pdf" for figure in paper.figures)]
+        needed = [*paper.tables.products(), *(f"{figure.target}.pdf" for figure in paper.figures)]
         return self._view(paper.target, needed, current)
 
     def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:

@@ -126,9 +126,8 @@ def _faults(directory: Path, files: Sequence[Path], seen: Callable[[int], None])
 def _faults_of_evaluation(file: Path) -> Iterator[str]:
     """Numbers that no count of images gives, and a model that is another now."""
     content = read_evaluation(file).content
-    images = content.get("denominators", {})
-    for metric, counted in (("c_acc", "c_acc"), ("asr", "asr"), ("lcr", "asr")):
-        value, total = content["metrics"].get(metric), images.get(counted)
+    for metric, total in content.get("denominators", {}).items():
+        value = content["metrics"].get(metric)
         if value is not None and total and abs(value * total / 100 - round(value * total / 100)) > 1e-6:
             yield str(corrupted(file, f"metrics.{metric}: {value}% of {total} images is no number of images"))
     model = content.get("model") or {}
@@ -187,7 +186,7 @@ def _current_of(plan: Plan, target: str) -> Callable[[], bool | None] | None:
         return partial(page_is_current, plan, read_page(plan, target))
     if is_paper(target):
         paper = read_paper(plan, target)
-        needed = [*paper.tables.evaluations(), *(one.product for figure in paper.figures for one in figure.artifacts())]
+        needed = [*paper.tables.products(), *(one.product for figure in paper.figures for one in figure.artifacts())]
         return partial(paper_is_current, plan, paper) if all(Path(file).exists() for file in needed) else None
     if is_figure(target):
         figure = read_figure(plan, target)
@@ -284,7 +283,7 @@ def recompute(plan: Plan, targets: Sequence[str], count: int, seed: int, toleran
             except Exception as error:  # one that cannot be made anew says nothing of the others
                 fault = told(error)
             cells.append(Recomputed(evaluation=artifact.directory, was=was, now=now, error=fault))
-            tell(f"[{number}/{len(sample)}] {_in_words(cells[-1], tolerance)}")
+            tell(f"[{number}/{len(sample)}] {_in_words(plan, cells[-1], tolerance)}")
     return Verification(
         targets=list(targets), when=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), seed=seed, tolerance=tolerance,
         device=record.get("device", ""), threads=runtime.threads, packages=record.get("packages", {}),
@@ -312,9 +311,9 @@ def _inside(scratch: Path, evaluation: Artifact, root: Path) -> Iterator[None]:
         yield
 
 
-def _in_words(cell: Recomputed, tolerance: float) -> str:
+def _in_words(plan: Plan, cell: Recomputed, tolerance: float) -> str:
     """A cell in a line: was → now."""
     if cell.error:
         return f"{cell.evaluation}: could not be made anew: {cell.error}"
-    numbers = ", ".join(f"{metric} {was} → {now}" for metric, was, now in cell.numbers())
+    numbers = ", ".join(f"{metric} {was} → {now}" for metric, was, now in cell.numbers(plan.metrics.labels))
     return f"{cell.evaluation}: {numbers}: {'agrees' if cell.agrees(tolerance) else 'DIFFERS'}"

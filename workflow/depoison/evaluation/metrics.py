@@ -1,4 +1,4 @@
-"""What is measured: C-Acc, ASR, LCR and DER, in percent."""
+"""What a model predicts, which metrics look at."""
 
 from __future__ import annotations
 
@@ -29,31 +29,3 @@ def predict(model: Classifier, images: Tensor, precision: str = "fp32", batch_si
 
 def _labels(logits: Tensor) -> Tensor:
     return logits.argmax(1).where(logits.isfinite().all(1), NO_LABEL)
-
-
-def clean_accuracy(predictions: Tensor, labels: Tensor) -> float:
-    """C-Acc: percent of clean test images that are classified as their label."""
-    return 100 * (predictions == labels).double().mean().item()
-
-
-def attack_success_rate(predictions: Tensor, goals: Tensor) -> float:
-    """ASR: percent of triggered images that are classified as the attack wants.
-
-    Args:
-        predictions, goals: (M,) of the images that count, those whose label is not already the goal.
-    """
-    return 100 * (predictions == goals).double().mean().item()
-
-
-def label_correction_rate(predictions: Tensor, labels: Tensor) -> float:
-    """LCR (also RA): percent of the same triggered images that are classified as their true label."""
-    return 100 * (predictions == labels).double().mean().item()
-
-
-def defense_effectiveness_rating(c_acc: float, asr: float, c_acc_before: float, asr_before: float) -> float:
-    """DER: (max(0, fall of ASR) - max(0, fall of C-Acc) + 1) / 2 with rates as fractions, in percent.
-
-    Zhu et al., "Enhancing fine-tuning based backdoor defense with sharpness-aware minimization", ICCV 2023, section 4.1.
-    100 is a defense that removes an ASR of 100% at no cost, 50 one that changes nothing.
-    """
-    return (max(0.0, asr_before - asr) - max(0.0, c_acc_before - c_acc) + 100.0) / 2

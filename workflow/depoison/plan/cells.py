@@ -21,6 +21,11 @@ class Choice:
     def __str__(self) -> str:
         return "+".join([self.name, *(f"{key}={value}" for key, value in self.overrides)])
 
+    @property
+    def canonical(self) -> str:
+        """The one text of it: overrides sorted, 0.050 as 0.05."""
+        return str(Choice(self.name, tuple(sorted((key, _number(value)) for key, value in self.overrides))))
+
     @classmethod
     def parse(cls, text: str, where: str) -> Choice:
         """Read `name+key=value+key=value`.
@@ -37,6 +42,13 @@ class Choice:
         if len(set(keys)) < len(keys):
             raise DepoisonError(f"{where}: {text!r} sets a key twice")
         return cls(name, tuple(pairs))
+
+
+def _number(text: str) -> str:
+    try:
+        return f"{float(text):.12g}"
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True)

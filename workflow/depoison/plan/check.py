@@ -27,14 +27,16 @@ def check(plan: Plan) -> str:
         configuration.track(track)
     for paper in configuration.papers:
         configuration.paper(paper)
+    metrics = plan.metrics
     for paper in papers_of(plan.root):
         check_corrections(plan.root / PAPERS / paper / FOLDER, plan.root)
     tables = [read_table(plan, target) for target in all_tables(plan)]
     cells = {cell.name for table in tables for cell in table.cells()}
     figures = [read_figure(plan, target) for target in all_figures(plan)]
-    cells |= {cell.name for figure in figures for point in figure.points for cell in point.cells}
+    cells |= {cell.name for figure in figures for place in figure.places for cell in place.cells}
     claims = [read_claims(plan, target) for target in all_claims(plan)]
     counts = ", ".join(f"{len(configuration.names(kind))} {folder}" for kind, folder in KINDS.items())
-    counts += f", {len(configuration.names('track'))} tracks, {len(tables)} tables, {len(figures)} figures"
+    counts += f", {len(configuration.names('track'))} tracks, {len(metrics)} metrics"
+    counts += f", {len(tables)} tables, {len(figures)} figures"
     counts += f", {len({(each.paper, claim.id) for each in claims for claim in each.claims})} claims"
     return f"valid: {counts}, {len(cells)} cells"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from depoison.errors import DepoisonError, unknown
+from depoison.plan.cells import Choice
 from depoison.plan.config import Loaded, load_as
 from depoison.plan.documents import Document, read_document
-from depoison.plan.figures import Figure, Point, figures_of, history_of, read_figure
-from depoison.plan.plan import Cell, Plan
+from depoison.plan.figures import figures_of, read_figure
+from depoison.plan.grid import Place
+from depoison.plan.kinds.epochs import history_of
+from depoison.plan.metrics import Metric
+from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
 from depoison.plan.tables import (
     CLAIMS,
@@ -192,7 +196,7 @@ class ClaimFile(_Strict):
         BeforeValidator(_several, json_schema_input_type=SelectionFile | list[SelectionFile]),
         Field(min_length=1),
     ]
-    of: Literal["asr", "c_acc", "mixing"]
+    of: str = Field(description="a metric")
     each: Annotated[list[StepFile], BeforeValidator(_several, json_schema_input_type=StepFile | list[StepFile])] = []
     minus: MinusFile | None = None
     statistic: StatisticText
@@ -207,33 +211,24 @@ class ClaimsFile(_Strict):
 
 
 @dataclass(frozen=True)
-class Place:
-    """A place of a table or figure on a track.
+class Chosen:
+    """A place that a selection names, and what the selection says of the x axis.
 
     Attributes:
         keys: by the names in `KEYS`. Of epochs x is None: how many there are is known when a cell is there.
-        cells: one for each seed; empty where there is a `gap`.
-        products: by seed, the files that its numbers are read from.
-        undefended: by seed, the evaluation of the same backdoored model without a defense.
-        gap: why it has no cells on this track, "" where it has.
-        printed: the paper's numbers, by metric.
+        source: the table's or figure's kind.
     """
 
-    keys: Mapping[str, Any]
-    kind: str
-    cells: tuple[Cell, ...]
-    products: Mapping[int, tuple[str, ...]]
-    undefended: Mapping[int, str]
-    gap: str
-    printed: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A place that a selection names, and what the selection says of the x axis."""
-
     place: Place
+    keys: Mapping[str, Any]
+    source: str
     selection: _PlacesFile
+
+    def files(self, i: int, metric: Metric) -> tuple[str, ...]:
+        """What the numbers of a cell are read from."""
+        if self.source == "epochs":
+            return self.place.undefended()[i].product, history_of(self.place.cells[i])
+        return (self.place.source(i, metric).product,)
 
 
 @dataclass(frozen=True)
@@ -244,6 +239,7 @@ class Claim:
         over, minus: what its rule is over; `minus` is empty where nothing is subtracted.
         steps: keys and statistic of each step, and without `each` one that takes every place for itself.
         minus_steps: the same without the keys that differ in what is subtracted.
+        metric: what it is of.
         sources: the names of its tables or figures.
         absent: what the track has not that the claim is over.
     """
@@ -255,6 +251,7 @@ class Claim:
     minus: tuple[Chosen, ...]
     steps: tuple[tuple[tuple[str, ...], Statistic], ...]
     minus_steps: tuple[tuple[tuple[str, ...], Statistic], ...]
+    metric: Metric
     sources: tuple[str, ...]
     absent: tuple[str, ...]
 
@@ -283,9 +280,12 @@ class Claims:
 
     def products(self) -> list[str]:
         """Every file that numbers are read from, each once."""
-        places = [found.place for claim in self.claims for found in (*claim.over, *claim.minus)]
-        files = [file for place in places for files in place.products.values() for file in files]
-        return list(dict.fromkeys([*files, *(file for place in places for file in place.undefended.values())]))
+        found: dict[str, None] = {}
+        for claim in self.claims:
+            for chosen in (*claim.over, *claim.minus):
+                for i, undefended in enumerate(chosen.place.undefended()):
+                    found |= dict.fromkeys((*chosen.files(i, claim.metric), undefended.product))
+        return list(found)
 
 
 def is_claims(target: str) -> bool:
@@ -351,9 +351,13 @@ class _Reader:
             over += self._chosen(selection, absent, *at, "over", str(i))
             if changes:
                 minus += self._chosen(selection.model_copy(update=changes), absent, *at, "minus")
-        mixing = {chosen.place.kind == "tsne" for chosen in over}
-        if (file.of == "mixing") in ({not found for found in mixing} if mixing else ()):
-            raise self._fault("`mixing` is of figures of kind tsne, `asr` and `c_acc` are of all others", *at, "of")
+        metric = self.plan.metrics.find(file.of, f"{self.document.place(*at, 'of')}: of")
+        for chosen in over:
+            follows = metric.source == "evaluate" or (metric.source == "record" and chosen.source != "epochs")
+            if not (
+                follows or metric in chosen.place.metrics or (metric.source, chosen.source) == ("embedding", "tsne")
+            ):
+                raise self._fault(f"nothing there measures {metric.name}", *at, "of")
         return Claim(
             id,
             file,
@@ -362,6 +366,7 @@ class _Reader:
             tuple(minus),
             steps,
             tuple((tuple(key for key in per if key not in differs), found) for per, found in steps),
+            metric,
             tuple(dict.fromkeys(name for selection in file.over for name in selection.table or selection.figure or ())),
             tuple(dict.fromkeys(absent)),
         )
@@ -413,76 +418,36 @@ class _Reader:
             singular = key.rstrip("s")
             known = {place.keys[singular]: None for place in places}
             for value in wanted:
-                if value in known or (key == "x" and any(place.kind == "epochs" for place in places)):
+                if value in known or (key == "x" and any(place.source == "epochs" for place in places)):
                     continue
                 if strict:
                     where = self.document.place(*at, key)
                     raise unknown(f"{singular} of {', '.join(names)}", f"{value}", map(str, known), f"{where}: {key}")
                 absent.append(f"{', '.join(names)} has no {singular} {value!r} on this track")
             places = [
-                place for place in places if place.keys[singular] in wanted or (place.kind == "epochs" and key == "x")
+                place for place in places if place.keys[singular] in wanted or (place.source == "epochs" and key == "x")
             ]
-        places = [place for place in places if place.kind == "epochs" or selection.on_axis(place.keys.get("x"))]
+        places = [place for place in places if place.source == "epochs" or selection.on_axis(place.keys.get("x"))]
         if not places and strict:
             raise self._fault("no place is all of that", *at)
-        return [Chosen(place, selection) for place in places]
+        return [replace(place, selection=selection) for place in places]
 
-    def _places(self, kind: str, name: str) -> list[Place]:
+    def _places(self, kind: str, name: str) -> list[Chosen]:
         target = f"reports/{self.track}/{self.paper}/{name}"
         source = read_table(self.plan, target) if kind == "table" else read_figure(self.plan, target)
         self.definitions[name] = source.definition
-        return list(_of_table(source) if isinstance(source, Table) else _of_figure(source))
+        places = source.places.values() if isinstance(source, Table) else source.places
+        of = "table" if isinstance(source, Table) else source.file.kind
+        return [Chosen(place, _keys(kind, name, place), of, _PlacesFile()) for place in places]
 
 
-def _of_table(table: Table) -> Iterator[Place]:
-    for entry in table.entries:
-        row, column = entry.row, entry.column
-        same = [
-            other
-            for other in table.columns
-            if (other.printed, other.defense.name) == (column.printed, column.defense.name)
-        ]
-        keys = {
-            "table": table.name,
-            **column.printed._asdict(),
-            "attack": row.attack.name,
-            "row": row.label,
-            "rate": row.rate,
-            "variant": row.variant,
-            "column": column.defense.name if len(same) == 1 else column.label,
-        }
-        products = {cell.name.seed: (cell.evaluation.product,) for cell in entry.cells}
-        printed = table.published.get(table.key(row, column), {})
-        yield Place(keys, "table", entry.cells, products, _undefended(entry.cells), entry.gap, printed)
-
-
-def _of_figure(figure: Figure) -> Iterator[Place]:
-    kind = figure.file.kind
-    for point in figure.points:
-        rate = dict(point.attack.overrides).get("rate")
-        keys = {
-            "figure": figure.name,
-            "attack": point.attack.name,
-            "rate": None if rate is None else float(rate),
-            "row": point.row,
-            "column": point.column,
-            "line": point.line,
-            "x": point.x,
-        }
-        yield Place(keys, kind, point.cells, dict(_products(kind, point)), _undefended(point.cells), point.gap, {})
-
-
-def _undefended(cells: tuple[Cell, ...]) -> dict[int, str]:
-    """By seed, the evaluation of a cell's model before its defense; that of a cell without one is its own."""
-    return {cell.name.seed: cell.evaluation.upstream.get("undefended", cell.evaluation).product for cell in cells}
-
-
-def _products(kind: str, point: Point) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """By seed, the files that the numbers of a point are read from."""
-    for i, cell in enumerate(point.cells):
-        if kind == "epochs":
-            yield cell.name.seed, (cell.evaluation.upstream["undefended"].product, history_of(cell))
-        elif kind == "tsne":
-            yield cell.name.seed, (point.artifacts[i].product,)
-        else:
-            yield cell.name.seed, (cell.evaluation.product,)
+def _keys(kind: str, name: str, place: Place) -> dict[str, Any]:
+    """What a place of a table or figure may be called by."""
+    row, column = (place.parts.get(axis) for axis in ("row", "column"))
+    of = {kind: name, "attack": Choice.parse(place.key.attack, "").name, "row": place.label("row"), "rate": place.rate}
+    if kind == "figure":
+        return of | {"column": place.label("column"), "line": place.label("line"), "x": place.x}
+    return of | {
+        "dataset": place.key.dataset, "model": place.key.model, "variant": row.variant,
+        "column": place.key.defense if column.names("defense") else column.label,
+    }  # fmt: skip

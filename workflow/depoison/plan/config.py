@@ -99,8 +99,8 @@ class Smoke(_Strict):
     takes: bool = Field(True, description="(attacks only) whether it implants its trigger there")
     leaves: Literal["fell", "kept"] | None = Field(
         None,
-        description="what FST leaves of this attack's ASR, or this defense of BadNet's; fell: at most a third, kept: more; "
-        "default: one or the other",
+        description="what FST leaves of this attack's success, or this defense of BadNet's; fell: at most a third, "
+        "kept: more; default: one or the other",
     )
 
 

@@ -51,7 +51,7 @@ class Index:
 
     def products(self) -> list[str]:
         """Each file that a table, a figure or a claim takes its numbers from, once."""
-        found = [product for table in self.tables for product in table.evaluations()]
+        found = [product for table in self.tables for product in table.products()]
         found += [artifact.product for figure in self.figures for artifact in figure.artifacts()]
         found += [file for paper in self.papers if paper.claims for file in paper.claims.products()]
         return list(dict.fromkeys(found))

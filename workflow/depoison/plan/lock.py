@@ -41,7 +41,8 @@ def current(root: Path) -> dict[str, Entry]:
         files = reached_from(root / PACKAGE / "stages" / f"{stage}.py", root)
         found[f"stage {stage}"] = {"version": facts.version, "code": _hash(files, root)}
         staged.update(files)
-    configuration = Plan(root).configuration
+    plan = Plan(root)
+    configuration = plan.configuration
 
     def own_code(file: Path) -> str:
         return _hash([module for module in reached_from(file, root) if module not in staged], root)
@@ -51,6 +52,11 @@ def current(root: Path) -> dict[str, Entry]:
             file = root / PACKAGE / folder / f"{name.replace('-', '_')}.py"
             entry = {"version": configuration.method(kind, name).content.version, "code": own_code(file)}
             found[f"{kind} {name}"] = entry
+    for name, metric in plan.metrics.items():
+        found[f"metric {name}"] = {
+            "version": metric.version,
+            "code": own_code(root / PACKAGE / "metrics" / f"{metric.key}.py"),
+        }
     for file in sorted((root / PACKAGE / "data").glob("[!_]*.py")):
         if file not in staged and "\ndef load(" in file.read_text(encoding="utf-8"):
             found[f"data {file.stem}"] = {"version": STAGES["dataset"].version, "code": own_code(file)}
@@ -100,7 +106,7 @@ def disagreement(root: Path, artifacts: Iterable[Artifact]) -> str | None:
 
 def _seen(root: Path) -> dict[str, str]:
     """`stale`, remembered until a file changes."""
-    configured = [root / "config" / folder for kind, folder in KINDS.items() if kind != "dataset"]
+    configured = [root / "config" / folder for folder in (*KINDS.values(), "metrics") if folder != "datasets"]
     files = [*(root / PACKAGE).rglob("*.py"), *(file for folder in configured for file in folder.glob("*.yaml"))]
     looks = [
         (str(file.relative_to(root)), facts.st_size, facts.st_mtime_ns)
@@ -132,6 +138,7 @@ def _behind(artifact: Artifact) -> Iterator[str]:
     for kind in KINDS:
         if isinstance(parameters.get(kind), dict):
             yield f"{kind} {parameters[kind]['name']}"
+    yield from (f"metric {name}" for name in parameters.get("metrics", ()))
     if artifact.stage == "dataset":
         yield f"data {parameters['source'].replace('-', '_')}"
 
@@ -160,7 +167,7 @@ def _sentence(name: str, locked: Entry | None, now: Entry | None) -> str:
     where = {
         "stage": "its version in workflow/depoison/plan/specs.py",
         "data": "`version` in config/datasets/ where this is the source",
-    }.get(kind, f"`version` in config/{KINDS.get(kind)}/{method}.yaml")
+    }.get(kind, f"`version` in config/{kind}s/{method}.yaml")
     return (
         f"{name}: its code changed since version {now['version']} was locked: raise {where} to compute anew, "
         "or run `depoison lock` if the numbers stay the same"

@@ -15,6 +15,7 @@ from depoison.plan.config import CELLS_NAME, KINDS, OWN, Configuration, Setting
 from depoison.plan.documents import read_document
 from depoison.plan.folders import SOURCE as FOLDER_SOURCE
 from depoison.plan.folders import classes_of, require_root, require_unchanged
+from depoison.plan.metrics import Metrics, metrics_of
 from depoison.plan.parameters import text_of
 from depoison.plan.specs import Artifact, make_artifact
 
@@ -126,6 +127,11 @@ class Plan:
         found = self.configuration.paper_of(track, paper)
         return "" if found == self.configuration.paper_of(track) else found
 
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Those of the project; as `metrics_of`."""
+        return metrics_of(self.root)
+
     def label(self, kind: str, name: str) -> str:
         """How tables call a method; its name where it has no implementation."""
         known = name in self.configuration.names(kind)
@@ -168,7 +174,7 @@ class Plan:
         poison = make_artifact("poison", data | asset, attack | poisoning, name.seed)
         backdoored = make_artifact("train", {**data, "poison": poison}, training, name.seed)
 
-        measure = specified("recipe", value["attack"], ("precision",))
+        measure = specified("recipe", value["attack"], ("precision",)) | {"metrics": self.metrics.evaluated}
         undefended = make_artifact(
             "evaluate", {"dataset": dataset, "backdoored": backdoored, "model": backdoored}, measure
         )

@@ -8,35 +8,34 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from depoison.errors import DepoisonError, unknown
+from depoison.plan.cells import Choice
 from depoison.plan.config import load_as
 from depoison.plan.documents import Document, read_document
+from depoison.plan.metrics import Metrics
 
 FOLDER = "published"
 """Beside a paper's tables; below it `CORRECTIONS`/{table}.yaml corrects {table}.csv."""
 CORRECTIONS = "corrections"
 
-Metric = Literal["c_acc", "asr"]
-METRICS = ("c_acc", "asr")
+COLUMNS = ("dataset", "model", "attack", "defense", "metric", "value")
 
 
 class Key(NamedTuple):
-    """Where a published number stands; rate is "" for summary rows, and where the variant says what a row is."""
+    """What a published number is of; methods as in cells' names (`Choice.canonical`), or in the attack's place a summary."""
 
     dataset: str
     model: str
     attack: str
-    rate: str
-    variant: str
     defense: str
 
 
-Place = tuple[Key, str]
-"""Of one number: a line of the transcription, and a metric."""
+Number = tuple[Key, str]
+"""What tells one number: what it is of, and its metric."""
 
 
 class _Strict(BaseModel):
@@ -48,11 +47,9 @@ class NumbersFile(_Strict):
 
     dataset: str | None = None
     model: str | None = None
-    attack: str | None = None
-    rate: float | None = Field(None, description="the poisoning rate, as a fraction")
-    variant: str | None = None
-    defense: str | None = None
-    metric: Metric | None = None
+    attack: str | None = Field(None, description="as in a cell's name, such as badnet+rate=0.05")
+    defense: str | None = Field(None, description="as in a cell's name")
+    metric: str | None = None
 
     @field_validator("*", mode="before")
     @classmethod
@@ -86,12 +83,12 @@ class Move:
     Attributes:
         printed: by columns of the transcription, and `metric`, those that were said to tell the numbers.
         belongs: the same with what they are of; None: of nothing.
-        places: where each number was printed, and where it belongs.
+        numbers: as what each was printed, and what it is.
     """
 
     printed: dict[str, str]
     belongs: dict[str, str] | None
-    places: tuple[tuple[Place, Place | None], ...]
+    numbers: tuple[tuple[Number, Number | None], ...]
 
 
 @dataclass(frozen=True)
@@ -113,9 +110,9 @@ class Corrections:
         return self.document.path
 
     @cached_property
-    def printed_at(self) -> dict[Place, Place]:
-        """Where a number that was moved was printed, by where it is now."""
-        return {now: printed for move in self.moves for printed, now in move.places if now is not None}
+    def printed_at(self) -> dict[Number, Number]:
+        """As what a number that was moved was printed, by what it is."""
+        return {now: printed for move in self.moves for printed, now in move.numbers if now is not None}
 
 
 @dataclass(frozen=True)
@@ -127,30 +124,31 @@ class Published:
         texts: the same as corrected, in the printed order.
     """
 
-    printed: dict[Place, str]
-    texts: dict[Place, str]
+    printed: dict[Number, str]
+    texts: dict[Number, str]
     corrections: Corrections | None
 
-    def numbers(self) -> dict[Key, dict[str, float]]:
-        """By line and metric."""
-        found: dict[Key, dict[str, float]] = {}
-        for (key, metric), text in self.texts.items():
-            found.setdefault(key, {})[metric] = float(text)
+    def numbers(self, as_printed: bool = False) -> dict[Key, dict[str, str]]:
+        """By what they are of and metric; as corrected."""
+        found: dict[Key, dict[str, str]] = {}
+        for (key, metric), text in (self.printed if as_printed else self.texts).items():
+            found.setdefault(key, {})[metric] = text
         return found
 
 
-def read_published(path: Path, root: Path) -> Published:
+def read_published(path: Path, root: Path, known: Metrics) -> Published:
     """A transcription, and what its corrections make of it.
 
     Args:
         path: of the CSV.
         root: the project's folder, for messages.
+        known: the metrics that there are.
 
     Raises:
         DepoisonError: no such file, columns that are not the expected ones, a number that is none, or a line that stands
             twice; corrections with a fault, or that name what is not there.
     """
-    printed = _transcription(path)
+    printed = _transcription(path, known)
     file = path.parent / CORRECTIONS / f"{path.stem}.yaml"
     if not file.exists():
         return Published(printed, printed, None)
@@ -165,14 +163,14 @@ def check_places(corrections: Corrections, known: Container[Key], table: str) ->
     """See that numbers are moved to places of their table.
 
     Args:
-        known: the lines that a transcription of the table may have.
+        known: what numbers of the table may be of.
         table: its name, for the message.
 
     Raises:
         DepoisonError: one is moved elsewhere.
     """
     for i, move in enumerate(corrections.moves):
-        for _, now in move.places:
+        for _, now in move.numbers:
             if now is not None and now[0] not in known:
                 told = f"{table} has no place {_in_words(now)}"
                 raise _fault(corrections.document, told, "moves", str(i), "belongs")
@@ -194,26 +192,30 @@ def check_corrections(folder: Path, root: Path) -> None:
             raise unknown("table", path.name, {f"{name}.yaml" for name in known}, f"{shown}: corrects no transcription")
 
 
-def _transcription(path: Path) -> dict[Place, str]:
-    found: dict[Place, str] = {}
-    lines: set[Key] = set()
+def _transcription(path: Path, known: Metrics) -> dict[Number, str]:
+    found: dict[Number, str] = {}
     try:
         with path.open(encoding="utf-8", newline="") as text:
             for row in csv.DictReader(text):
                 if None in row.values() or None in row:
                     raise ValueError(f"{row}: a value for each column is needed")
-                rate = f"{_finite(row['rate']):g}" if row["rate"] else ""
-                key = Key(row["dataset"], row["model"], row["attack"], rate, row["variant"], row["defense"])
-                if key in lines:
-                    raise ValueError(f"{', '.join(filter(None, key))} stands twice")
-                lines.add(key)
-                for metric in METRICS:
-                    if row[metric]:
-                        _finite(row[metric])
-                        found[key, metric] = row[metric]
+                where = f"{path}: {row['attack']} {row['defense']}"
+                number = (
+                    Key(row["dataset"], row["model"], *(_method(row[kind], where) for kind in ("attack", "defense"))),
+                    row["metric"],
+                )
+                known.find(row["metric"], where)
+                if number in found:
+                    raise ValueError(f"{_in_words(number)} stands twice")
+                _finite(row["value"])
+                found[number] = row["value"]
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DepoisonError(f"{path}: not readable as a table of published numbers ({error!r})") from None
     return found
+
+
+def _method(text: str, where: str) -> str:
+    return Choice.parse(text, where).canonical
 
 
 def _finite(text: str) -> float:
@@ -223,61 +225,62 @@ def _finite(text: str) -> float:
     return number
 
 
-def _named(file: NumbersFile) -> dict[str, str]:
-    """What is named, as a line has it."""
+def _named(file: NumbersFile, document: Document, *at: str) -> dict[str, str]:
+    """What is named, as `Key` has it."""
     values = {key: getattr(file, key) for key in NumbersFile.model_fields if key in file.model_fields_set}
-    return {key: f"{value:g}" if key == "rate" else value for key, value in values.items()}
+    methods = {key: _method(values[key], document.place(*at, key)) for key in ("attack", "defense") if key in values}
+    return values | methods
 
 
-def _moves(content: CorrectionsFile, document: Document, printed: dict[Place, str], table: str) -> Iterator[Move]:
+def _moves(content: CorrectionsFile, document: Document, printed: dict[Number, str], table: str) -> Iterator[Move]:
     """Each move with the numbers that it is of."""
     for i, move in enumerate(content.moves):
         at = ("moves", str(i))
-        of = _named(move.printed)
-        to = None if move.belongs is None else _named(move.belongs)
+        of = _named(move.printed, document, *at, "printed")
+        to = None if move.belongs is None else _named(move.belongs, document, *at, "belongs")
         if not of or to == {}:
             raise _fault(document, "names nothing", *at, "belongs" if of else "printed")
         chosen = list(printed)
         for key, value in of.items():
-            known = {_value(place, key) for place in chosen}
+            known = {_value(number, key) for number in chosen}
             if value not in known:
                 what = f"{key} of {table}{_among(of, key)}"
-                raise unknown(what, value, known - {""}, _where(document, *at, "printed", key))
-            chosen = [place for place in chosen if _value(place, key) == value]
+                raise unknown(what, value, known, _where(document, *at, "printed", key))
+            chosen = [number for number in chosen if _value(number, key) == value]
         if to is not None and "metric" in to and "metric" not in of:
             raise _fault(document, "names a metric, `printed` does not", *at, "belongs", "metric")
-        places = tuple((place, None if to is None else _put(place, to)) for place in chosen)
-        if any(printed_at == now for printed_at, now in places):
+        numbers = tuple((number, None if to is None else _put(number, to)) for number in chosen)
+        if any(printed_as == now for printed_as, now in numbers):
             raise _fault(document, "is what `printed` says", *at, "belongs")
-        yield Move(of, None if to is None else of | to, places)
+        yield Move(of, None if to is None else of | to, numbers)
 
 
-def _moved(printed: dict[Place, str], moves: tuple[Move, ...], document: Document) -> dict[Place, str]:
-    """The numbers where they belong, in the printed order of the places."""
+def _moved(printed: dict[Number, str], moves: tuple[Move, ...], document: Document) -> dict[Number, str]:
+    """The numbers as what they are, in the printed order."""
     left, comes = dict(printed), {}
     for i, move in enumerate(moves):
-        for place, _ in move.places:
-            if left.pop(place, None) is None:
-                raise _fault(document, f"{_in_words(place)} is moved twice", "moves", str(i), "printed")
+        for number, _ in move.numbers:
+            if left.pop(number, None) is None:
+                raise _fault(document, f"{_in_words(number)} is moved twice", "moves", str(i), "printed")
     for i, move in enumerate(moves):
-        for place, now in move.places:
+        for number, now in move.numbers:
             if now is None:
                 continue
             if now in left or now in comes:
                 other = "what stands there is not moved away" if now in left else "another number is moved there, too"
                 raise _fault(document, f"{_in_words(now)}: {other}", "moves", str(i), "belongs")
-            comes[now] = printed[place]
+            comes[now] = printed[number]
     found = left | comes
-    return {place: found[place] for place in dict.fromkeys([*printed, *comes]) if place in found}
+    return {number: found[number] for number in dict.fromkeys([*printed, *comes]) if number in found}
 
 
-def _value(place: Place, key: str) -> str:
-    return place[1] if key == "metric" else getattr(place[0], key)
+def _value(number: Number, key: str) -> str:
+    return number[1] if key == "metric" else getattr(number[0], key)
 
 
-def _put(place: Place, to: dict[str, str]) -> Place:
-    key = place[0]._replace(**{name: value for name, value in to.items() if name != "metric"})
-    return key, to.get("metric", place[1])
+def _put(number: Number, to: dict[str, str]) -> Number:
+    key = number[0]._replace(**{name: value for name, value in to.items() if name != "metric"})
+    return key, to.get("metric", number[1])
 
 
 def _among(of: dict[str, str], key: str) -> str:
@@ -286,8 +289,8 @@ def _among(of: dict[str, str], key: str) -> str:
     return f" at {', '.join(before)}" if before else ""
 
 
-def _in_words(place: Place) -> str:
-    return ", ".join(filter(None, (*place[0], place[1])))
+def _in_words(number: Number) -> str:
+    return ", ".join((*number[0], number[1]))
 
 
 def _where(document: Document, *at: str) -> str:

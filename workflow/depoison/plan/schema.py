@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Union
 
+from pydantic import Field, RootModel
+
+from depoison.plan import kinds
 from depoison.plan.claims import ClaimsFile
 from depoison.plan.config import KINDS, Config, Method, Paper, SharedFile, Track
-from depoison.plan.figures import AnyFigureFile
+from depoison.plan.metrics import Metric
 from depoison.plan.published import CorrectionsFile
 from depoison.plan.tables import TableFile
 
@@ -23,14 +26,21 @@ class Described(NamedTuple):
     files: tuple[str, ...]
 
 
+def _any_figure() -> Any:
+    """A figure of any kind."""
+    files = tuple(kinds.kind_of(name, "").File for name in kinds.names())
+    return RootModel[Annotated[Union[files], Field(discriminator="kind")]]  # noqa: UP007 - of a tuple
+
+
 SCHEMAS = {
     "config": Described(Config, ("config.yaml",)),
     "shared": Described(SharedFile, ("shared.yaml",)),
     "method": Described(Method, tuple(f"{folder}/*.yaml" for folder in KINDS.values())),
+    "metric": Described(Metric, ("metrics/*.yaml",)),
     "track": Described(Track, ("tracks/*.yaml",)),
     "paper": Described(Paper, ("papers/*/paper.yaml",)),
     "table": Described(TableFile, ("papers/*/table*.yaml", "papers/*/overview.yaml")),
-    "figure": Described(AnyFigureFile, ("papers/*/figures/*.yaml",)),
+    "figure": Described(_any_figure(), ("papers/*/figures/*.yaml",)),
     "claims": Described(ClaimsFile, ("papers/*/claims.yaml",)),
     "corrections": Described(CorrectionsFile, ("papers/*/published/corrections/*.yaml",)),
 }

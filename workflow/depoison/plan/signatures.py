@@ -29,6 +29,18 @@ def declared_keywords(code: Path) -> set[str]:
     raise DepoisonError(f"{code}: holds neither a function {code.stem!r} nor a public class")
 
 
+def declared_arguments(code: Path) -> set[str]:
+    """All parameters of the function of a metric's file.
+
+    Raises:
+        DepoisonError: no such file, or no function of its name in it.
+    """
+    for node in _parsed(code).body:
+        if isinstance(node, ast.FunctionDef) and node.name == code.stem:
+            return {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
+    raise DepoisonError(f"{code}: holds no function {code.stem!r}")
+
+
 def declared_asset(code: Path) -> set[str] | None:
     """The keyword-only parameters of an attack's function `make_asset`; None where it has none."""
     return _keywords_of(_parsed(code), "make_asset")

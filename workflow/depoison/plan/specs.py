@@ -36,7 +36,8 @@ STAGES: dict[str, Stage] = {
     "poison": Stage(1, ("trigger.safetensors", "poison.safetensors")),
     "train": Stage(2, ("trigger.safetensors", "triggered.safetensors", "history.csv", "model.safetensors")),
     "purify": Stage(1, ("history.csv", "model.safetensors")),
-    "evaluate": Stage(2, ("metrics.json",)),
+    "evaluate": Stage(3, ("metrics.json",)),
+    "probe": Stage(1, ("value.json",)),
     "embedding": Stage(1, ("embedding.csv",)),
     "examples": Stage(1, ("examples.safetensors",)),
 }
@@ -44,7 +45,9 @@ STAGES: dict[str, Stage] = {
 
 def computes(stage: str, upstream: Container[str]) -> bool:
     """Whether a stage uses a GPU where there is one; poisoning does with a network that the attack made."""
-    return stage in ("asset", "train", "purify", "evaluate", "embedding") or (stage == "poison" and "asset" in upstream)
+    return stage in ("asset", "train", "purify", "evaluate", "probe", "embedding") or (
+        stage == "poison" and "asset" in upstream
+    )
 
 
 def canonical(value: Any) -> str:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
-from depoison.plan.cells import CellName, Choice
-from depoison.plan.config import DEFAULT_PAPER, PAPERS, Loaded, load_as
+from depoison.plan.config import DEFAULT_PAPER, PAPERS, load_as
 from depoison.plan.documents import Document, folders_in, names_in, read_document
-from depoison.plan.parameters import text_of
+from depoison.plan.grid import UNIMPLEMENTED, Grid, Part, PartFile, Place
+from depoison.plan.metrics import Metric
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.published import Corrections, Key, check_places, read_published
-from depoison.plan.rates import scaled
-from depoison.plan.specs import fingerprint
+from depoison.plan.specs import Artifact, fingerprint
 
 DEFAULT_TRACK = "paper"
 ALL = "all"
@@ -30,35 +30,26 @@ PAPER = "paper"
 """The name of the document of all tables and figures of a paper (plan/papers.py)."""
 
 
-UNIMPLEMENTED: Any = Field(
-    default=[], description="models, attacks and defenses that have no file in config/: their places stay empty"
-)
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class ColumnFile(_Strict):
-    defense: str
-    label: str = Field(description="as the paper prints it")
-    set: dict[str, Any] = Field(default={}, description="hyper-parameters")
-    grid: str | None = Field(None, description="a hyper-parameter: one column for each value of the method's grid")
-    dataset: str | None = Field(None, description="default: the table's")
-    model: str | None = Field(None, description="default: the table's")
+class AxesFile(_Strict):
+    rows: list[PartFile] = Field(min_length=1)
+    columns: list[PartFile] = Field(min_length=1)
 
 
-class RowFile(_Strict):
-    attack: str
-    label: str
-    rates: list[float] | None = Field(None, min_length=1, description="poisoning rates, one row each")
-    values: list[Any] | None = Field(None, min_length=1, description="in place of rates: values of `by`, one row each")
-    set: dict[str, Any] = Field(default={}, description="further hyper-parameters")
+class ShownFile(_Strict):
+    """Which metrics a table shows: one column, or row, for each, of every part that names none itself."""
+
+    in_: Literal["columns", "rows"] = Field("columns", alias="in")
+    show: list[str] = Field(min_length=1)
 
 
-class ByFile(_Strict):
-    parameter: str = Field(description="hyper-parameter of the attacks")
-    label: str = Field(description="as the paper prints it")
+class DropFile(_Strict):
+    drop_from: str = Field(
+        alias="drop-from", description="a defense: by how much the others are below it, on the average of the rows"
+    )
 
 
 class TableFile(_Strict):
@@ -70,77 +61,13 @@ class TableFile(_Strict):
     model: str
     published: str | None = Field(None, description="CSV of printed numbers, relative to the file")
     seeds: list[int] | None = Field(None, min_length=1, description="default: those of the configuration")
-    columns: list[ColumnFile] = Field(min_length=1)
-    rows: list[RowFile] = Field(min_length=1)
-    by: ByFile | None = Field(None, description="what the rows of an attack differ in; default: the poisoning rate")
-    summary: list[Literal["average", "standard-deviation"]] = Field(default=[], description="rows below the others")
+    axes: AxesFile
+    metrics: ShownFile
+    summary: list[Literal["average", "standard-deviation"] | DropFile] = Field(
+        default=[], description="rows below the others"
+    )
     compare: list[tuple[str, str]] = Field(default=[], description="pairs of columns' defenses, compared row by row")
     unimplemented: list[str] = UNIMPLEMENTED
-
-
-class Subject(NamedTuple):
-    """What a defense is measured on."""
-
-    dataset: str
-    model: str
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the table.
-
-    Attributes:
-        printed, subject: what the paper's numbers are of, and what ours are of on this track.
-        group: what the paper prints above the label, where the columns are not all of one subject.
-    """
-
-    label: str
-    defense: Choice
-    printed: Subject
-    subject: Subject
-    group: str = ""
-
-    @property
-    def title(self) -> str:
-        return f"{self.group}, {self.label}" if self.group else self.label
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table.
-
-    Attributes:
-        rate: the poisoning rate; None: whatever the attack's default is.
-        value: what is shown in place of the rate, where the rows differ in something else.
-        variant: the same as the published numbers have it, such as regularization=150.
-    """
-
-    label: str
-    attack: Choice
-    rate: float | None
-    value: str = ""
-    variant: str = ""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A cell of the table.
-
-    Attributes:
-        cells: one for each seed; empty where a method has no implementation, or does not go with the others.
-        gap: the method or model that has none, or a sentence that says why they do not go together; "" for a cell.
-    """
-
-    row: Row
-    column: Column
-    cells: tuple[Cell, ...]
-    gap: str
-
-    @property
-    def oracle(self) -> bool:
-        """Whether the defense looks at test data to choose a threshold."""
-        settings = (cell.settings["defense"].get("select") for cell in self.cells)
-        return any(found is not None and found[-1].value == "oracle" for found in settings)
 
 
 @dataclass(frozen=True)
@@ -149,9 +76,11 @@ class Table:
 
     Attributes:
         target: path without suffix, such as reports/digits/table2.
-        dataset, model: as used on this track; `file` has the paper's. A column may have its own.
-        entries: row by row.
-        comparisons: pairs of columns of one subject, by the pair of defenses that the file asks for.
+        dataset, model: as used on this track; `file` has the paper's. A part may have its own.
+        rows, columns: a part for each row and column, those of one part and several metrics side by side; a metric stands on
+            the one or on the other.
+        places: by the indices of two parts.
+        comparisons: pairs of columns' indices of one dataset and model, by the pair of defenses that the file asks for.
         published: the printed numbers, as corrected.
         corrections: None where none are known.
     """
@@ -164,11 +93,11 @@ class Table:
     dataset: str
     model: str
     seeds: tuple[int, ...]
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    entries: tuple[Entry, ...]
-    comparisons: tuple[tuple[tuple[Column, Column], ...], ...]
-    published: dict[Key, dict[str, float]]
+    rows: tuple[Part, ...]
+    columns: tuple[Part, ...]
+    places: Mapping[tuple[int, int], Place]
+    comparisons: tuple[tuple[tuple[int, int], ...], ...]
+    published: dict[Key, dict[str, str]]
     corrections: Corrections | None
     definition: str
 
@@ -177,36 +106,64 @@ class Table:
         """Whether it is a user's own: nothing of it is printed anywhere."""
         return self.file.published is None
 
+    def at(self, row: Part, column: Part) -> Place:
+        return self.places[row.index, column.index]
+
+    def metric(self, row: Part, column: Part) -> Metric:
+        """What stands in a row and column."""
+        return column.metric or row.metric  # type: ignore[return-value]
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All that it shows, each once."""
+        found = (part.metric for part in (*self.columns, *self.rows))
+        return tuple({metric.name: metric for metric in found if metric}.values())
+
+    @cached_property
+    def heads(self) -> tuple[tuple[int, ...], ...]:
+        """The places of the columns of each part."""
+        found: dict[int, list[int]] = {}
+        for j, column in enumerate(self.columns):
+            found.setdefault(column.index, []).append(j)
+        return tuple(map(tuple, found.values()))
+
     def cells(self) -> list[Cell]:
         """Every cell, in the table's order; a track may give several places of the table the same."""
-        return [cell for entry in self.entries for cell in entry.cells]
+        return [cell for place in self.places.values() for cell in place.cells]
 
     def evaluations(self) -> list[str]:
         """The metrics.json of every cell, each once."""
         return list(dict.fromkeys(cell.evaluation.product for cell in self.cells()))
 
+    def artifacts(self) -> list[Artifact]:
+        """Whatever its numbers are read from, each once."""
+        read = (
+            artifact for place in self.places.values() for i in range(len(place.cells)) for artifact in place.read(i)
+        )
+        return list({artifact.directory: artifact for artifact in read}.values())
+
+    def products(self) -> list[str]:
+        """Every file that numbers are read from, each once."""
+        return [artifact.product for artifact in self.artifacts()]
+
     def missing(self) -> list[Cell]:
-        """The cells whose evaluation is not there, one for each evaluation."""
-        return _missing(self.cells())
+        """The cells that lack a file that is read, one for each evaluation."""
+        found = {}
+        for place in self.places.values():
+            for i, cell in enumerate(place.cells):
+                if not all(Path(artifact.product).exists() for artifact in place.read(i)):
+                    found[cell.evaluation.product] = cell
+        return list(found.values())
 
-    def rates_here(self, row: Row) -> list[float]:
-        """The poisoning rates of a row's cells where they are not the paper's, because the track scales them; ascending."""
-        cells = [cell for entry in self.entries if entry.row == row for cell in entry.cells]
-        found = {cell.settings["attack"]["rate"][-1].value for cell in cells if "rate" in cell.settings["attack"]}
-        return [] if row.rate is None or found <= {row.rate} else sorted(found)
-
-    def key(self, row: Row, column: Column) -> Key:
-        """Where the published numbers of a place stand."""
-        rate = "" if row.variant or row.rate is None else f"{row.rate:g}"
-        return Key(*column.printed, row.attack.name, rate, row.variant, column.defense.name)
-
-    def summary_key(self, name: str, column: Column) -> Key:
-        """Where a summary's printed numbers stand."""
-        return Key(*column.printed, name, "", "", column.defense.name)
+    def summary_key(self, name: str, column: Part) -> Key:
+        """What a summary's printed numbers are of: its name stands in the place of what the rows differ in."""
+        keys = [self.at(row, column).key for row in self.rows]
+        varying = [kind for kind in Key._fields if len({getattr(key, kind) for key in keys}) > 1] or ["attack"]
+        return keys[0]._replace(**dict.fromkeys(varying, name))
 
     def made_from(self) -> str:
-        """A hash of the table's definition and of its evaluations as they now are."""
-        contents = {path: sha256_of(Path(path)) if Path(path).exists() else None for path in self.evaluations()}
+        """A hash of the table's definition and of what its numbers are read from, as it now is."""
+        contents = {path: sha256_of(Path(path)) if Path(path).exists() else None for path in self.products()}
         return fingerprint([self.definition, self.target, contents])
 
 
@@ -223,8 +180,15 @@ class Tables:
     def evaluations(self) -> list[str]:
         return list(dict.fromkeys(product for table in self.tables for product in table.evaluations()))
 
+    def artifacts(self) -> list[Artifact]:
+        return list({one.directory: one for table in self.tables for one in table.artifacts()}.values())
+
+    def products(self) -> list[str]:
+        return [artifact.product for artifact in self.artifacts()]
+
     def missing(self) -> list[Cell]:
-        return _missing(self.cells())
+        found = {cell.evaluation.product: cell for table in self.tables for cell in table.missing()}
+        return list(found.values())
 
     def made_from(self) -> str:
         return fingerprint([table.made_from() for table in self.tables])
@@ -237,7 +201,7 @@ def told_apart(tables: Sequence[Table]) -> list[tuple[Table, tuple[Table, ...]]]
     cell but those of another one, though the paper's is of another dataset or model, goes with that. A user's own does not.
     """
     cells = [set(table.evaluations()) for table in tables]
-    subjects = [{column.printed for column in table.columns} for table in tables]
+    subjects = [{place.key[:2] for place in table.places.values()} for table in tables]
     same: dict[int, list[int]] = {}
     for i in sorted(range(len(tables)), key=lambda i: (-len(cells[i]), i)):
         larger = (
@@ -250,16 +214,6 @@ def told_apart(tables: Sequence[Table]) -> list[tuple[Table, tuple[Table, ...]]]
         else:
             same[i] = []
     return [(tables[i], tuple(tables[j] for j in sorted(same[i]))) for i in sorted(same)]
-
-
-def _missing(cells: list[Cell]) -> list[Cell]:
-    by_product = {cell.evaluation.product: cell for cell in cells}
-    return [cell for product, cell in by_product.items() if not Path(product).exists()]
-
-
-def percent(rate: float | None) -> str:
-    """0.005 → 0.5%."""
-    return "" if rate is None else f"{100 * rate:g}%"
 
 
 def stem_of(target: str) -> str:
@@ -378,39 +332,55 @@ def tables_of(root: Path, paper: str) -> list[str]:
 
 def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
     path = plan.root / PAPERS / paper / f"{name}.yaml"
-    loaded = load_as(TableFile, read_document(path, plan.root))
-    file, document = loaded
-    seeds = tuple(file.seeds or plan.configuration.config.seeds)
-    columns = tuple(_columns(plan, track, loaded))
-    rows = tuple(_rows(plan, loaded))
-    fixed = set_by_track(plan, track)
-    entries, in_names = [], plan.paper_in_names(paper, track)
+    file, document = load_as(TableFile, read_document(path, plan.root))
+    found = read_published(path.parent / file.published, plan.root, plan.metrics) if file.published else None
+    published, corrections = (found.numbers(), found.corrections) if found else ({}, None)
+    grid = Grid(plan, paper, track, file, document, published=published)
+    axes = {name: grid.axis(name) for name in ("rows", "columns")}
+    axes["columns"] = tuple(_grouped(plan, file, axes["columns"]))
+    shown = plan.metrics.find_all(file.metrics.show, f"{document.place('metrics', 'show')}: metrics.show")
+    axes[file.metrics.in_] = tuple(
+        part if part.metric else replace(part, metric=metric)
+        for part in axes[file.metrics.in_]
+        for metric in ((part.metric,) if part.metric else shown)
+    )
+    other = "rows" if file.metrics.in_ == "columns" else "columns"
+    for part in axes[other]:
+        if part.metric:
+            raise DepoisonError(
+                f"{document.place(*part.at, 'metric')}: metrics stand in {file.metrics.in_}, which a part of the {other} "
+                "cannot change; valid: `metrics: {in: " + other + "}`"
+            )
+    rows, columns = (tuple(_numbered(parts)) for parts in (axes["rows"], axes["columns"]))
+    metrics: dict[tuple[int, int], list[Metric]] = {}
     for row in rows:
         for column in columns:
-            gap, cells = _gap(plan, row, column), ()
-            if not gap:
-                attack = without(row.attack, fixed, "attacks")
-                printed = column.printed.dataset
-                attack = scaled(plan, track, attack, in_names, printed=printed, **column.subject._asdict())
-                choices = (*map(Choice, column.subject), attack, without(column.defense, fixed, "defenses"))
-                cells = tuple(plan.cell(CellName(track, *choices, seed, in_names)) for seed in seeds)
-            entries.append(Entry(row, column, cells, gap))
-    plan.note_overruled((cell for entry in entries for cell in entry.cells), document.path)
-    found = read_published(path.parent / file.published, plan.root) if file.published else None
-    published, corrections = (found.numbers(), found.corrections) if found else ({}, None)
-    shown = [document.data, [[*key, numbers] for key, numbers in sorted(published.items())]]
-    definition = fingerprint([*shown, corrections.document.data] if corrections else shown)
-    subject = _replaced(plan, track, Subject(file.dataset, file.model))
-    comparisons = tuple(_comparisons(file, document, columns))
+            metrics.setdefault((row.index, column.index), []).append(column.metric or row.metric)  # type: ignore[arg-type]
+    one = ({part.index: part for part in parts} for parts in (rows, columns))
+    by_row, by_column = one
+    places = {(i, j): grid.place(metrics[i, j], row=by_row[i], column=by_column[j]) for i in by_row for j in by_column}
+    grid.note_overruled()
+    text = [document.data, [[*key, numbers] for key, numbers in sorted(published.items())]]
+    definition = fingerprint([*text, corrections.document.data] if corrections else text)
     table = Table(
-        stem, paper, name, track, file, *subject, seeds, columns, rows, tuple(entries), comparisons, published, corrections,
-        definition,
+        stem, paper, name, track, file, grid.base.dataset, grid.base.model, grid.seeds, rows, columns, places,
+        tuple(_comparisons(file, document, by_column, places)), published, corrections, definition,
     )  # fmt: skip
+    for i, summary in enumerate(file.summary):
+        defenses = {place.key.defense for place in places.values()}
+        if isinstance(summary, DropFile) and summary.drop_from not in defenses:
+            where = f"{document.place('summary', str(i))}: summary"
+            raise unknown("defense among the columns", summary.drop_from, defenses, where)
     if corrections:
-        known = {table.key(row, column) for row in rows for column in columns}
-        known |= {table.summary_key(summary, column) for summary in file.summary for column in columns}
+        known = {place.key for place in places.values()}
+        known |= {table.summary_key(summary_name(summary), column) for summary in file.summary for column in columns}
         check_places(corrections, known, name)
     return table
+
+
+def summary_name(summary: str | DropFile) -> str:
+    """As printed numbers have it in a method's place."""
+    return summary if isinstance(summary, str) else f"drop-from-{summary.drop_from}"
 
 
 def papers_of(root: Path) -> list[str]:
@@ -418,107 +388,39 @@ def papers_of(root: Path) -> list[str]:
     return folders_in(root / PAPERS, root)
 
 
-def _replaced(plan: Plan, track: str, subject: Subject) -> Subject:
-    """The dataset and model that a track puts in place of the paper's."""
-    replace = plan.configuration.track(track).content.replace
-    return Subject(*(replace.instead(kind, name) for kind, name in subject._asdict().items()))
+def _grouped(plan: Plan, file: TableFile, columns: Sequence[Part]) -> Iterator[Part]:
+    """Columns with what stands above them, where they are not all of one dataset and model."""
+    subjects = [[name or default for name, default in zip(column.printed[0], (file.dataset, file.model), strict=True)]
+                for column in columns]  # fmt: skip
+    varying = [i for i, names in enumerate(zip(*subjects, strict=True)) if len({*names}) > 1]
+    for column, names in zip(columns, subjects, strict=True):
+        group = ", ".join(plan.label(("dataset", "model")[i], names[i]) for i in varying)
+        yield replace(column, group="" if group == column.label else group)
 
 
-def _columns(plan: Plan, track: str, loaded: Loaded) -> Iterator[Column]:
-    file, document = loaded
-    subjects = [Subject(column.dataset or file.dataset, column.model or file.model) for column in file.columns]
-    varying = [
-        kind for kind, names in zip(Subject._fields, zip(*subjects, strict=True), strict=True) if len({*names}) > 1
-    ]
-    for i, (column, printed) in enumerate(zip(file.columns, subjects, strict=True)):
-        require_known(plan, "defense", column.defense, file, document.place("columns", str(i), "defense"))
-        at = ("columns", str(i), "model") if column.model else ("model",)
-        require_known(plan, "model", printed.model, file, document.place(*at))
-        group = ", ".join(plan.label(kind, getattr(printed, kind)) for kind in varying)
-        values = {key: text_of(value) for key, value in column.set.items()}
-        labels = {column.label: values}
-        if column.grid is not None and column.defense in plan.configuration.names("defense"):
-            grids = plan.configuration.method("defense", column.defense).content.grids
-            if column.grid not in grids:
-                raise unknown(f"grid of {column.defense}", column.grid, grids, f"{PAPERS}: column {column.label}")
-            labels = {
-                f"{column.label}, {column.grid} {value}": {**values, column.grid: text_of(value)}
-                for value in grids[column.grid]
-            }
-        for label, pairs in labels.items():
-            defense = Choice(column.defense, tuple(sorted(pairs.items())))
-            yield Column(label, defense, printed, _replaced(plan, track, printed), group)
-
-
-def _rows(plan: Plan, loaded: Loaded) -> Iterator[Row]:
-    file, document = loaded
-    needs, not_ = ("values", "rates") if file.by else ("rates", "values")
-    for i, row in enumerate(file.rows):
-        require_known(plan, "attack", row.attack, file, document.place("rows", str(i), "attack"))
-        if getattr(row, needs) is None or getattr(row, not_) is not None:
-            differ = f"by {file.by.parameter}" if file.by else "by the poisoning rate"
-            raise DepoisonError(f"{document.place('rows', str(i))}: rows differ {differ}: {needs!r}, not {not_!r}")
-        fixed = {key: text_of(value) for key, value in row.set.items()}
-        for value in row.values or ():
-            text = text_of(value)
-            choice = Choice(row.attack, tuple(sorted((fixed | {file.by.parameter: text}).items())))
-            rate = float(fixed["rate"]) if "rate" in fixed else None
-            yield Row(row.label, choice, rate, text, f"{file.by.parameter}={text}")
-        for rate in row.rates or ():
-            choice = Choice(row.attack, tuple(sorted((fixed | {"rate": text_of(rate)}).items())))
-            yield Row(row.label, choice, rate)
+def _numbered(parts: Sequence[Part]) -> Iterator[Part]:
+    """Parts by what they show; those that differ in nothing but the metric have one number."""
+    seen: dict[Any, int] = {}
+    for part in parts:
+        yield replace(part, index=seen.setdefault((part.at, part.value), len(seen)))
 
 
 def _comparisons(
-    file: TableFile, document: Document, columns: tuple[Column, ...]
-) -> Iterator[tuple[tuple[Column, Column], ...]]:
+    file: TableFile, document: Document, columns: Mapping[int, Part], places: Mapping[tuple[int, int], Place]
+) -> Iterator[tuple[tuple[int, int], ...]]:
+    defenses = {j: places[0, j].key.defense for j, column in columns.items() if column.names("defense")}
     for i, pair in enumerate(file.compare):
         where = document.place("compare", str(i))
-        found: list[dict[Subject, Column]] = []
+        found: list[dict[tuple[str, str], int]] = []
         for name in pair:
-            same = [column for column in columns if column.defense.name == name]
-            found.append({column.printed: column for column in same})
+            same = [j for j, defense in defenses.items() if name in (defense, columns[j].label)]
+            same = same or [j for j, defense in defenses.items() if defense.partition("+")[0] == name]
+            found.append({places[0, j].key[:2]: j for j in same})
             if not same:
-                raise unknown("defense among the columns", name, {c.defense.name for c in columns}, f"{where}: compare")
+                raise unknown("defense among the columns", name, defenses.values(), f"{where}: compare")
             if len(found[-1]) < len(same):
                 raise DepoisonError(f"{where}: compare: {name!r} is the defense of several columns")
         first, second = found
         if not first.keys() & second.keys():
             raise DepoisonError(f"{where}: compare: {' and '.join(pair)} have no dataset and model in common")
         yield tuple((first[subject], second[subject]) for subject in first if subject in second)
-
-
-def set_by_track(plan: Plan, track: str) -> dict[str, dict[str, set[str]]]:
-    """Keys that the track sets, by folder and method ("" for all): there, the track wins over the paper's table."""
-    content = plan.configuration.track(track).content
-    return {
-        folder: {"": set(getattr(content, section)), **{name: set(v) for name, v in getattr(content, folder).items()}}
-        for folder, section in (("attacks", "training"), ("defenses", "tuning"))
-    }
-
-
-def without(choice: Choice, fixed: dict[str, dict[str, set[str]]], folder: str) -> Choice:
-    """A method less those overrides that the track sets (`set_by_track`)."""
-    keys = fixed[folder][""] | fixed[folder].get(choice.name, set())
-    return Choice(choice.name, tuple((key, value) for key, value in choice.overrides if key not in keys))
-
-
-def require_known(plan: Plan, kind: str, name: str, file: Any, where: str) -> None:
-    """See that a model, attack or defense has a file, or that the report's file declares it as one that has none.
-
-    Raises:
-        DepoisonError: neither: the name is taken for a slip.
-    """
-    known = plan.configuration.names(kind)
-    if name not in known and name not in file.unimplemented:
-        raise unknown(kind, name, [*known, *file.unimplemented], where)
-
-
-def _gap(plan: Plan, row: Row, column: Column) -> str:
-    model = column.subject.model
-    for kind, name in (("model", model), ("attack", row.attack.name), ("defense", column.defense.name)):
-        if name not in plan.configuration.names(kind):
-            return f"the {kind} {name}"
-        if kind != "model" and (why := plan.configuration.lacking(kind, name, model)):
-            return why
-    return ""

@@ -11,10 +11,10 @@ from depoison.errors import DepoisonError
 from depoison.files import json_text
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.plan import Plan
-from depoison.reporting.comparison import METRICS
 from depoison.reporting.noise import Change, holm, newcombe, welch
+from depoison.reporting.numbers import signed
 from depoison.reporting.runs import Run, Side
-from depoison.reporting.tables import escape_markdown, p_value, signed
+from depoison.reporting.tables import escape_markdown, p_value
 
 ALPHA = 0.05
 SHOWN = 5
@@ -76,6 +76,7 @@ class Comparison:
         same: same spec, other bytes.
         only_first, only_second: names of cells that the other lacks.
         notes: what the reader should know.
+        labels: of the metrics, by key.
     """
 
     first: str
@@ -86,6 +87,7 @@ class Comparison:
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
     notes: tuple[str, ...]
+    labels: Mapping[str, str]
 
     @property
     def changed(self) -> list[Row]:
@@ -109,6 +111,7 @@ def compare_sides(plan: Plan, first: Side, second: Side) -> Comparison:
     if not pairs:
         told = " and ".join(f"{side.what} has {len(runs)}" for side, runs in ((first, one), (second, other)))
         raise DepoisonError(f"no cell stands on both sides: {told}")
+    labels = _compared(plan, [*one.values(), *other.values()])
     rows, unchanged, seen = [], 0, set()
     for a, b in pairs:
         # Cells of two names may be one artifact, as fst is fst+alpha=0.2: what stands twice is no evidence twice.
@@ -117,7 +120,7 @@ def compare_sides(plan: Plan, first: Side, second: Side) -> Comparison:
         if artifacts in seen:
             continue
         seen.add(artifacts)
-        for metric in METRICS:
+        for metric in labels:
             runs = [{seed: run for seed, run in side[name].items() if metric in run.metrics}
                     for side, name in ((one, a), (other, b))]  # fmt: skip
             if all(runs) and _unchanged(*runs, metric):
@@ -138,7 +141,15 @@ def compare_sides(plan: Plan, first: Side, second: Side) -> Comparison:
             *_notes(first, second, pairs, two_tracks),
             *(f"{s.what}: {note}" for s in (first, second) for note in s.notes),
         ),
+        labels,
     )
+
+
+def _compared(plan: Plan, sides: Iterable[Mapping[int, Run]]) -> dict[str, str]:
+    """Labels of what is measured of each cell; what only follows from others is no evidence of its own."""
+    counted = {key for runs in sides for run in runs.values() for key in run.counts}
+    keys = {metric.key: metric.label for metric in plan.metrics.values() if metric.source == "evaluate"}
+    return {key: label for key, label in keys.items() if not counted or key in counted}
 
 
 def _by_cell(side: Side, track: str | None) -> Runs:
@@ -245,7 +256,7 @@ def as_json(found: Comparison) -> str:
 def as_text(found: Comparison, markdown: bool = False) -> str:
     """The numbers that are not the same, and what has to be said beside them, for a terminal or as Markdown."""
     head = ["Cell", "Metric", "First", "Second", "Change", "95% interval", "Noise of", "Holm p", ""]
-    rows = [_cells(row) for row in found.rows if row.first != row.second]
+    rows = [_cells(row, found.labels) for row in found.rows if row.first != row.second]
     lines = [
         f"First: {found.first}. Second: {found.second}. In percent; changes in percentage points, second − first.",
         "",
@@ -259,12 +270,12 @@ def as_text(found: Comparison, markdown: bool = False) -> str:
     return "\n".join([*lines, *(f"- {escape_markdown(word)}" if markdown else f"{word}." for word in words)]) + "\n"
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, labels: Mapping[str, str]) -> list[str]:
     interval = "unknown" if row.low is None or row.high is None else f"{signed(row.low)} to {signed(row.high)}"
     noise = {"seeds": f"seeds ({row.seeds[0]}, {row.seeds[1]})", "images": "test images", "": "–"}[row.test]
     mark = "beyond noise" if row.beyond_noise else ""
     number = [f"{row.first:.2f}", f"{row.second:.2f}", signed(row.difference)]
-    return [row.cell, METRICS[row.metric], *number, interval, noise, p_value(row.adjusted), mark]
+    return [row.cell, labels[row.metric], *number, interval, noise, p_value(row.adjusted), mark]
 
 
 def _summary(found: Comparison) -> Iterator[str]:

@@ -11,27 +11,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from depoison.artifacts import read_evaluation
 from depoison.files import json_text, sha256_of, write_bytes
-from depoison.plan.claims import Chosen, Claim, Claims, Condition, Place, Statistic, has_claims, read_claims
+from depoison.plan.claims import Chosen, Claim, Claims, Condition, Statistic, has_claims, read_claims
+from depoison.plan.grid import Place, percent
+from depoison.plan.metrics import Metric
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
 from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK
-from depoison.reporting.comparison import TAKEN, mean_and_interval
 from depoison.reporting.figures.epochs import course
-from depoison.reporting.mixing import mixing
-from depoison.reporting.tables import MINUS, escape_markdown, percent, signed
+from depoison.reporting.numbers import MINUS, MISSING, Missing, Reader, mean_and_interval, signed
+from depoison.reporting.tables import escape_markdown, untaken_if
 
 SUFFIXES = (".md", ".json")
 HOLDS, FAILS, UNCERTAIN = "holds", "does not hold", "uncertain"
 UNTESTABLE, LACKING, UNPRINTED = "not testable here", "not enough cells", "not printed"
 LAST = (UNTESTABLE, LACKING)
 """These stand below the verdicts, in this order."""
-UNTESTABLE_IN_WORDS = (
-    f"{{}}: models in which the attack did not take (ASR without a defense below {TAKEN}%) decide it, "
-    "and what a defense leaves there says nothing about it."
-)
-QUANTITIES = {"asr": "ASR", "c_acc": "C-Acc", "mixing": "mixing"}
 FEW = 3
 """Up to so many missing cells are asked for by name, more by their table or figure."""
 
@@ -101,6 +96,20 @@ class Verdict:
     left_out: tuple[str, ...]
 
 
+def untestable_in_words(plan: Plan, marked: str) -> str:
+    """What a verdict of that name says.
+
+    Args:
+        marked: the name as it is shown.
+    """
+    attack = plan.metrics.attack
+    because = f" ({untaken_if(attack)})" if attack else ""
+    return (
+        f"{marked}: models in which the attack did not take{because} decide it, and what a defense leaves there says nothing "
+        "about it."
+    )
+
+
 class _TooFewError(Exception):
     """There are not enough numbers for a statistic."""
 
@@ -118,87 +127,83 @@ def claims_of(plan: Plan, track: str = DEFAULT_TRACK, paper: str = DEFAULT_PAPER
 
 def verdicts(plan: Plan, claims: Claims) -> list[Verdict]:
     """In the file's order, but for those that our cells say nothing of: they stand last."""
-    read, asr = cache(_read), cache(_asr)
-    found = [_verdict(plan, claims, claim, read, asr) for claim in claims.claims]
+    read = _Courses(plan.metrics.attack)
+    found = [_verdict(plan, claims, claim, read) for claim in claims.claims]
     return sorted(found, key=lambda verdict: LAST.index(verdict.ours.state) + 1 if verdict.ours.state in LAST else 0)
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
 
 
-def _read(kind: str, files: tuple[str, ...], target: int | None) -> list[tuple[float | None, dict[str, float | None]]]:
-    """Metrics at each x of a place; of all but epochs there is one, which stands in its keys.
+class _Courses:
+    """Reads what there is at the places of claims, each file once.
 
-    Raises:
-        FileNotFoundError: a file is not there.
-        DepoisonError: it cannot be read.
+    Args:
+        attack: the metric that says whether an attack took.
     """
-    for file in files:
-        if not Path(file).exists():
-            raise FileNotFoundError(file)
-    if kind == "epochs":
-        return list(enumerate(course(*files)))
-    if kind == "tsne":
-        return [(None, {"mixing": None if target is None else mixing(Path(files[0]), target)})]
-    return [(None, read_evaluation(files[0]).metrics)]
 
+    def __init__(self, attack: Metric | None):
+        self.attack, self.read, self._course = attack, Reader(), cache(course)
 
-def _asr(evaluation: str) -> float | None:
-    """Of an evaluation; None where it is not there, or has none."""
-    return read_evaluation(evaluation).metrics["asr"] if Path(evaluation).exists() else None
+    def at(self, chosen: Chosen, i: int, metric: Metric) -> list[tuple[Any, float | None]] | Missing:
+        """Values of a cell at each x of a place; of all but epochs there is one, whose x stands in its keys."""
+        files = chosen.files(i, metric)
+        if not all(Path(file).exists() for file in files):
+            return MISSING
+        if chosen.source == "epochs":
+            return [(epoch, found[metric.key]) for epoch, found in enumerate(self._course(*files, (metric,)))]
+        value = self.read.value(chosen.place, i, metric)
+        return MISSING if isinstance(value, Missing) else [(chosen.keys.get("x"), value)]
 
+    def untaken(self, claim: Claim) -> tuple[set[tuple[str, ...]], int]:
+        """The backdoored models in which the attack did not take, each by its evaluations, and how many models there are.
 
-def _untaken(claim: Claim, asr: Callable[[str], float | None]) -> tuple[set[tuple[str, ...]], int]:
-    """The backdoored models in which the attack did not take, each by its evaluations, and how many models there are.
-
-    What is left of a backdoor that never was says nothing about a defense. C-Acc is another matter, and so is the ASR without
-    any defense: for claims on these alone, and for models that were not evaluated, every attack counts as taken.
-    """
-    places = [chosen.place for chosen in (*claim.over, *claim.minus) if chosen.place.cells]
-    models = {_model(place) for place in places}
-    defended = any(dict(chosen.place.products) != _alone(chosen.place) for chosen in claim.over if chosen.place.cells)
-    if claim.file.of == "c_acc" or (claim.file.of == "asr" and not defended):
-        return set(), len(models)
-    known = {model: [value for value in map(asr, model) if value is not None] for model in models}
-    return {model for model, values in known.items() if values and statistics.fmean(values) < TAKEN}, len(models)
+        What is left of a backdoor that never was says nothing about a defense. How good a model is on clean images is another
+        matter, and so is the attack's success without any defense: for claims on these alone, and for models that were not
+        evaluated, every attack counts as taken.
+        """
+        places = [chosen.place for chosen in (*claim.over, *claim.minus) if chosen.place.cells]
+        models = {_model(place): place for place in places}
+        defended = any(
+            [cell.evaluation for cell in chosen.place.cells] != chosen.place.undefended() or chosen.source == "epochs"
+            for chosen in claim.over
+        )
+        attack, of = self.attack, claim.metric
+        clean = attack and attack.no_rescue and of.name == attack.no_rescue.clean
+        if attack is None or clean or (of is attack and not defended):
+            return set(), len(models)
+        known = {model: self.read.before(place, attack).values() for model, place in models.items()}
+        return {model for model, values in known.items() if values and statistics.fmean(values) < attack.took}, len(
+            models
+        )
 
 
 def _model(place: Place) -> tuple[str, ...]:
-    return tuple(place.undefended.values())
+    return tuple(artifact.product for artifact in place.undefended())
 
 
-def _alone(place: Place) -> dict[int, tuple[str, ...]]:
-    """What a place without a defense reads."""
-    return {seed: (evaluation,) for seed, evaluation in place.undefended.items()}
-
-
-def _ours(
-    chosen: Iterable[Chosen], quantity: str, seed: int, read: Callable[..., Any]
-) -> tuple[Numbers, list[str], list[str]]:
+def _ours(chosen: Iterable[Chosen], metric: Metric, seed: int, read: _Courses) -> tuple[Numbers, list[str], list[str]]:
     """The numbers of a seed, the cells that are missing, and why others are left out."""
     found: dict[tuple[Any, ...], tuple[dict[str, Any], float]] = {}
     missing, reasons = [], []
     for one in chosen:
-        place = one.place
-        if place.gap:
-            reasons.append(_gap_in_words(place.gap))
+        if one.place.gaps:
+            reasons += map(_gap_in_words, one.place.gaps)
             continue
-        (cell,) = (cell for cell in place.cells if cell.name.seed == seed)
-        try:
-            course_ = read(place.kind, place.products[seed], _target(place, seed))
-        except FileNotFoundError:
+        (i,) = (i for i, cell in enumerate(one.place.cells) if cell.name.seed == seed)
+        cell, axis = one.place.cells[i], read.at(one, i, metric)
+        if isinstance(axis, Missing):
             missing.append(cell.name.path)
             continue
-        axis = [(x if place.kind == "epochs" else place.keys.get("x"), metrics) for x, metrics in course_]
-        wanted = [(x, metrics) for x, metrics in axis if one.selection.on_axis(x)]
-        if place.kind == "epochs" and (not wanted or len(wanted) < len(one.selection.x or ())):
-            reasons.append(f"on this track {place.keys['line'] or 'tuning'} ends after epoch {len(axis) - 1}")
+        wanted = [(x, value) for x, value in axis if one.selection.on_axis(x)]
+        if one.source == "epochs" and (not wanted or len(wanted) < len(one.selection.x or ())):
+            reasons.append(f"on this track {one.keys['line'] or 'tuning'} ends after epoch {len(axis) - 1}")
             continue
-        for x, metrics in wanted:
-            if (value := metrics.get(quantity)) is None:
-                reasons.append(f"{cell.name.path} has no {QUANTITIES[quantity]}")
+        for x, value in wanted:
+            if value is None:
+                reasons.append(f"{cell.name.path} has no {metric.label}")
                 continue
-            keys = dict(place.keys) | ({"x": x} if place.kind == "epochs" else {})
+            keys = dict(one.keys) | ({"x": x} if one.source == "epochs" else {})
             found[tuple(keys.values())] = keys, value
     return list(found.values()), missing, reasons
 
@@ -207,20 +212,13 @@ def _gap_in_words(gap: str) -> str:
     return f"no cell for {gap}" if gap.startswith("the ") else gap
 
 
-def _target(place: Place, seed: int) -> int | None:
-    """The attack's target class; None where there is not one."""
-    (settings,) = (cell.settings["attack"] for cell in place.cells if cell.name.seed == seed)
-    values = {key: settings[key][-1].value for key in ("target", "labels") if key in settings}
-    return values["target"] if values.get("labels") == "all-to-one" else None
-
-
-def _printed(chosen: Iterable[Chosen], quantity: str) -> Numbers | None:
-    """The paper's numbers; None where it does not print all of them."""
+def _printed(chosen: Iterable[Chosen], metric: Metric) -> Numbers | None:
+    """The paper's numbers; None where it does not print all of them, and for figures, which have none."""
     found: Numbers = []
     for one in chosen:
-        if quantity not in one.place.printed:
+        if one.source != "table" or not (printed := one.place.published.get(metric.name)):
             return None
-        found.append((dict(one.place.keys), one.place.printed[quantity]))
+        found.append((dict(one.keys), float(printed[0])))
     return found
 
 
@@ -261,7 +259,7 @@ def _left(claim: Claim, over: Numbers, minus: Numbers, partial: bool = False) ->
     result = []
     for keys, value in numbers:
         if (place := tuple(keys[key] for key in per)) not in subtrahends:
-            if partial or any(chosen.place.gap for chosen in claim.minus):
+            if partial or any(chosen.place.gaps for chosen in claim.minus):
                 continue
             raise _TooFewError("there is no cell to subtract")
         result.append((keys, value - subtrahends[place]))
@@ -307,7 +305,7 @@ def _extreme(plan: Plan, claim: Claim, left: Sequence[Numbers]) -> str:
 
 def _name(plan: Plan, claim: Claim, keys: dict[str, Any]) -> str:
     """Keys as a place is told to people."""
-    epochs = any(chosen.place.kind == "epochs" for chosen in claim.over)
+    epochs = any(chosen.source == "epochs" for chosen in claim.over)
     words = []
     for key, value in keys.items():
         match key:
@@ -315,7 +313,7 @@ def _name(plan: Plan, claim: Claim, keys: dict[str, Any]) -> str:
                 continue
             case "table" | "figure":
                 words.append(source_name(value))
-            case "column" if any("table" in chosen.place.keys for chosen in claim.over):
+            case "column" if any(chosen.source == "table" for chosen in claim.over):
                 words.append(plan.label("defense", value))
             case "dataset" | "model" | "attack":
                 words.append(plan.label(key, value))
@@ -328,15 +326,13 @@ def _name(plan: Plan, claim: Claim, keys: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
-def _verdict(
-    plan: Plan, claims: Claims, claim: Claim, read: Callable[..., Any], asr: Callable[[str], float | None]
-) -> Verdict:
+def _verdict(plan: Plan, claims: Claims, claim: Claim, read: _Courses) -> Verdict:
     places = [chosen.place for chosen in (*claim.over, *claim.minus)]
-    with_cells = [set(place.products) for place in places if place.cells]
+    with_cells = [{cell.name.seed for cell in place.cells} for place in places if place.cells]
     seeds = sorted(set.intersection(*with_cells)) if with_cells else []
     left, complete, missing, reasons = [], [], [], list(claim.absent)
     for seed in seeds:
-        over, minus = (_ours(chosen, claim.file.of, seed, read) for chosen in (claim.over, claim.minus))
+        over, minus = (_ours(chosen, claim.metric, seed, read) for chosen in (claim.over, claim.minus))
         missing += over[1] + minus[1]
         reasons += over[2] + minus[2]
         if over[1] or minus[1] or claim.absent:
@@ -348,16 +344,14 @@ def _verdict(
             continue
         complete.append(seed)
     if not seeds:
-        reasons += map(_gap_in_words, filter(None, (place.gap for place in places)))
+        reasons += [_gap_in_words(gap) for place in places for gap in place.gaps]
         reasons += ["its tables have no seed in common"] if with_cells else []
     missing = list(dict.fromkeys(missing))
-    untaken, models = _untaken(claim, asr)
+    untaken, models = read.untaken(claim)
     ours = _outcome(plan, claim, left) if left else Outcome(LACKING)
     if left and untaken:
         ours = _where_it_took(plan, claim, ours, complete, untaken, read)
-        told = (
-            f"the attack did not take in {len(untaken)} of the {models} models (ASR without a defense below {TAKEN}%)"
-        )
+        told = f"the attack did not take in {len(untaken)} of the {models} models ({untaken_if(read.attack)})"
         reasons.append(told if ours.state == UNTESTABLE else f"left out: {told}")
     return Verdict(
         id=claim.id,
@@ -374,7 +368,7 @@ def _verdict(
         models=models,
         untaken=len(untaken),
         missing=tuple(missing),
-        commands=tuple(_commands(claims, places, missing)),
+        commands=tuple(_commands(claims, [*claim.over, *claim.minus], missing)),
         left_out=tuple(dict.fromkeys(reasons)),
     )
 
@@ -396,12 +390,12 @@ def _where_it_took(
     ours: Outcome,
     seeds: Sequence[int],
     untaken: set[tuple[str, ...]],
-    read: Callable[..., Any],
+    read: _Courses,
 ) -> Outcome:
     """The outcome over the models in which the attack took; UNTESTABLE where it is the others that decide the verdict."""
     taken = [[chosen for chosen in part if _model(chosen.place) not in untaken] for part in (claim.over, claim.minus)]
     try:
-        numbers = [[_ours(part, claim.file.of, seed, read)[0] for part in taken] for seed in seeds]
+        numbers = [[_ours(part, claim.metric, seed, read)[0] for part in taken] for seed in seeds]
         found = _outcome(plan, claim, [_counted(claim, *both, partial=True) for both in numbers])
     except _TooFewError:
         return Outcome(UNTESTABLE)
@@ -409,7 +403,7 @@ def _where_it_took(
 
 
 def _published(plan: Plan, claim: Claim) -> Outcome:
-    over, minus = (_printed(chosen, claim.file.of) for chosen in (claim.over, claim.minus))
+    over, minus = (_printed(chosen, claim.metric) for chosen in (claim.over, claim.minus))
     if not over or minus is None:
         return Outcome(UNPRINTED)
     try:
@@ -418,20 +412,20 @@ def _published(plan: Plan, claim: Claim) -> Outcome:
         return Outcome(UNPRINTED)
 
 
-def _commands(claims: Claims, places: Iterable[Place], missing: Sequence[str]) -> list[str]:
+def _commands(claims: Claims, places: Iterable[Chosen], missing: Sequence[str]) -> list[str]:
     """What makes missing cells: they themselves where they are few, else their tables and figures."""
     if not missing:
         return []
-    epochs = any(place.kind in ("epochs", "tsne") for place in places)
-    if len(missing) <= FEW and not epochs:  # a cell alone makes no embedding, and no history that was removed
+    more = any(one.source in ("epochs", "tsne") for one in places)
+    if len(missing) <= FEW and not more:  # a cell alone makes no embedding, and no history that was removed
         return [shlex.join(["snakemake", "--", *missing])]
     where = "" if claims.track == DEFAULT_TRACK else f"{claims.track}/"
     where += "" if claims.paper == DEFAULT_PAPER else f"{claims.paper}/"
     wanted, found = set(missing), {}
-    for place in places:
-        if any(cell.name.path in wanted for cell in place.cells):
-            name = place.keys.get("table") or place.keys["figure"]
-            found[name] = f"reports/{where}{name}.{'md' if 'table' in place.keys else 'png'}"
+    for one in places:
+        if any(cell.name.path in wanted for cell in one.place.cells):
+            name = one.keys.get("table") or one.keys["figure"]
+            found[name] = f"reports/{where}{name}.{'md' if 'table' in one.keys else 'png'}"
     return [shlex.join(["snakemake", "--", target]) for target in found.values()]
 
 
@@ -477,8 +471,8 @@ def over_in_words(plan: Plan, claim: Claim) -> str:
 
 
 def rule_in_words(plan: Plan, claim: Claim) -> str:
-    """What decides a claim, such as max of (mean of ASR per table) < 1."""
-    inner = QUANTITIES[claim.file.of]
+    """What decides a claim, such as max of (mean of … per table) < 1."""
+    inner = claim.metric.label
     for step in claim.file.each:
         *first, last = step.per
         per = f"{', '.join(first)} and {last}" if first else last
@@ -561,7 +555,7 @@ def _page(plan: Plan, claims: Claims, found: list[Verdict]) -> str:
         "",
         f"Percent, and percentage points for differences. Each verdict is followed by the rule's value{interval} and the "
         "place that gives a minimum or maximum. *Uncertain*: the limit lies within the interval; with one seed there is no "
-        f"interval, and the value alone decides. {UNTESTABLE_IN_WORDS.format('*Not testable here*')}",
+        f"interval, and the value alone decides. {untestable_in_words(plan, '*Not testable here*')}",
         "",
         "| Claim | Rule | Ours | The paper's numbers |",
         "|:--|:--|:--|:--|",

@@ -9,14 +9,13 @@ import subprocess
 import tempfile
 import unicodedata
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 from depoison.errors import DepoisonError
 from depoison.files import write_bytes
+from depoison.reporting.numbers import MINUS
 
 INSTALL = "apt-get install texlive-latex-base texlive-latex-recommended (or TeX Live's collection-latexrecommended)"
-MINUS = "\N{MINUS SIGN}"
 SHOWN = 120
 """A longer name is cut: it would push everything else off the page."""
 PROSE = 2000
@@ -200,8 +199,3 @@ def _first_error(log: str) -> str:
     line = re.search(r"^l\.(\d+)", log[found.end() :], re.MULTILINE)
     install = f" ({INSTALL})" if re.search(r"File .* not found", found[1]) else ""
     return f"{found[1].strip()}{f' (line {line[1]})' if line else ''}{install}"
-
-
-def runs(values: list[str]) -> list[tuple[str, int]]:
-    """Equal neighbors, and how many they are."""
-    return [(value, len(list(same))) for value, same in groupby(values)]

@@ -17,10 +17,10 @@ from depoison.plan.parameters import text_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, fingerprint
 from depoison.plan.tables import Table, told_apart
-from depoison.reporting.comparison import METRICS
 from depoison.reporting.figures.write import figure_is_current, setting, write_figure
 from depoison.reporting.latex import compile_latex, points, read_bibliography, reference
-from depoison.reporting.tables import command, content_of, refuse_missing, replaced, templates
+from depoison.reporting.numbers import Number
+from depoison.reporting.tables import Head, command, content_of, directions, refuse_missing, replaced, templates
 
 BIBLIOGRAPHY = "CITATIONS.bib"
 WIDTHS = {"portrait": 480.0, "landscape": 728.0}
@@ -90,7 +90,8 @@ def render_paper(plan: Plan, paper: Paper) -> str:
         "track": plan.configuration.track(paper.track).content,
         "replaced": _replaced(plan, paper),
         "seeds": sorted({seed for table in paper.tables.tables for seed in table.seeds}),
-        "metrics": METRICS,
+        "metrics": (shown := list(dict.fromkeys(metric for table in paper.tables.tables for metric in table.metrics))),
+        "directions": directions(shown),
         "methods": methods,
         "tables": tables,
         "figures": figures,
@@ -118,52 +119,50 @@ def _layout(content: dict[str, Any]) -> dict[str, Any]:
     One that is not begins where there is room for all of it.
     """
 
-    def place(page: str, size: str, *parts: list[int]) -> dict[str, Any]:
-        figures = [[figure for column in line.figures for figure in column.values()] for line in lines]
+    def place(page: str, size: str, *parts: Sequence[Head]) -> dict[str, Any]:
         cells = (
-            2.0 + any(figure.interval for figure in line) + any(figure.left_wrong for figure in line)
-            for line in figures
+            2.0 + any(number.interval for number in line.numbers) + any(number.no_rescue for number in line.numbers)
+            for line in lines
         )
         height = 70 + LEADING[size] * (3 + sum(cells)) + 3 * len(lines)
         need = height if height <= HEIGHTS[page] else HEIGHTS[page] / 2
         return {"page": page, "size": size, "parts": list(parts), "need": round(need)}
 
-    table, lines, wide = content["table"], content["lines"], content["wide"]
+    heads, lines, wide = content["heads"], content["lines"], content["wide"]
     gap = 2 * (3 if wide else 4)
     first = min(max(points(line.label) for line in lines), 100.0) + max(points(line.value) for line in lines)
-    first = max(first, points("Attack") + min(points(content["by"]), 100.0))
+    first = max(first, points(content["rows"]) + min(points(content["by"]), 100.0))
 
-    def width(size: str, columns: list[int]) -> float:
+    def width(size: str, heads: Sequence[Head]) -> float:
         """Of the first two columns and these, in pt."""
         total = SIZES[size] * first + 2 * gap
-        for i in columns:
-            cells = (_cell_width(line.figures[i][metric], wide, size) for line in lines for metric in METRICS)
-            numbers = max([SIZES[size] * points("C-Acc"), *cells])
-            label = SIZES[size] * min(points(table.columns[i].label), 100.0)
-            total += max(2 * (numbers + gap), label + 12)
+        for head in heads:
+            cells = (_cell_width(line.numbers[j], wide, size) for line in lines for j in head.at)
+            titles = (SIZES[size] * points(metric.title) for metric in head.metrics)
+            label = SIZES[size] * min(points(head.label), 100.0)
+            total += max(len(head.at) * (max(*titles, *cells, 0.0, 0.0) + gap), label + 12)
         return total
 
-    everything = list(range(len(table.columns)))
     for page, sizes in (("portrait", ("small", "footnotesize")), ("landscape", tuple(SIZES))):
         for size in sizes:
-            if width(size, everything) <= WIDTHS[page]:
-                return place(page, size, everything)
-    parts: list[list[int]] = [[]]
-    for i in everything:
-        if parts[-1] and width("footnotesize", [*parts[-1], i]) > WIDTHS["landscape"]:
+            if width(size, heads) <= WIDTHS[page]:
+                return place(page, size, heads)
+    parts: list[list[Head]] = [[]]
+    for head in heads:
+        if parts[-1] and width("footnotesize", [*parts[-1], head]) > WIDTHS["landscape"]:
             parts.append([])
-        parts[-1].append(i)
+        parts[-1].append(head)
     return place("landscape", "footnotesize", *parts)
 
 
-def _cell_width(figure: Any, wide: bool, size: str) -> float:
+def _cell_width(number: Number, wide: bool, size: str) -> float:
     """In pt. Of narrow tables the printed number and the difference are scriptsize, whatever the table's size is."""
-    ours = 1.15 * points(f"{figure.ours:.2f}") if figure.ours is not None else 0
-    spread = 0.75 * points(f"±{figure.interval:.2f}") if figure.interval is not None else 0
-    printed = points(f"{figure.published:.2f}") if figure.published is not None else 0
+    ours = 1.15 * points(number.text(number.ours))
+    spread = 0.75 * points(number.text(number.interval, "±"))
+    printed = points(number.text(number.published))
     if wide:
         return SIZES[size] * max(ours, spread, printed)
-    difference = points(f" ({figure.difference:+.2f})") + 3 if figure.difference is not None else 0
+    difference = points(f" ({number.change})") + 3 if number.change else 0
     return max(SIZES[size] * ours + spread, SIZES["scriptsize"] * (printed + difference))
 
 
@@ -201,9 +200,8 @@ def _methods(plan: Plan, paper: Paper) -> dict[str, list[tuple[str, str, str]]]:
     """Label, citation key and summary of each method that has a file, by kind, in the order of the tables."""
     names: dict[str, dict[str, None]] = {kind: {} for kind in METHODS}
     for table in paper.tables.tables:
-        for entry in table.entries:
-            subject = entry.column.subject
-            used = (subject.dataset, subject.model, entry.row.attack.name, entry.column.defense.name)
+        for place in table.places.values():
+            used = (place.dataset, place.model, place.attack.name, place.defense.name)
             for kind, name in zip(METHODS, used, strict=True):
                 names[kind][name] = None
     result = {}

@@ -20,7 +20,6 @@ from depoison.plan.cells import PREFIX, CellName
 from depoison.plan.figures import all_figures, read_figure
 from depoison.plan.plan import CONFIG_FILE, Plan
 from depoison.plan.tables import all_tables, read_table
-from depoison.reporting.comparison import METRICS
 
 HELD = ("config", "workflow", "results", "reports")
 """What is read of a git revision."""
@@ -139,9 +138,9 @@ def _runs(root: Path, plan: Plan | None = None) -> tuple[dict[CellName, Run], tu
 def _planned(plan: Plan) -> dict[CellName, str]:
     """The evaluation's directory of each cell of all tables and figures on all tracks."""
     cells = [cell for target in all_tables(plan) for cell in read_table(plan, target).cells()]
-    points = (point for target in all_figures(plan) for point in read_figure(plan, target).points)
+    places = (place for target in all_figures(plan) for place in read_figure(plan, target).places)
     return {
-        cell.name: cell.evaluation.directory for cell in [*cells, *(cell for point in points for cell in point.cells)]
+        cell.name: cell.evaluation.directory for cell in [*cells, *(cell for place in places for cell in place.cells)]
     }
 
 
@@ -156,8 +155,8 @@ def _run(root: Path, directory: str, otherwise: Mapping[str, Any] | None = None)
     metrics, counts, model = content["metrics"], content.get("denominators", {}), content.get("model") or {}
     return Run(
         directory,
-        {metric: metrics[metric] for metric in METRICS if metrics[metric] is not None},
-        {metric: counts[metric] for metric in METRICS if counts.get(metric)},
+        {metric: value for metric, value in metrics.items() if value is not None},
+        {metric: count for metric, count in counts.items() if count},
         model.get("sha256", {}).get("model.safetensors", ""),
         model.get("device", ""),
     )
@@ -166,13 +165,10 @@ def _run(root: Path, directory: str, otherwise: Mapping[str, Any] | None = None)
 def _of_table(root: Path, table: dict[str, Any], path: Path) -> Iterator[tuple[CellName, Run]]:
     """A table's cells: from their evaluations where these are there, else from the table, which has no counts."""
     try:
-        lines, width = [line for line in table["lines"] if not line["summary"]], len(table["columns"])
-        for i, entry in enumerate(table["cells"]):
-            figures = lines[i // width]["figures"][i % width]
+        for entry in table["cells"]:
             # One value for each seed, unless a metric was not measured.
-            values = {metric: figures[metric]["values"] for metric in METRICS}
-            for seed, (cell, product) in enumerate(zip(entry["cells"], entry["evaluations"], strict=True)):
-                known = {m: found[seed] if len(found) == len(entry["cells"]) else None for m, found in values.items()}
+            for i, (cell, product) in enumerate(zip(entry["cells"], entry["evaluations"], strict=True)):
+                known = {m: of[i] if len(of) == len(entry["cells"]) else None for m, of in entry["numbers"].items()}
                 content = evaluation_in({"metrics": known}, path)
                 yield CellName.parse(cell), _run(root, str(Path(product).parent), content)
     except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -8,90 +8,43 @@ import math
 import re
 import shlex
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from depoison.artifacts import read_evaluation
 from depoison.errors import DepoisonError
 from depoison.files import json_text, write_bytes
+from depoison.plan.grid import Part, Place, percent
+from depoison.plan.metrics import Metric, Metrics
 from depoison.plan.plan import Plan
-from depoison.plan.tables import Column, Entry, Row, Subject, Table, Tables, percent, told_apart
+from depoison.plan.tables import DropFile, Table, Tables, summary_name, told_apart
 from depoison.reporting import corrections
-from depoison.reporting.comparison import METRICS, TAKEN, compare, mean_and_interval, undefended_asr
-from depoison.reporting.latex import MINUS, escape_latex, name_latex, points, prose_latex, runs, typewriter
+from depoison.reporting.comparison import Before, before, compare, model_of
+from depoison.reporting.latex import escape_latex, name_latex, points, prose_latex, typewriter
+from depoison.reporting.numbers import MINUS, Number, Reader, signed
 
 SUFFIXES = (".md", ".tex", ".csv", ".json")
 CSV = (
     *("paper", "table", "track", "dataset", "model", "row", "rate", "rate_here", "variant", "column", "oracle"),
     *("metric", "ours", "interval95", "seeds", "missing", "published", "printed_as", "difference"),
-    *("untaken", "lcr", "left_wrong", "rows", "pairs", "left_out"),
+    *("untaken", "right", "no_rescue", "rows", "pairs", "left_out"),
     *("wins", "ties", "losses", "p"),
 )
 NEEDS = "% Needs \\usepackage{booktabs}, \\usepackage{graphicx} and \\usepackage{xcolor}.\n"
 ORACLE = "Its threshold was chosen by looking at the test set."
-WRONG = 20
-"""LCR stands beside an ASR where so many percent of the triggered images are wrong that a clean image would not be."""
-LEFT_WRONG = (
-    "LCR n: only n% of the triggered images are classified as what they show, although few or none are as the attack wants "
-    f"(C-Acc − ASR − LCR ≥ {WRONG}). The defense stopped the attack and left these images wrong: a low ASR is no rescue "
-    "then, and never bold."
-)
 NARROW = 4
 """A table of more columns has no room for differences, and intervals stand in lines of their own."""
 FEW = 6
 """So many cells that are missing are named one by one."""
-SUMMARIES: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
-    "average": ("Average", statistics.fmean),
-    "standard-deviation": (
-        "Standard deviation",
-        lambda values: statistics.stdev(values) if len(values) > 1 else math.nan,
-    ),
+FUNCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
+    "average": statistics.fmean,
+    "standard-deviation": lambda values: statistics.stdev(values) if len(values) > 1 else math.nan,
 }
-
-
-NOT_THERE: dict[str, Any] = dict.fromkeys(METRICS)
-"""The metrics of an evaluation that is not there."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number of a table, in percent.
-
-    Attributes:
-        ours: mean over the seeds; None: not computed.
-        interval: half width of the 95% confidence interval of the mean (Student's t); None for fewer than two seeds.
-        values: one for each of `seeds`.
-        missing: seeds whose evaluation is not there.
-        rows: of a summary: the places of the rows that it is over.
-        published: as the paper prints it, or as corrected; None: not printed.
-        printed_as: of a corrected number: what the paper says that it is of.
-        best: whether it is the best of its row among the defenses.
-        untaken: whether it says nothing of a defense, as the attack did not take.
-        lcr: of an ASR: the LCR of the same triggered images, mean over the seeds.
-        left_wrong: of an ASR: whether the LCR must be seen with it (`leaves_wrong`).
-    """
-
-    ours: float | None = None
-    interval: float | None = None
-    values: tuple[float, ...] = ()
-    seeds: tuple[int, ...] = ()
-    missing: tuple[int, ...] = ()
-    rows: tuple[int, ...] = ()
-    published: float | None = None
-    printed_as: str = ""
-    best: bool = False
-    untaken: bool = False
-    lcr: float | None = None
-    left_wrong: bool = False
-
-    @property
-    def difference(self) -> float | None:
-        return None if self.ours is None or self.published is None else self.ours - self.published
 
 
 @dataclass(frozen=True)
@@ -102,7 +55,7 @@ class Line:
         value: what stands beside the label, such as 5%; of a summary that is not over all rows, over how many.
         rate: the paper's poisoning rate.
         rates_here: those of the cells, where the track scales rates.
-        figures: by column, then by metric.
+        numbers: by column.
         summary: its name, such as average; "" for a row of the table.
         printed: whether it is a summary as the paper prints it, and none of ours.
         untaken: whether the attack did not take, for all columns or some.
@@ -112,7 +65,7 @@ class Line:
     label: str
     value: str
     rate: float | None
-    figures: list[dict[str, Figure]]
+    numbers: list[Number]
     variant: str = ""
     summary: str = ""
     printed: bool = False
@@ -124,207 +77,242 @@ class Line:
     @property
     def corrected(self) -> bool:
         """Whether a published number of the row is not where the paper prints it."""
-        return any(figure.printed_as for column in self.figures for figure in column.values())
+        return any(number.printed_as for number in self.numbers)
 
 
-def lines_of(table: Table, metrics: Callable[[str], dict[str, Any]] | None = None) -> list[Line]:
-    """All rows of a table: its cells, then its summaries over the rows that we have, then those that the paper prints.
+class Shown:
+    """What a table shows of what is there.
 
-    A summary is over the same rows in each column: those that all columns have, less columns that have none, and in which
-    the attack took. Where that leaves out some, a second average is over all that the columns have.
-    An evaluation that is not there leaves its place empty.
+    Args:
+        metrics: the project's.
+        read: reads evaluations and probes; one that is not there leaves its place empty.
     """
-    metrics = metrics or metrics_reader()
-    grid = len(table.columns)
-    before = undefended_asr(table, metrics)
-    shown = []
-    for i, row in enumerate(table.rows):
-        figures = [_judged(table, entry, metrics, before) for entry in table.entries[i * grid : (i + 1) * grid]]
-        shown.append(
-            Line(
-                row.label,
-                row.value or rates(row.rate, table.rates_here(row)),
-                row.rate,
-                _with_best(table, figures),
-                row.variant,
-                untaken=any(column["asr"].untaken for column in figures),
-                rates_here=tuple(table.rates_here(row)),
-            )
+
+    def __init__(self, table: Table, metrics: Metrics, read: Reader | None = None):
+        self.table, self.metrics, self.read = table, metrics, read or Reader()
+        self.attack = metrics.attack
+        self.before: Before = before(table, self.attack, self.read)
+
+    def lines(self) -> list[Line]:
+        """All rows: the cells, then summaries over the rows that we have, then those that the paper prints.
+
+        A summary is over the same rows in each column: those that all columns have, less columns that have none, and in which
+        the attack took. Where that leaves out some, a second average is over all that the columns have.
+        """
+        table = self.table
+        shown = self._with_best([self._row(row) for row in table.rows])
+        lines = list(shown)
+        printed = []
+        for metric in dict.fromkeys(row.metric for row in table.rows):
+            own = [i for i, row in enumerate(table.rows) if row.metric is metric]
+            all_rows = self._shared(shown, own)
+            rows = tuple(i for i in all_rows if not shown[i].untaken)
+            note = self._note(shown, own, rows, all_rows)
+            for summary in table.file.summary:
+                lines.append(self._summary(summary, metric, shown, own, rows, note))
+                if summary == "average" and rows != all_rows:
+                    lines.append(self._summary(summary, metric, shown, own, all_rows, note))
+                printed.append(self._printed(summary, metric))
+        return lines + [line for line in printed if any(number.published is not None for number in line.numbers)]
+
+    def _row(self, row: Part) -> Line:
+        places = [self.table.at(row, column) for column in self.table.columns]
+        numbers = [self.number(row, column) for column in self.table.columns]
+        rate = places[0].rate if row.names("attack") else None
+        scaled = tuple(rates_here(places))
+        value = rates(rate, scaled) if row.by_rate else row.value
+        return Line(
+            row.label,
+            ", ".join(filter(None, [value, row.metric and row.metric.title])),
+            rate,
+            numbers,
+            row.variant,
+            untaken=any(number.untaken for number in numbers),
+            rates_here=scaled,
         )
-    lines = list(shown)
-    all_rows = shared_rows(shown)
-    rows = tuple(i for i in all_rows if not shown[i].untaken)
-    note = _note(table, shown, rows, all_rows)
-    for name in table.file.summary:
-        lines.append(_summary(table, name, shown, rows, note))
-        if name == "average" and rows != all_rows:
-            lines.append(_summary(table, name, shown, all_rows, note))
-    for name in table.file.summary:
-        printed = [_printed(table, name, column) for column in table.columns]
-        if any(figure.published is not None for column in printed for figure in column.values()):
-            lines.append(Line(f"{SUMMARIES[name][0]}, as printed", "", None, printed, summary=name, printed=True))
-    return lines
+
+    def number(self, row: Part, column: Part) -> Number:
+        """The number of a place, and whether the attack took there and the defense left images wrong."""
+        place, metric = self.table.at(row, column), self.table.metric(row, column)
+        values, missing = self.read.values(place, metric)
+        printed = place.published.get(metric.name)
+        told = corrections.printed_as(self.table, place, metric.name, self.metrics)
+        more: dict[str, Any] = {"published": float(printed[0]) if printed else None, "printed_as": told}
+        if rule := metric.no_rescue:
+            beside = {
+                name: self.read.values(place, self.metrics[getattr(rule, name)])[0] for name in ("right", "clean")
+            }
+            more |= {name: statistics.fmean(found.values()) if found else None for name, found in beside.items()}
+            more["beside"] = self.metrics[rule.right].label
+        number = Number.of(metric, values, missing=missing, **more)
+        known = self.before.get(model_of(place))
+        if self.attack and known is not None and known < self.attack.took:
+            return replace(number, untaken=True)
+        fell = known is not None and number.ours is not None and number.ours < known
+        return replace(number, no_rescue=fell and not _is_none(place) and number.leaves_wrong(metric))
+
+    def _shared(self, lines: Sequence[Line], rows: Sequence[int]) -> tuple[int, ...]:
+        """Those of these rows that every column has; a column that has none at all does not count."""
+        has = [{i for i in rows if lines[i].numbers[j].ours is not None} for j in range(len(self.table.columns))]
+        having = [found for found in has if found]
+        return tuple(sorted(set.intersection(*having))) if having else ()
+
+    def _summary(
+        self,
+        summary: str | DropFile,
+        metric: Metric | None,
+        shown: Sequence[Line],
+        own: Sequence[int],
+        rows: tuple[int, ...],
+        note: str,
+    ) -> Line:
+        """A line of ours below the others, over these rows; if the attack did not take in some, nothing is the best in it."""
+        every = any(shown[i].untaken for i in rows)
+        function, numbers = FUNCTIONS.get(summary_name(summary), statistics.fmean), []
+        for j, column in enumerate(self.table.columns):
+            of = [line.numbers[j] for line in shown]
+            if isinstance(summary, DropFile):
+                of = self._drops(summary.drop_from, shown, j)
+            number = summary_of(column.metric or metric, function, of, rows)
+            if summary == "average" and not every and rows:
+                place = self.table.at(self.table.rows[rows[0]], column)
+                number = replace(number, no_rescue=not _is_none(place) and number.leaves_wrong(column.metric or metric))
+            numbers.append(number)
+        over = "" if len(rows) == len(own) else f"{len(rows)} of {len(own)} rows"
+        value = ", ".join(filter(None, [metric and metric.title, over]))
+        title = self._title(summary) + ", all rows" * every
+        line = Line(title, value, None, numbers, summary=summary_name(summary), rows=rows, note=note)
+        return (
+            self._with_best([line], self.table.rows[rows[0]])[0]
+            if summary == "average" and not every and rows
+            else line
+        )
+
+    def _drops(self, defense: str, shown: Sequence[Line], j: int) -> list[Number]:
+        """By how much the numbers of a column are below those of a defense, of the same row and metric."""
+        table, result = self.table, []
+        for row, line in zip(table.rows, shown, strict=True):
+            known = {
+                (table.at(row, c).key, table.metric(row, c)): n
+                for c, n in zip(table.columns, line.numbers, strict=True)
+            }
+            number, metric = line.numbers[j], table.metric(row, table.columns[j])
+            full = known.get((table.at(row, table.columns[j]).key._replace(defense=defense), metric))
+            if full is None or full is number:
+                result.append(Number(number.metric, decimals=number.decimals))
+                continue
+            by_seed = dict(zip(full.seeds, full.values, strict=True))
+            pairs = zip(number.seeds, number.values, strict=True)
+            values = {seed: by_seed[seed] - value for seed, value in pairs if seed in by_seed}
+            published = None if None in (full.published, number.published) else full.published - number.published
+            result.append(Number.of(metric, values, missing=number.missing, published=published))
+        return result
+
+    def _title(self, summary: str | DropFile) -> str:
+        return "Average drop" if isinstance(summary, DropFile) else summary.replace("-", " ").capitalize()
+
+    def _printed(self, summary: str | DropFile, metric: Metric | None) -> Line:
+        name, numbers = summary_name(summary), []
+        for column in self.table.columns:
+            of = column.metric or metric
+            text = self.table.published.get(self.table.summary_key(name, column), {}).get(of.name)
+            numbers.append(Number(of.key, published=None if text is None else float(text), decimals=of.decimals))
+        value = metric.title if metric else ""
+        return Line(f"{self._title(summary)}, as printed", value, None, numbers, summary=name, printed=True)
+
+    def _note(self, shown: Sequence[Line], own: Sequence[int], rows: tuple[int, ...], all_rows: tuple[int, ...]) -> str:
+        """What the summaries are over, where that is not simply the table."""
+        missing = any(number.missing for line in shown for number in line.numbers)
+        which = []
+        if len(all_rows) < len(own):
+            which.append("that all columns have, less columns without a number")
+        if rows != all_rows:
+            which.append("in which the attack took")
+        seeds = " and the seeds that these share" if len(self.table.seeds) > 1 and missing else ""
+        alike = ", in ours and in published alike" if self.table.published else ""
+        return f"over the rows {' and '.join(which)}{seeds}{alike}" if which or seeds else ""
+
+    def _with_best(self, lines: list[Line], of: Part | None = None) -> list[Line]:
+        """Mark the best of each metric among the defenses of one backdoored model; no defense does not compete.
+
+        They are looked for in a row, or where the rows are the defenses in a column. Nothing is marked where they are not
+        means over the same seeds and rows, or where the attack did not take; nor what is no rescue, and then nothing else is
+        in its place.
+
+        Args:
+            of: what the one line is a summary of.
+        """
+        table = self.table
+        across = any(column.names("defense") for column in table.columns)
+        groups: dict[Any, list[tuple[int, int]]] = {}
+        for i, line in enumerate(lines):
+            row = of or table.rows[i]
+            for j, column in enumerate(table.columns):
+                place, metric = table.at(row, column), table.metric(row, column)
+                if metric.sign and not _is_none(place) and line.numbers[j].ours is not None:
+                    groups.setdefault((i if across else j, model_of(place), metric), []).append((i, j))
+        best: set[tuple[int, int]] = set()
+        for (*_, metric), found in groups.items():
+            numbers = {(i, j): lines[i].numbers[j] for i, j in found}
+            if len(found) < 2 or len({(number.seeds, number.rows) for number in numbers.values()}) > 1:
+                continue
+            taken = {
+                at: metric.sign * round(number.ours, metric.decimals)
+                for at, number in numbers.items()
+                if not number.untaken
+            }
+            best |= {at for at, value in taken.items() if value == max(taken.values()) and not numbers[at].no_rescue}
+        return [
+            replace(line, numbers=[replace(number, best=(i, j) in best) for j, number in enumerate(line.numbers)])
+            for i, line in enumerate(lines)
+        ]
 
 
-def _summary(table: Table, name: str, shown: Sequence[Line], rows: tuple[int, ...], note: str) -> Line:
-    """A line of ours below the others, over these rows; if the attack did not take in some, nothing is the best in it."""
-    title, function = SUMMARIES[name]
-    ours = [summary_of(function, [line.figures[j] for line in shown], rows) for j in range(len(table.columns))]
-    every = any(shown[i].untaken for i in rows)
-    if name == "average" and not every:
-        ours = [_marked_wrong(column, figures) for column, figures in zip(table.columns, ours, strict=True)]
-        ours = _with_best(table, ours)
-    value = "" if len(rows) == len(shown) else f"{len(rows)} of {len(shown)} rows"
-    return Line(title + ", all rows" * every, value, None, ours, summary=name, rows=rows, note=note)
+def _is_none(place: Place) -> bool:
+    """Whether it is of no defense."""
+    return place.defense.name == "none"
 
 
-def shared_rows(lines: Sequence[Line]) -> tuple[int, ...]:
-    """The places of the rows that every column has; a column that has none at all does not count."""
-    columns = range(len(lines[0].figures))
-    has = {j: {i for i, line in enumerate(lines) if line.figures[j]["c_acc"].ours is not None} for j in columns}
-    having = [rows for rows in has.values() if rows]
-    return tuple(sorted(set.intersection(*having))) if having else ()
+def rates_here(places: Sequence[Place]) -> list[float]:
+    """The poisoning rates of cells where they are not the paper's, because the track scales them; ascending."""
+    rate = places[0].rate
+    settings = [cell.settings["attack"] for place in places for cell in place.cells]
+    found = {of["rate"][-1].value for of in settings if "rate" in of}
+    return [] if rate is None or found <= {rate} else sorted(found)
 
 
-def _note(table: Table, shown: Sequence[Line], rows: tuple[int, ...], all_rows: tuple[int, ...]) -> str:
-    """What the summaries are over, where that is not simply the table."""
-    missing = any(figure.missing for line in shown for column in line.figures for figure in column.values())
-    which = []
-    if len(all_rows) < len(shown):
-        which.append("that all columns have, less columns without a number")
-    if rows != all_rows:
-        which.append("in which the attack took")
-    seeds = " and the seeds that these share" if len(table.seeds) > 1 and missing else ""
-    alike = ", in ours and in published alike" if table.published else ""
-    return f"over the rows {' and '.join(which)}{seeds}{alike}" if which or seeds else ""
-
-
-def _judged(
-    table: Table,
-    entry: Entry,
-    metrics: Callable[[str], dict[str, Any]],
-    before: dict[tuple[Row, Subject], float],
-) -> dict[str, Figure]:
-    """The numbers of a place, and whether the attack took there and the defense left images wrong."""
-    figures = numbers_of(table, entry, metrics)
-    undefended = before.get((entry.row, entry.column.printed))
-    if undefended is not None and undefended < TAKEN:
-        return {metric: replace(figure, untaken=True) for metric, figure in figures.items()}
-    fell = undefended is not None and figures["asr"].ours is not None and figures["asr"].ours < undefended
-    return _marked_wrong(entry.column, figures) if fell else figures
-
-
-def _marked_wrong(column: Column, figures: dict[str, Figure]) -> dict[str, Figure]:
-    wrong = column.defense.name != "none" and leaves_wrong(*(figures[m].ours for m in METRICS), figures["asr"].lcr)
-    return figures | {"asr": replace(figures["asr"], left_wrong=wrong)}
-
-
-def leaves_wrong(c_acc: float | None, asr: float | None, lcr: float | None) -> bool:
-    """Whether a low ASR is no rescue: triggered images go neither where the attack wants them nor where they belong.
-
-    These are 100 - ASR - LCR percent of them; of clean images 100 - C-Acc percent are wrong anyway. `WRONG` is how many more
-    it takes.
-    """
-    return None not in (c_acc, asr, lcr) and c_acc - asr - lcr >= WRONG
-
-
-def metrics_reader() -> Callable[[str], dict[str, Any]]:
-    """Reads the metrics of an evaluation, each once; `NOT_THERE` for one that is not there."""
-
-    def read(product: str) -> dict[str, Any]:
-        if not Path(product).exists():
-            return NOT_THERE
-        evaluation = read_evaluation(product)
-        return {"diverged": evaluation.content.get("diverged", False)} | evaluation.metrics
-
-    return cache(read)
-
-
-def numbers_of(
-    table: Table, entry: Entry, metrics: Callable[[str], dict[str, Any]], names: Iterable[str] = METRICS
-) -> dict[str, Figure]:
-    printed = table.published.get(table.key(entry.row, entry.column), {})
-    by_seed = {cell.name.seed: metrics(cell.evaluation.product) for cell in entry.cells}
-    missing = tuple(seed for seed, found in by_seed.items() if found is NOT_THERE)
-    lcr = [found["lcr"] for found in by_seed.values() if found.get("lcr") is not None]
-    result = {}
-    for metric in names:
-        values = {seed: value for seed, found in by_seed.items() if (value := found.get(metric)) is not None}
-        more = {"lcr": statistics.fmean(lcr)} if metric == "asr" and lcr else {}
-        told = corrections.printed_as(table, entry.row, entry.column, metric)
-        result[metric] = _figure(values, missing=missing, published=printed.get(metric), printed_as=told, **more)
-    return result
-
-
-def _figure(values: dict[int, float], **more: Any) -> Figure:
-    """The mean of values by their seeds."""
-    mean, interval = mean_and_interval(list(values.values())) if values else (None, None)
-    return Figure(mean, interval, tuple(values.values()), tuple(values), **more)
-
-
-def _printed(table: Table, name: str, column: Column) -> dict[str, Figure]:
-    numbers = table.published.get(table.summary_key(name, column), {})
-    return {metric: Figure(published=numbers.get(metric)) for metric in METRICS}
+def _over_seeds(rows: Sequence[Mapping[int, float]], function: Callable[[Sequence[float]], float]) -> dict[int, float]:
+    """One summary for each seed that all rows have, over the rows."""
+    seeds = [seed for seed in rows[0] if all(seed in row for row in rows)] if rows else []
+    found = {seed: function([row[seed] for row in rows]) for seed in seeds}
+    return {seed: value for seed, value in found.items() if not math.isnan(value)}
 
 
 def summary_of(
-    function: Callable[[Sequence[float]], float], columns: list[dict[str, Figure]], rows: Sequence[int]
-) -> dict[str, Figure]:
+    metric: Metric, function: Callable[[Sequence[float]], float], column: Sequence[Number], rows: Sequence[int]
+) -> Number:
     """A summary of a column over these rows; the published numbers of the same rows beside it.
 
     Args:
-        columns: the column's numbers in each row of the table.
-        rows: places in it. A column that has none of them has no summary; one without defense has no DER, and a clean
-            model no ASR.
+        column: its numbers in each row of the table.
+        rows: places in it. A column that has none of them has no summary.
     """
-    result = {}
-    for metric in columns[0]:
-        have = {i: columns[i][metric] for i in rows if columns[i][metric].ours is not None}
-        by_seed = [dict(zip(figure.seeds, figure.values, strict=True)) for figure in have.values()]
-        # One summary for each seed that all rows have, over the rows; its mean and interval over the seeds.
-        seeds = [seed for seed in by_seed[0] if all(seed in row for row in by_seed)] if by_seed else []
-        found = {seed: function([row[seed] for row in by_seed]) for seed in seeds}
-        values = {seed: value for seed, value in found.items() if not math.isnan(value)}
-        known = [figure.published for figure in have.values() if figure.published is not None]
-        published = function(known) if values and len(known) == len(have) else None
-        lcr = [figure.lcr for figure in have.values() if figure.lcr is not None]
-        more = {"lcr": function(lcr)} if values and lcr and len(lcr) == len(have) else {}
-        result[metric] = _figure(values, rows=tuple(have), published=published, **more)
-    return result
-
-
-def _with_best(table: Table, columns: list[dict[str, Figure]]) -> list[dict[str, Figure]]:
-    """Mark the highest C-Acc and the lowest ASR among the defenses of a subject; no defense does not compete.
-
-    Nothing is marked where they are not means over the same seeds and rows, or where the attack did not take; nor is the
-    lowest ASR where it leaves images wrong, and then no higher one is in its place.
-    """
-    result = [dict(column) for column in columns]
-    for subject in {column.printed for column in table.columns}:
-        defended = [
-            i for i, column in enumerate(table.columns) if column.printed == subject and column.defense.name != "none"
-        ]
-        for metric, best_of in (("c_acc", max), ("asr", min)):
-            found = {i: figure for i in defended if (figure := columns[i][metric]).ours is not None}
-            if len(found) < 2 or len({(figure.seeds, figure.rows) for figure in found.values()}) > 1:
-                continue
-            found = {i: figure for i, figure in found.items() if not figure.untaken}
-            best = best_of((round(figure.ours, 2) for figure in found.values()), default=None)
-            for i, figure in found.items():
-                if round(figure.ours, 2) == best and not figure.left_wrong:
-                    result[i][metric] = replace(figure, best=True)
-    return result
+    have = {i: column[i] for i in rows if column[i].ours is not None}
+    by_seed = [dict(zip(number.seeds, number.values, strict=True)) for number in have.values()]
+    # Its mean and interval are over the seeds.
+    values = _over_seeds(by_seed, function)
+    known = [number.published for number in have.values() if number.published is not None]
+    published = function(known) if values and len(known) == len(have) else None
+    more = {}
+    for name in ("right", "clean"):
+        of = [getattr(number, name) for number in have.values() if getattr(number, name) is not None]
+        more[name] = function(of) if values and of and len(of) == len(have) else None
+    return Number.of(metric, values, rows=tuple(have), published=published, beside=column[0].beside, **more)
 
 
 def gaps_of(table: Table) -> list[str]:
-    """The methods whose cells are missing, each once."""
-    return list(dict.fromkeys(entry.gap for entry in table.entries if entry.gap))
-
-
-def signed(value: float) -> str:
-    """+0.12, −0.12 (a true minus) or ±0.00."""
-    text = f"{value:+.2f}".replace("-", MINUS)
-    return text.replace("+", "±").replace(MINUS, "±") if float(f"{value:.2f}") == 0 else text
+    """Why cells are missing by design, each once."""
+    return list(dict.fromkeys(gap for place in table.places.values() for gap in place.gaps))
 
 
 def write_table(plan: Plan, table: Table | Tables, partial: bool = False) -> None:
@@ -396,7 +384,9 @@ def command(plan: Plan, *targets: str) -> str:
     return shlex.join(["snakemake", *configfiles, "--", *targets])
 
 
-def content_of(plan: Plan, table: Table, target: str = "", same: Sequence[Table] = ()) -> dict[str, Any]:
+def content_of(
+    plan: Plan, table: Table, target: str = "", same: Sequence[Table] = (), read: Reader | None = None
+) -> dict[str, Any]:
     """Everything that a table's files show.
 
     Args:
@@ -405,35 +395,48 @@ def content_of(plan: Plan, table: Table, target: str = "", same: Sequence[Table]
     """
     folder, missing = table.target.rpartition("/")[0], table.missing()
     names = [cell.name.path for cell in missing]
+    places = list(table.places.values())
     labels = {
-        kind: list(dict.fromkeys(plan.label(kind, getattr(column.subject, kind)) for column in table.columns))
+        kind: list(dict.fromkeys(plan.label(kind, getattr(place, kind)) for place in places))
         for kind in ("dataset", "model")
     }
-    metrics = metrics_reader()
-    lines = lines_of(table, metrics)
-    figures = [figure for line in lines for column in line.figures for figure in column.values()]
+    shown = Shown(table, plan.metrics, read)
+    lines = shown.lines()
+    numbers = [number for line in lines for number in line.numbers]
+    comparisons = compare(table, shown.read, shown.attack, shown.before)
     return {
         "table": table,
+        "shown": shown,
         "title": f"{heading(table)}: {table.file.title}",
         "heading": heading(table),
         "setting": ", ".join(" and ".join(names) for names in labels.values()),
         "lines": lines,
-        "comparisons": (comparisons := compare(table, metrics)),
+        "comparisons": comparisons,
         "compared": [comparison for comparison in comparisons if comparison.rows or comparison.left_out],
         "gaps": gaps_of(table),
-        "prints": any(figure.published is not None for figure in figures),
-        "untaken": _untaken(table, lines),
-        "left_wrong": LEFT_WRONG if any(figure.left_wrong for figure in figures) else "",
-        "notes": [*_notes(plan, table), *filter(None, [_diverged(table, metrics)])],
-        "oracles": [any(e.oracle for e in table.entries if e.column == column) for column in table.columns],
-        "by": table.file.by.label if table.file.by else "Rate",
+        "prints": any(number.published is not None for number in numbers),
+        "untaken": _untaken(shown, lines),
+        "no_rescue": [
+            _no_rescue(plan.metrics, m)
+            for m in table.metrics
+            if any(n.no_rescue and n.metric == m.key for n in numbers)
+        ],
+        "notes": [*_notes(plan, table), *filter(None, [_diverged(shown)])],
+        "rows": _named_rows(table),
+        "by": ", ".join(
+            dict.fromkeys(filter(None, [*(row.parameter for row in table.rows), "Metric" * bool(table.rows[0].metric)]))
+        ),
         "groups": any(column.group for column in table.columns),
-        "metrics": METRICS,
+        "heads": _heads(table),
+        "metrics": table.metrics,
+        "columns": [table.metric(table.rows[0], column) for column in table.columns],
+        "unit": unit_of(table.metrics),
+        "directions": directions(table.metrics),
         "several_seeds": len(table.seeds) > 1,
         "number": len(table.columns),
-        "wide": len(table.columns) > NARROW,
+        "wide": len(table.heads) > NARROW,
         "identifier": re.sub(r"[^\w.-]", "-", f"{table.paper}-{table.name}-{table.track}", flags=re.ASCII),
-        "footnotes": {"oracle": ORACLE, "corrected": corrections.footnote(table)},
+        "footnotes": {"oracle": ORACLE, "corrected": corrections.footnote(table, plan.metrics)},
         "missing": missing,
         "empty": len(missing) == len(table.evaluations()),
         "same": _same(plan, table, same),
@@ -442,6 +445,81 @@ def content_of(plan: Plan, table: Table, target: str = "", same: Sequence[Table]
         "makes_all": command(plan, target or f"{table.target}.md"),
         "makes_each": command(plan, *names) if len(missing) <= FEW else "",
     }
+
+
+@dataclass(frozen=True)
+class Head:
+    """The columns of one part: what stands above them, and their places."""
+
+    label: str
+    title: str
+    group: str
+    at: tuple[int, ...]
+    oracle: bool
+    metrics: tuple[Metric, ...] = field(default=())
+    """Empty where metrics stand in rows."""
+
+    @property
+    def labels(self) -> str:
+        return "/".join(metric.title for metric in self.metrics)
+
+
+def _heads(table: Table) -> list[Head]:
+    heads = []
+    for at in table.heads:
+        column = table.columns[at[0]]
+        oracle = any(place.oracle for (_, j), place in table.places.items() if j == column.index)
+        metrics = tuple(found for j in at if (found := table.columns[j].metric))
+        heads.append(
+            Head(" ".join(filter(None, [column.label, column.value])), column.title, column.group, at, oracle, metrics)
+        )
+    return heads
+
+
+def column_groups(heads: Sequence[Head]) -> list[tuple[str, int]]:
+    """What stands above neighboring heads, and over how many columns."""
+    return [(group, sum(len(head.at) for head in of)) for group, of in groupby(heads, lambda head: head.group)]
+
+
+def _named_rows(table: Table) -> str:
+    """What the rows are: Attack, Model, …"""
+    kinds = [kind for kind in ("dataset", "model", "attack", "defense") if any(row.names(kind) for row in table.rows)]
+    return ", ".join(kinds).capitalize()
+
+
+def unit_of(metrics: Sequence[Metric]) -> str:
+    """In what the numbers are, as the beginning of a sentence."""
+    units = {metric.unit for metric in metrics}
+    return "In percent" if units <= {"%"} else "In percent where no other unit is named" if "%" in units else ""
+
+
+def directions(metrics: Sequence[Metric]) -> str:
+    """Which way each is better, a sentence without its full stop."""
+    found = []
+    for better in ("higher", "lower"):
+        labels = [metric.label for metric in metrics if metric.better == better]
+        found += [f"{better} {_listed(labels)}"] if labels else []
+    told = " and ".join(found)
+    return (
+        f"{told[:1].upper()}{told[1:]} {'are' if sum(m.sign != 0 for m in metrics) > 1 else 'is'} better"
+        if told
+        else ""
+    )
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:-1]) + f" and {labels[-1]}" if len(labels) > 1 else "".join(labels)
+
+
+def _no_rescue(metrics: Metrics, metric: Metric) -> str:
+    """What it means where another number stands below a metric's."""
+    rule = metric.no_rescue
+    right, clean = metrics[rule.right].label, metrics[rule.clean].label
+    return (
+        f"{right} n: only n% of the triggered images are classified as what they show, although few or none are as the "
+        f"attack wants ({clean} − {metric.label} − {right} ≥ {rule.by:g}). The defense stopped the attack and left these "
+        f"images wrong: a low {metric.label} is no rescue then, and never bold."
+    )
 
 
 def _same(plan: Plan, table: Table, same: Sequence[Table]) -> str:
@@ -479,16 +557,17 @@ def templates() -> jinja2.Environment:
         "name": name_latex,
         "prose": prose_latex,
         "points": points,
-        "runs": runs,
+        "column_groups": column_groups,
         "code": code,
     }
-    environment.filters |= {"pick": lambda values, at: [values[i] for i in at], "values": dict.values}
+    environment.filters |= {"pick": lambda values, at: [values[i] for i in at]}
     return environment
 
 
 def _json(content: dict[str, Any]) -> dict[str, Any]:
     table: Table = content["table"]
-    missing = {cell.evaluation.product for cell in content["missing"]}
+    missing, read = {cell.evaluation.product for cell in content["missing"]}, content["shown"].read
+    rows, columns = ({part.index: part for part in parts} for parts in (table.rows, table.columns))
     return {
         "paper": table.paper,
         "table": table.name,
@@ -497,33 +576,39 @@ def _json(content: dict[str, Any]) -> dict[str, Any]:
         "model": table.model,
         "seeds": list(table.seeds),
         "columns": [
-            {"label": column.title, "defense": str(column.defense), **column.subject._asdict(), "oracle": oracle}
-            for column, oracle in zip(table.columns, content["oracles"], strict=True)
+            {"label": head.title, "metrics": [metric.key for metric in head.metrics], "oracle": head.oracle}
+            for head in content["heads"]
         ],
-        "metrics": _metrics(table, content["lines"]),
+        "metrics": _metrics(content),
         "lines": [asdict(line) for line in content["lines"]],
-        "comparisons": [asdict(comparison) for comparison in content["comparisons"]],
+        "comparisons": [
+            asdict(one) | {"differences": {metric.key: asdict(found) for metric, found in one.differences.items()}}
+            for one in content["comparisons"]
+        ],
         "missing": [cell.name.path for cell in content["missing"]],
         "missing_made_by": content["makes_all"] if missing else None,
         "corrections": corrections.as_json(table.corrections),
         "cells": [
-            {"attack": str(entry.row.attack), "defense": str(entry.column.defense), "gap": entry.gap,
-             "missing": [cell.name.path for cell in entry.cells if cell.evaluation.product in missing],
-             "cells": [cell.name.path for cell in entry.cells],
-             "evaluations": [cell.evaluation.product for cell in entry.cells]}
-            for entry in table.entries
+            {"row": rows[i].title, "column": columns[j].title, **place.key._asdict(), "gap": "; ".join(place.gaps),
+             "missing": [cell.name.path for cell in place.cells if cell.evaluation.product in missing],
+             "cells": [cell.name.path for cell in place.cells],
+             "evaluations": [cell.evaluation.product for cell in place.cells],
+             "numbers": {metric.key: list(read.values(place, metric)[0].values()) for metric in place.metrics}}
+            for (i, j), place in table.places.items()
         ],
     }  # fmt: skip
 
 
-def _metrics(table: Table, lines: list[Line]) -> dict[str, Any]:
+def _metrics(content: dict[str, Any]) -> dict[str, Any]:
     """{line: {column: {metric: ours}}} of what is known: dictionaries down to the numbers, as `dvc metrics` reads them."""
     return {
         f"{line.label} {line.value}".strip(): {
-            column.title: {metric: figure.ours for metric, figure in figures.items() if figure.ours is not None}
-            for column, figures in zip(table.columns, line.figures, strict=True)
+            head.title: {
+                line.numbers[j].metric: line.numbers[j].ours for j in head.at if line.numbers[j].ours is not None
+            }
+            for head in content["heads"]
         }
-        for line in lines
+        for line in content["lines"]
     }
 
 
@@ -550,10 +635,10 @@ def p_value(p: float | None) -> str:
 
 
 def replaced(plan: Plan, table: Table) -> Iterator[tuple[str, str]]:
-    """Labels of what the track replaces: the paper's dataset or model, and ours; a pair for each column."""
-    for kind in Subject._fields:
-        for column in table.columns:
-            if (paper := getattr(column.printed, kind)) != (ours := getattr(column.subject, kind)):
+    """Labels of what the track replaces: the paper's dataset or model, and ours; a pair for each place."""
+    for kind in ("dataset", "model"):
+        for place in table.places.values():
+            if (paper := getattr(place.key, kind)) != (ours := getattr(place, kind)):
                 yield plan.label(kind, paper), plan.label(kind, ours)
 
 
@@ -570,7 +655,7 @@ def _notes(plan: Plan, table: Table) -> list[str]:
             if table.published
             else f"This track is not the table's setting{because}."
         )
-    if any(map(table.rates_here, table.rows)):
+    if any(rates_here([place]) for place in table.places.values()):
         notes.append(
             "This track poisons as many images as the paper does, because their number implants a trigger, up to "
             f"{percent(track.poisoning.cap)} of the attacker's images: the rate in parentheses."
@@ -578,22 +663,29 @@ def _notes(plan: Plan, table: Table) -> list[str]:
     return notes
 
 
-def _untaken(table: Table, lines: list[Line]) -> str:
+def _untaken(shown: Shown, lines: list[Line]) -> str:
     """A sentence on the rows in which the attack did not take, as nothing is learned there of a defense; "" without any."""
-    count = sum(line.untaken for line in lines)
-    some = " in some columns or all" if len({column.printed for column in table.columns}) > 1 else ""
-    told = f"In {count} of {len(table.rows)} rows the attack did not take{some} (ASR without a defense below {TAKEN}%)"
+    table, attack = shown.table, shown.attack
+    if not (count := sum(line.untaken for line in lines)):
+        return ""
+    some = " in some columns or all" if len({place.key[:2] for place in table.places.values()}) > 1 else ""
+    told = f"In {count} of {len(table.rows)} rows the attack did not take{some} ({untaken_if(attack)})"
     left_out = " Paired differences and averages, but for the one of all rows, leave them out."
     below = left_out if table.file.summary or table.comparisons else ""
-    return f"{told}: what a defense leaves there says nothing about it.{below}" if count else ""
+    return f"{told}: what a defense leaves there says nothing about it.{below}"
 
 
-def _diverged(table: Table, metrics: Callable[[str], dict[str, Any]]) -> str:
+def untaken_if(attack: Metric) -> str:
+    """When an attack did not take, in words."""
+    return f"{attack.label} without a defense below {attack.took:g}{attack.unit}"
+
+
+def _diverged(shown: Shown) -> str:
     """A sentence that names the cells whose training or tuning diverged; "" without any."""
     found = [
-        " ".join(filter(None, [entry.row.label, entry.row.value or percent(entry.row.rate), f"({entry.column.title})"]))
-        for entry in table.entries
-        if any(metrics(cell.evaluation.product).get("diverged") for cell in entry.cells)
+        f"{place.parts['row'].title} ({place.parts['column'].title})"
+        for place in shown.table.places.values()
+        if shown.read.diverged(place)
     ]
     told = "The training or tuning behind these cells diverged, so their numbers say nothing about a method"
     return f"{told}: {', '.join(found)}." if found else ""
@@ -611,24 +703,25 @@ def _csv(*contents: dict[str, Any]) -> str:
     for content in contents:
         table: Table = content["table"]
         where = {"paper": table.paper, "table": table.name, "track": table.track}
-        for line in content["lines"]:
+        for i, line in enumerate(content["lines"]):
             here = " ".join(f"{rate:g}" for rate in line.rates_here)
             row = where | {"row": line.label, "rate": line.rate, "rate_here": here, "variant": line.variant}
-            for column, oracle, figures in zip(table.columns, content["oracles"], line.figures, strict=True):
-                place = row | column.subject._asdict() | {"column": column.title, "oracle": oracle}
-                for metric, figure in figures.items():
-                    write(place | {
-                        "metric": metric, "ours": figure.ours, "interval95": figure.interval,
-                        "seeds": len(figure.values), "missing": len(figure.missing),
-                        "published": figure.published, "printed_as": figure.printed_as, "difference": figure.difference,
-                        "untaken": figure.untaken, "lcr": figure.lcr,
-                        "left_wrong": figure.left_wrong if metric == "asr" else None,
+            part = table.rows[0 if line.summary else i]
+            for head in content["heads"]:
+                for j in head.at:
+                    number, place = line.numbers[j], table.at(part, table.columns[j])
+                    write(row | {
+                        "dataset": place.dataset, "model": place.model, "column": head.title, "oracle": head.oracle,
+                        "metric": number.metric, "ours": number.ours, "interval95": number.interval,
+                        "seeds": len(number.values), "missing": len(number.missing),
+                        "published": number.published, "printed_as": number.printed_as, "difference": number.difference,
+                        "untaken": number.untaken, "right": number.right, "no_rescue": number.no_rescue,
                     })  # fmt: skip
         for comparison in content["comparisons"]:
             for metric, found in comparison.differences.items():
                 write(where | {
                     "row": "paired difference", "column": f"{comparison.first} {MINUS} {comparison.second}",
-                    "metric": metric, "ours": found.mean, "interval95": found.interval, "published": found.published,
+                    "metric": metric.key, "ours": found.mean, "interval95": found.interval, "published": found.published,
                     "difference": found.difference, "rows": found.rows, "pairs": found.pairs,
                     "left_out": comparison.left_out, "wins": found.wins,
                     "ties": found.ties, "losses": found.losses, "p": found.p,

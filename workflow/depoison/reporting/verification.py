@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,6 @@ from depoison.artifacts import METRICS_FILE, Amount, Checksum, Percent
 from depoison.errors import DepoisonError
 from depoison.files import read_json, sha256_of, write_json
 from depoison.plan.tables import DEFAULT_TRACK
-from depoison.reporting.comparison import ALL_METRICS
 
 Metrics = dict[str, Percent | None]
 
@@ -36,9 +36,13 @@ class Recomputed(_Strict):
     def agrees(self, tolerance: float) -> bool:
         return self.difference is not None and self.difference <= tolerance
 
-    def numbers(self) -> list[tuple[str, str, str]]:
-        """(metric, was, now), for people."""
-        both = [(label, self.was.get(metric), self.now.get(metric)) for metric, label in ALL_METRICS.items()]
+    def numbers(self, labels: Mapping[str, str]) -> list[tuple[str, str, str]]:
+        """(metric, was, now), for people.
+
+        Args:
+            labels: of the metrics that are shown, by key.
+        """
+        both = [(label, self.was.get(metric), self.now.get(metric)) for metric, label in labels.items()]
         return [(label, _text(was), _text(now)) for label, was, now in both if (was, now) != (None, None)]
 
     @property

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from depoison.artifacts import METRICS_FILE, read_evaluation, read_record
-from depoison.evaluation.metrics import NO_LABEL, defense_effectiveness_rating
+from depoison.evaluation.metrics import NO_LABEL
 from depoison.files import write_json
+from depoison.metrics import key_of, measure
 from depoison.stages.inputs import chain_of, read_dataset, read_model
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 
 
 def run(job: Job) -> None:
-    """Write C-Acc, ASR, LCR and DER in percent, their denominators, whether it diverged, and the model's origin."""
+    """Write the metrics in percent, of how many images they are, whether it diverged, and the model's origin."""
     dataset = read_dataset(job.upstream("dataset"))
     backdoored, directory = job.upstream("backdoored"), job.upstream("model")
     test = Test.of(backdoored, dataset)
     model = read_model(directory, dataset).to(job.device)
 
-    predictions = test.predictions(model, **job.parameters)
-    metrics = {"c_acc": None, "asr": None, "lcr": None, "der": None} | test.measured(*predictions)
+    precision, names, before = job.parameters.get("precision", "fp32"), job.parameters["metrics"], {}
+    predictions = test.predictions(model, precision)
     if "undefended" in job.spec["upstream"]:
         before = read_evaluation(job.upstream("undefended") / METRICS_FILE).metrics
-        rates = (metrics["c_acc"], metrics["asr"], before["c_acc"], before["asr"])
-        metrics["der"] = None if None in rates else defense_effectiveness_rating(*rates)
+    seen = test.seen(*predictions)
+    metrics, counts = measure(names, seen | {f"{key}_before": before.get(key) for key in map(key_of, names)})
     chain = {name: spec for role in job.spec["upstream"] for name, spec in chain_of(job.upstream(role)).items()}
     runs = [read_record(path) for path in dict.fromkeys((backdoored, directory))]
     unclassified = sum(int((labels == NO_LABEL).sum()) for labels in predictions)
@@ -32,7 +33,7 @@ def run(job: Job) -> None:
     result = {
         "metrics": metrics,
         "diverged": bool(unclassified) or any(run.get("diverged", False) for run in runs),
-        "denominators": {"c_acc": len(test.labels), "asr": len(test.kept) or None},
+        "denominators": counts,
         "model": {"directory": str(directory), **runs[-1]},
         "specs": chain,
     }

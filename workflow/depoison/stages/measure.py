@@ -11,13 +11,17 @@ from torch import Tensor
 from depoison.artifacts import load_tensors
 from depoison.attacks.base import CPU, Attack, Poisoning
 from depoison.errors import DepoisonError
-from depoison.evaluation.metrics import attack_success_rate, clean_accuracy, label_correction_rate, predict
+from depoison.evaluation.metrics import predict
 from depoison.files import save_tensors
+from depoison.metrics import measure
 from depoison.models.classifier import Classifier
 from depoison.stages.inputs import Dataset, axes_of
 
 TRIGGERED = "triggered.safetensors"
 """The triggered test set, beside the trigger of a train artifact."""
+
+FOLLOWED = ("c-acc", "asr", "lcr")
+"""The metrics that a history follows over the epochs."""
 
 
 class Test:
@@ -78,7 +82,8 @@ class Test:
 
     def measure(self, model: Classifier, precision: str) -> dict[str, float]:
         """{"c_acc"} and, where there is an attack, {"asr", "lcr"}, in percent."""
-        return self.measured(*self.predictions(model, precision))
+        found, _ = measure(FOLLOWED, self.seen(*self.predictions(model, precision)))
+        return {key: value for key, value in found.items() if value is not None}
 
     def predictions(self, model: Classifier, precision: str = "fp32") -> tuple[Tensor, Tensor]:
         """The labels that a model gives the plain test images, (N,) int64, and the triggered ones, (M,)."""
@@ -86,10 +91,9 @@ class Test:
         triggered = predict(model, self.triggered, precision) if len(self.kept) else self.kept
         return predict(model, self.images, precision), triggered
 
-    def measured(self, clean: Tensor, predictions: Tensor) -> dict[str, float]:
-        """`measure` of these predictions."""
-        found = {"c_acc": clean_accuracy(clean, self.labels)}
-        if len(self.kept):
-            found["asr"] = attack_success_rate(predictions, self.goals)
-            found["lcr"] = label_correction_rate(predictions, self.labels[self.kept])
-        return found
+    def seen(self, clean: Tensor, triggered: Tensor) -> dict[str, Tensor | None]:
+        """What metrics look at, of these predictions; without an attack there are no triggered images."""
+        of_attack = (triggered, self.goals, self.labels[self.kept]) if len(self.kept) else (None, None, None)
+        return {"clean": clean, "labels": self.labels} | dict(
+            zip(("triggered", "goals", "truth"), of_attack, strict=True)
+        )

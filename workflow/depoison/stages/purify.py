@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+import torch
+
 from depoison.artifacts import read_spec
 from depoison.defenses.tuning import Candidates, Tuner, TuningSet
 from depoison.errors import DepoisonError
@@ -59,7 +61,9 @@ def run(job: Job) -> None:
         raise DepoisonError(f"defense {defense['name']} returns a network of another shape: {differing[0]} differs")
     write_history(job, monitor.history)
     save_tensors(job.folder / "model.safetensors", purified.state_dict())
-    job.facts |= {"tuning_images": len(defender)} | monitor.facts
+    before = dict(read_model(backdoored, dataset).named_parameters())
+    tuned = sum(p.numel() for name, p in purified.cpu().named_parameters() if not torch.equal(p, before[name]))
+    job.facts |= {"tuning_images": len(defender), "tuned_parameters": tuned} | monitor.facts
 
 
 def tuning_images(job: Job, images: int, classes: int) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from depoison.plan.figures import Figure, Part
+from depoison.plan.figures import Figure
+from depoison.plan.grid import Part
+from depoison.plan.metrics import Metric
 from depoison.reporting.figures.curves import Row, evaluated, of_panel
 from depoison.reporting.figures.style import curves_grid, legend, looks, plain
 
@@ -20,12 +22,8 @@ def numbers(figure: Figure) -> list[Row]:
     rows = evaluated(figure)
     if not figure.file.published:
         return rows
-    printed = {(p.row, p.column, p.line, p.x): p.published for p in figure.points}
-    return [row | {"published": " ".join(printed[_place(row)].get(row["metric"], ()))} for row in rows]
-
-
-def _place(row: Row) -> tuple[Any, ...]:
-    return row["row"], row["column"], row["line"], row["x"]
+    printed = (place.published.get(metric.name, ()) for place in figure.places for metric in figure.metrics)
+    return [row | {"published": " ".join(texts)} for row, texts in zip(rows, printed, strict=True)]
 
 
 def _printed(row: Row) -> list[float]:
@@ -48,7 +46,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             "linewidth": 0,
         }
 
-    def fill(axes: Any, row: Part, column: Part, metric: str) -> None:
+    def fill(axes: Any, row: Part, column: Part, metric: Metric) -> None:
         for one in of_panel(rows, row, column, metric):
             i = labels.index(one["line"])
             x = groups.index(one["x"]) + (i - (len(labels) - 1) / 2) * width
@@ -71,7 +69,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
                 ha="center",
                 va="bottom",
             )
-        _name_groups(axes, groups, last=(row, metric) == (figure.rows[-1], figure.file.metrics[-1]))
+        _name_groups(axes, groups, last=(row, metric) == (figure.rows[-1], figure.metrics[-1]))
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.grid(False, axis="x")
 

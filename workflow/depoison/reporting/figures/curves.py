@@ -2,57 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from depoison.artifacts import read_evaluation
-from depoison.plan.figures import Figure, Part, Point
-from depoison.plan.plan import Cell
+from depoison.plan.figures import Figure
+from depoison.plan.grid import Part, Place
+from depoison.plan.metrics import Metric
 from depoison.reporting.figures.style import Look, legend, looks
-from depoison.reporting.tables import mean_and_interval
+from depoison.reporting.numbers import Number, Reader
 
 Row = dict[str, Any]
 
 
-def where(point: Point) -> Row:
+def where(place: Place) -> Row:
     """The columns of the CSV that say what a number is of."""
     return {
-        "row": point.row, "column": point.column, "line": point.line, "dataset": point.dataset, "model": point.model,
-        "attack": str(point.cells[0].name.attack if point.cells else point.attack), "defense": str(point.defense),
+        **{axis: place.label(axis) for axis in ("row", "column", "line")}, "dataset": place.dataset, "model": place.model,
+        "attack": str(place.cells[0].name.attack if place.cells else place.attack), "defense": str(place.defense),
     }  # fmt: skip
 
 
 def evaluated(figure: Figure) -> list[Row]:
-    """A row for each point and metric, from evaluations."""
-    read = cache(lambda product: read_evaluation(product).metrics)
+    """A row for each place and metric."""
+    read = Reader()
     return [
         row
-        for point in figure.points
-        for row in measured(figure, point, point.x, lambda cell: read(cell.evaluation.product))
+        for place in figure.places
+        for row in measured(
+            place, place.x, {metric.key: read.values(place, metric)[0] for metric in figure.metrics}, figure.metrics
+        )
     ]
 
 
-def measured(figure: Figure, point: Point, x: Any, metrics: Callable[[Cell], dict[str, Any]]) -> Iterator[Row]:
-    """A row for each metric of a point: the mean over its seeds, and half the width of its 95% confidence interval."""
-    for metric in figure.file.metrics:
-        values = [(cell.name.seed, metrics(cell)[metric]) for cell in point.cells]
-        values = [(seed, value) for seed, value in values if value is not None]
-        mean, interval = mean_and_interval([value for _, value in values]) if values else (None, None)
-        seeds = " ".join(str(seed) for seed, _ in values)
-        yield where(point) | {
+def measured(
+    place: Place, x: Any, values: Mapping[str, Mapping[int, float]], metrics: Iterable[Metric]
+) -> Iterator[Row]:
+    """A row for each of these: the mean over its seeds, and half the width of its 95% confidence interval."""
+    for (key, by_seed), metric in zip(values.items(), metrics, strict=True):
+        number = Number.of(metric, by_seed)
+        yield where(place) | {
             "x": x,
-            "metric": metric,
-            "mean": mean,
-            "interval95": interval,
-            "seeds": seeds,
-            "gap": point.gap,
+            "metric": key,
+            "mean": number.ours,
+            "interval95": number.interval,
+            "seeds": " ".join(map(str, number.seeds)),
+            "gap": place.gap,
         }
 
 
-def of_panel(rows: list[Row], row: Part, column: Part, metric: str) -> list[Row]:
+def of_panel(rows: list[Row], row: Part, column: Part, metric: Metric) -> list[Row]:
     """The drawn rows of one panel."""
-    wanted = (row.label, column.label, metric)
+    wanted = (row.label, column.label, metric.key)
     return [one for one in rows if (one["row"], one["column"], one["metric"]) == wanted and one["mean"] is not None]
 
 
@@ -74,5 +74,9 @@ def legend_of_lines(canvas: Any, figure: Figure) -> None:
     from matplotlib.lines import Line2D
 
     found = looks(figure)
-    there = [part.label for part in figure.lines if any(p.cells for p in figure.points if p.line == part.label)]
+    there = [
+        part.label
+        for part in figure.lines
+        if any(place.cells for place in figure.places if place.label("line") == part.label)
+    ]
     legend(canvas, [Line2D([], [], **found[label].line()) for label in there], there, figure.file.width)

@@ -8,6 +8,7 @@ from typing import Any
 from depoison.artifacts import load_arrays
 from depoison.files import corrupted, sha256_of
 from depoison.plan.figures import Figure
+from depoison.plan.grid import Place
 from depoison.plan.specs import Artifact
 from depoison.reporting.figures.curves import Row, where
 from depoison.reporting.figures.style import WIDTHS, blank, new_canvas, plain
@@ -15,21 +16,21 @@ from depoison.reporting.figures.style import WIDTHS, blank, new_canvas, plain
 
 def numbers(figure: Figure) -> list[Row]:
     """A row for each attack: which image it is, how much the trigger changes, and where the pixels are."""
-    return [_numbers(figure, point) for point in figure.points]
+    return [_numbers(figure, place) for place in figure.places]
 
 
-def _numbers(figure: Figure, point: Any) -> Row:
+def _numbers(figure: Figure, place: Place) -> Row:
     found = dict.fromkeys(("seed", "index", "largest", "mean", "amplified", "pixels", "sha256"), "")
-    if not point.gap:
-        (artifact,) = point.artifacts
+    if not place.gap:
+        (artifact,) = place.artifacts
         clean, backdoored, index = _images(figure, artifact)
         residual = residual_of(clean, backdoored)
         found = {
-            "seed": point.cells[0].name.seed, "index": index, "largest": int(abs(residual).max()),
+            "seed": place.cells[0].name.seed, "index": index, "largest": int(abs(residual).max()),
             "mean": float(abs(residual).mean()), "amplified": amplification(residual), "pixels": artifact.product,
             "sha256": sha256_of(Path(artifact.product)),
         }  # fmt: skip
-    return where(point) | found | {"gap": point.gap}
+    return where(place) | found | {"gap": place.gap}
 
 
 def _images(figure: Figure, artifact: Artifact) -> tuple[Any, Any, int]:
@@ -64,14 +65,14 @@ def amplification(residual: Any) -> float:
 
 
 def draw(figure: Figure, rows: list[Row]) -> Any:
-    columns = len(figure.points)
+    columns = len(figure.places)
     side = WIDTHS[figure.file.width] / (columns + 0.6)
     canvas = new_canvas(figure, 3 * side + 0.55)
     grid = canvas.subplots(3, columns, squeeze=False)
-    for i, (point, row) in enumerate(zip(figure.points, rows, strict=True)):
+    for i, (place, row) in enumerate(zip(figure.places, rows, strict=True)):
         panels: list[Any] = [None, None, None]
-        if not point.gap:
-            clean, backdoored, _ = _images(figure, point.artifacts[0])
+        if not place.gap:
+            clean, backdoored, _ = _images(figure, place.artifacts[0])
             changed = (128 + residual_of(clean, backdoored) * row["amplified"]).clip(0, 255).astype("uint8")
             panels = [clean, backdoored, changed]
             grid[2][i].set_xlabel(f"× {row['amplified']:g}\nat most {row['largest']} of 255")
@@ -85,7 +86,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             else:
                 axes.set_box_aspect(1)
                 blank(axes, "not\navailable")
-        grid[0][i].set_title(", ".join(map(plain, filter(None, [point.row, point.column]))))
+        grid[0][i].set_title(", ".join(map(plain, filter(None, [place.label("row"), place.label("column")]))))
     for axes, label in zip(grid[:, 0], ("Clean", "Backdoored", "Difference"), strict=True):
         axes.set_ylabel(label)
     return canvas

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from depoison.plan.figures import Figure, Part
+from depoison.plan.figures import Figure
+from depoison.plan.grid import Part
+from depoison.plan.metrics import Metric
 
 VERSION = 3
 """Raised when figures look otherwise for the same numbers: then all are drawn again."""
@@ -42,8 +44,6 @@ COLORS = {
 SPARE = [("#332288", "h"), ("#117733", "p"), ("#882255", "*"), ("#44AA99", "H"), ("#AA4499", "d")]
 DASHES = ["-", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (4, 1.4, 1.2, 1.4))]
 
-METRICS = {"c_acc": "C-Acc (%)", "asr": "ASR (%)"}
-
 
 @dataclass(frozen=True)
 class Look:
@@ -71,8 +71,12 @@ def looks(figure: Figure) -> dict[str, Look]:
     """The look of each line, by its label."""
     from matplotlib.colors import to_rgb
 
-    methods = {point.line: (point.defense.name, point.attack.name) for point in figure.points}
-    by = 1 if len({defense for defense, _ in methods.values()}) == 1 and any(p.attack for p in figure.lines) else 0
+    methods = {place.label("line"): (place.defense.name, place.attack.name) for place in figure.places}
+    by = (
+        1
+        if len({defense for defense, _ in methods.values()}) == 1 and any(line.names("attack") for line in figure.lines)
+        else 0
+    )
     seen: dict[str, int] = {}
     found = {}
     for part in figure.lines:
@@ -100,7 +104,7 @@ def plain(text: str) -> str:
     return re.sub("^_", "\N{ZERO WIDTH SPACE}_", "".join(known)).replace("$", r"\$")
 
 
-Panel = Callable[[Any, Part, Part, str], None]
+Panel = Callable[[Any, Part, Part, Metric], None]
 
 
 def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: bool = True) -> Any:
@@ -113,7 +117,7 @@ def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: b
     Returns:
         A matplotlib Figure.
     """
-    rows = [(row, metric) for row in figure.rows for metric in figure.file.metrics]
+    rows = [(row, metric) for row in figure.rows for metric in figure.metrics]
     canvas = new_canvas(figure, height * len(rows) + 0.55)
     grid = canvas.subplots(
         len(rows), len(figure.columns), squeeze=False, sharey="row", sharex="col" if share_x else False
@@ -124,21 +128,32 @@ def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: b
             fill(axes, row, column, metric)
             drawn, label = lowest.get(j, (None, ""))
             lowest[j] = axes if axes.has_data() else drawn, axes.get_xlabel() or label
-            if metric == "asr":
-                axes.set_ylim(-4, 104)
-                axes.set_yticks([0, 25, 50, 75, 100])
+            if metric.axis:
+                limit_axis(axes.set_ylim, axes.set_yticks, metric)
             if i == 0:
                 axes.set_title(plain(column.label))
             if not axes.has_data():
-                there = any((point.row, point.column) == (row.label, column.label) for point in figure.points)
+                there = any((p.label("row"), p.label("column")) == (row.label, column.label) for p in figure.places)
                 blank(axes, "not available" if there else "not shown")
-        grid[i][0].set_ylabel("\n".join(filter(None, [plain(row.label), METRICS[metric]])))
+        grid[i][0].set_ylabel("\n".join(filter(None, [plain(row.label), with_unit(metric)])))
     for axes, label in lowest.values():
         if axes is not None:  # where nothing is drawn in the panels below, these do not say what is on the axis
             axes.tick_params(labelbottom=True)
             axes.set_xlabel(label)
     canvas.align_ylabels(list(grid[:, 0]))
     return canvas
+
+
+def limit_axis(set_limits: Callable[..., Any], set_ticks: Callable[..., Any], metric: Metric) -> None:
+    """The range of a metric that has one, with four ticks after the first."""
+    low, high = metric.axis or (0, 1)
+    set_limits(low - 0.04 * (high - low), high + 0.04 * (high - low))
+    set_ticks([low + (high - low) * part / 4 for part in range(5)])
+
+
+def with_unit(metric: Metric) -> str:
+    """What stands on a metric's axis."""
+    return f"{plain(metric.label)} ({metric.unit})" if metric.unit else plain(metric.label)
 
 
 def blank(axes: Any, words: str = "not available") -> None:
@@ -168,12 +183,12 @@ def footnotes(figure: Figure) -> list[str]:
     """Lines below the picture: the track where it is not the paper's, the seeds, what ticks are, and what is missing."""
     width = 58 if figure.file.width == "column" else 125
     lines = [] if figure.track == "paper" else [f"track {figure.track}: {', '.join(map(plain, figure.subject))}"]
-    if any(cell.name.attack != point.attack for point in figure.points for cell in point.cells):
+    if any(cell.name.attack != place.attack for place in figure.places for cell in place.cells):
         lines.append("poisoning rates are the paper's; here as many images are poisoned as there, up to a cap")
     if len(figure.seeds) > 1:
         lines.append(f"mean of seeds {', '.join(map(str, figure.seeds))}, with its 95% confidence interval")
     if figure.published_of:
-        several = max(len(texts) for point in figure.points for texts in point.published.values()) > 1
+        several = max(len(texts) for place in figure.places for texts in place.published.values()) > 1
         by_dataset = {
             dataset: [model for of, model in figure.published_of if of == dataset] for dataset, _ in figure.published_of
         }

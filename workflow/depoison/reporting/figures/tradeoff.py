@@ -1,17 +1,16 @@
-"""What purification costs and leaves: the fall of C-Acc against the remaining ASR, a point for each row and defense."""
+"""What purification costs and leaves: the fall of one metric against what remains in another, for each row and defense."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
-from depoison.artifacts import read_evaluation
-from depoison.plan.figures import Figure, Point
-from depoison.plan.plan import Cell
+from depoison.plan.figures import Figure
+from depoison.plan.grid import Part
 from depoison.reporting.figures.curves import Row, measured
-from depoison.reporting.figures.style import blank, looks, new_canvas, plain
-from depoison.reporting.tables import TAKEN
+from depoison.reporting.figures.style import blank, limit_axis, looks, new_canvas, plain, with_unit
+from depoison.reporting.numbers import Reader
 
 FILLS = ("full", "left", "none", "right", "bottom", "top")
 """How the markers of a defense are filled, one after the other, then again with black edges: they differ in gray, too."""
@@ -22,41 +21,33 @@ STEEP, LINEAR = 12, 4
 
 
 def numbers(figure: Figure) -> list[Row]:
-    """`fall` of C-Acc below the model without a defense, in percentage points, and `asr`; beside them `undefended_asr`."""
-    read = cache(lambda product: read_evaluation(product).metrics)
-
-    def metrics(cell: Cell) -> dict[str, Any]:
-        after, before = read(cell.evaluation.product), read(_undefended(cell))
-        fall = None if None in (before["c_acc"], after["c_acc"]) else before["c_acc"] - after["c_acc"]
-        return {"fall": fall, "asr": after["asr"]}
-
-    def taken(point: Point) -> float | None:
-        values = [read(_undefended(cell))["asr"] for cell in point.cells]
-        return sum(values) / len(values) if values and None not in values else None
-
-    return [
-        row | {"undefended_asr": taken(point)}
-        for point in figure.points
-        for row in measured(figure, point, point.x, metrics)
-    ]
+    """`fall` of the first metric below the model without a defense, and the second; beside them `undefended`: whether the
+    attack took."""
+    read, rows = Reader(), []
+    falls, remains = figure.metrics
+    for place in figure.places:
+        after, before = read.values(place, falls)[0], read.before(place, falls)
+        fall = {seed: before[seed] - value for seed, value in after.items() if seed in before}
+        known = read.before(place, figure.attack) if figure.attack else {}
+        undefended = statistics.fmean(known.values()) if known and len(known) == len(place.cells) else None
+        values = {"fall": fall, remains.key: read.values(place, remains)[0]}
+        rows += [row | {"undefended": undefended} for row in measured(place, place.x, values, figure.metrics)]
+    return rows
 
 
-def _undefended(cell: Cell) -> str:
-    return cell.evaluation.upstream.get("undefended", cell.evaluation).product
-
-
-def drawn(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
-    """(fall, asr) of each point whose attack took; elsewhere a low ASR is no merit of a defense."""
-    for fall, asr in zip(rows[::2], rows[1::2], strict=True):
-        if None not in (fall["mean"], asr["mean"]) and (asr["undefended_asr"] or 0) >= TAKEN:
-            yield fall, asr
+def drawn(figure: Figure, rows: list[Row]) -> Iterator[tuple[Row, Row]]:
+    """What falls and what remains, of each point whose attack took; elsewhere a low remainder is no merit of a defense."""
+    took = figure.attack.took if figure.attack else 0
+    for fall, left in zip(rows[::2], rows[1::2], strict=True):
+        if None not in (fall["mean"], left["mean"]) and (fall["undefended"] or 0) >= took:
+            yield fall, left
 
 
 def draw(figure: Figure, rows: list[Row]) -> Any:
     from matplotlib.lines import Line2D
 
-    points = list(drawn(rows))
-    names = {point.x: point.attack.name for point in figure.points}
+    points = list(drawn(figure, rows))
+    names = {place.x: place.attack.name for place in figure.places}
     shapes = dict(zip(dict.fromkeys(names.values()), MARKERS * len(names), strict=False))
     fills = {part.label: divmod(i, len(FILLS)) for i, part in enumerate(p for p in figure.lines if not _is_none(p))}
     look = looks(figure)
@@ -72,10 +63,10 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
 
     canvas = new_canvas(figure, 3.2)
     axes = canvas.subplots()
-    for fall, asr in points:
-        x, y = asr["mean"], fall["mean"]
+    for fall, left in points:
+        x, y = left["mean"], fall["mean"]
         axes.errorbar(
-            x, y, xerr=asr["interval95"], yerr=fall["interval95"], ecolor="#c8c8c8", elinewidth=0.7, linestyle="",
+            x, y, xerr=left["interval95"], yerr=fall["interval95"], ecolor="#c8c8c8", elinewidth=0.7, linestyle="",
             **style(fall["line"], shapes[names[fall["x"]]]),
         )  # fmt: skip
     if not points:
@@ -88,10 +79,13 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
         ticks = [tick for tick in (0, 1, 2, 3, 4, 6, 10, 20, 40, 80) if tick <= 1.2 * max(falls)]
         axes.set_yticks(ticks, ticks)
     axes.set_ylim(min(falls) - 0.7, (1.5 if steep else 1.1) * max(*falls, 2.0))
-    axes.set_xlim(-4, 104)
-    axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_xlabel("Remaining ASR (%)")
-    axes.set_ylabel("Fall of C-Acc (percentage points)")
+    falls_of, remains = figure.metrics
+    if remains.axis:
+        limit_axis(axes.set_xlim, axes.set_xticks, remains)
+    axes.set_xlabel(f"Remaining {with_unit(remains)}")
+    axes.set_ylabel(
+        f"Fall of {plain(falls_of.label)} ({'percentage points' if falls_of.unit == '%' else falls_of.unit})"
+    )
     axes.annotate(
         "better",
         (0.012, 0.02),
@@ -109,5 +103,5 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
     return canvas
 
 
-def _is_none(part: Any) -> bool:
-    return part.defense == "none"
+def _is_none(part: Part) -> bool:
+    return any((text.kind, text.text) == ("defense", "none") for text in part.methods)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from depoison.artifacts import EMBEDDING, read_evaluation, read_rows
+from depoison.artifacts import EMBEDDING, read_rows
 from depoison.plan.figures import Figure
 from depoison.reporting.figures.curves import Row, where
 from depoison.reporting.figures.style import WIDTHS, blank, legend, new_canvas, plain
+from depoison.reporting.numbers import Reader
 
 # Petroff's ten colors, which the color-blind can tell apart; red is kept for the target class, as in the paper.
 TARGET = "#bd1f01"
@@ -16,22 +17,23 @@ OTHERS = ["#3f90da", "#ffa90e", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9
 
 
 def numbers(figure: Figure) -> list[Row]:
-    """A row for each point, with the ASR of its panel; without an implementation one row that says so."""
+    """A row for each point, with how far the attack is a success in its panel; without an implementation one that says so."""
     rows: list[Row] = []
-    for point in figure.points:
-        if point.gap:
-            rows.append(_row(where(point), gap=point.gap))
+    read = Reader()
+    for place in figure.places:
+        if place.gap:
+            rows.append(_row(where(place), gap=place.gap))
             continue
-        (cell,), (embedding,) = point.cells, point.artifacts
-        asr = read_evaluation(cell.evaluation.product).metrics["asr"]
+        (cell,), (embedding,) = place.cells, place.artifacts
+        success = read.values(place, figure.attack)[0].get(cell.name.seed) if figure.attack else None
         target = cell.settings["attack"]["target"][-1].value if "target" in cell.settings["attack"] else None
-        of = where(point) | {"seed": cell.name.seed, "asr": asr, "target": target}
+        of = where(place) | {"seed": cell.name.seed, "success": success, "target": target}
         rows += [_row(of, **one, gap="") for one in read_rows(Path(embedding.product), EMBEDDING)]
     return rows
 
 
 def _row(of: Row, *, index: Any = "", label: Any = "", backdoored: Any = "", x: Any = "", y: Any = "", gap: str) -> Row:
-    blank = {"seed": "", "asr": "", "target": ""}
+    blank = {"seed": "", "success": "", "target": ""}
     return of | {key: of.get(key, blank[key]) for key in blank} | {
         "index": index, "label": label, "backdoored": backdoored, "x": x, "y": y, "gap": gap,
     }  # fmt: skip
@@ -57,7 +59,9 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             axes.set_title(title)
             blank(axes)
             continue
-        axes.set_title(title if shown[0]["asr"] is None else f"{title}\nASR {shown[0]['asr']:.2f}%")
+        success, attack = shown[0]["success"], figure.attack
+        told = f"\n{attack.label} {attack.text(success)}{attack.unit}" if attack and success is not None else ""
+        axes.set_title(title + told)
         colors = _colors(shown)
         for black in (False, True):  # backdoored ones above the others
             part = [one for one in shown if bool(one["backdoored"]) == black]

@@ -131,7 +131,7 @@ def render_page(plan: Plan, page: Page) -> str:
 
 def setting(plan: Plan, figure: Figure) -> str:
     """Dataset and model of the points, and what the track put in their place."""
-    used = list(dict.fromkeys((point.dataset, point.model) for point in figure.points))
+    used = list(dict.fromkeys((place.dataset, place.model) for place in figure.places))
     words = [f"{plan.label('dataset', dataset)} with {plan.label('model', model)}" for dataset, model in used]
     seeds = ", ".join(map(str, figure.seeds))
     text = f"{'; '.join(words)}; {'seeds' if len(figure.seeds) > 1 else 'seed'} {seeds}"

@@ -22,44 +22,41 @@ from markupsafe import Markup
 from depoison.files import write_bytes
 from depoison.plan.claims import Claims
 from depoison.plan.figures import Figure
+from depoison.plan.grid import Part, Place, percent
 from depoison.plan.index import Index, Paper
+from depoison.plan.metrics import Metric
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES
-from depoison.plan.tables import Entry, Table, told_apart
+from depoison.plan.tables import Table, told_apart
 from depoison.reporting.claims import (
     FAILS,
     HOLDS,
     LACKING,
-    UNTESTABLE_IN_WORDS,
     Outcome,
     Verdict,
     counts_of,
     told,
+    untestable_in_words,
     verdicts,
 )
-from depoison.reporting.comparison import ALL_METRICS, BETTER
 from depoison.reporting.figures.write import kind_of, made_from_of, render_csv, setting
 from depoison.reporting.html.pictures import drawn, examples_of
 from depoison.reporting.html.records import Records
+from depoison.reporting.numbers import Number, Reader, signed
 from depoison.reporting.tables import (
-    SUMMARIES,
+    FUNCTIONS,
     Line,
     command,
     content_of,
-    metrics_reader,
+    directions,
     name_of,
-    numbers_of,
     p_value,
-    percent,
-    signed,
     summary_of,
+    untaken_if,
 )
-from depoison.reporting.tables import Figure as Number
 from depoison.reporting.verification import read_verification
 
-EXTRA = ("der", "lcr")
-"""Shown on request."""
 BINS = (1, 5, 20)
 """Percentage points at which the color of a difference gets stronger."""
 
@@ -100,20 +97,29 @@ def render_index(plan: Plan, index: Index, draw: bool = True) -> str:
         track=index.track,
         summary=plan.configuration.track(index.track).content.summary,
         papers=papers,
-        metrics=ALL_METRICS,
-        extra=EXTRA,
+        metrics=builder.shown + builder.extra,
+        extra=builder.extra,
+        attack=plan.metrics.attack,
+        shown=" ".join(metric.key for metric in builder.shown),
+        directions=directions(builder.shown + builder.extra),
+        percent=all(metric.unit == "%" for metric in builder.shown),
         bins=BINS,
         totals=builder.totals(papers),
         origins=builder.origins(),
         times=builder.times(),
         verified=builder.verified(),
+        labels=plan.metrics.labels,
         courses=sum("history" in each for each in builder.records.data["artifacts"] if each["stage"] == "train"),
         missing=[each for paper in papers for each in (*paper["tables"], *paper["figures"]) if each["missing"]],
         command=command(plan, index.target),
         each=commands["make"],
         data=embedded(builder.records.data | {
-            "entries": builder.entries, "tables": builder.headings, "metrics": ALL_METRICS, "examples": builder.examples(),
-            "commands": commands,
+            "entries": builder.entries, "tables": builder.headings, "examples": builder.examples(), "commands": commands,
+            "metrics": {
+                metric.key: {"label": metric.label, "decimals": metric.decimals}
+                for metric in dict.fromkeys([*builder.shown, *builder.extra, *plan.metrics.values()])
+            },
+            "untaken": untaken_if(plan.metrics.attack) if plan.metrics.attack else "",
         }),
         style=Markup(_asset("report.css")),
         script=Markup(script),
@@ -127,19 +133,20 @@ def embedded(data: Any) -> Markup:
     return Markup(text.replace("<", r"\u003c"))
 
 
-def shade(metric: str, number: Number, undefended: bool = False) -> str:
+def shade(metric: Metric, number: Number, attack: bool = False) -> str:
     """How a number compares with the published one: "", or better (b) or worse (w) by 1, 2 or 3 bins.
 
-    It is neither where the attack did not take, and not better where the defense left the images wrong.
+    It is neither where the attack did not take, and not better where a low value is no rescue.
 
     Args:
-        undefended: where an ASR below the published one is worse: an attack that does not take proves no defense.
+        attack: whether it is the attack's success without a defense, of which less than the published one is worse: an
+            attack that does not take proves no defense.
     """
-    if number.difference is None or metric not in BETTER or number.untaken:
+    if number.difference is None or not metric.sign or metric.unit != "%" or number.untaken:
         return ""
-    gain = (1 if undefended else BETTER[metric]) * round(number.difference, 2)
+    gain = (1 if attack else metric.sign) * round(number.difference, 2)
     strength = sum(abs(gain) >= least for least in BINS)
-    return f"{'b' if gain > 0 else 'w'}{strength}" if strength and not (number.left_wrong and gain > 0) else ""
+    return f"{'b' if gain > 0 else 'w'}{strength}" if strength and not (number.no_rescue and gain > 0) else ""
 
 
 class _Builder:
@@ -148,7 +155,12 @@ class _Builder:
     def __init__(self, plan: Plan, index: Index, draw: bool):
         self.plan, self.index, self.draw = plan, index, draw
         self.records = Records()
-        self.read = metrics_reader()
+        self.read = Reader()
+        self.shown = list(dict.fromkeys(metric for table in index.tables for metric in table.metrics))
+        self.extra = [
+            metric for metric in plan.metrics.values() if metric.source == "evaluate" and metric not in self.shown
+        ]
+        """Shown on request, beside those that a table shows."""
         self.entries: list[dict[str, Any]] = []
         self.headings: list[dict[str, Any]] = []
 
@@ -174,7 +186,7 @@ class _Builder:
 
         return {
             "id": f"{claims.paper}-claims", "heading": f"{claims.paper.upper()}: claims",
-            "untestable": UNTESTABLE_IN_WORDS.format("Not testable here"),
+            "untestable": untestable_in_words(self.plan, "Not testable here"),
             "ours": counts_of(found, lambda verdict: verdict.ours.state),
             "published": counts_of(found, lambda verdict: verdict.published.state),
             "rows": [
@@ -184,38 +196,45 @@ class _Builder:
         }  # fmt: skip
 
     def table(self, table: Table, same: tuple[Table, ...]) -> dict[str, Any]:
-        content = content_of(self.plan, table, same=same)
-        grid, lines = len(table.columns), content["lines"]
+        content = content_of(self.plan, table, same=same, read=self.read)
         self.headings.append({
             "heading": content["heading"], "title": table.file.title, "seeds": list(table.seeds), "by": content["by"],
         })  # fmt: skip
         rows, marks = [], set()
-        for i, line in enumerate(lines):
-            entries = table.entries[i * grid : (i + 1) * grid] if i < len(table.rows) else None
-            # An average that no row in which the attack did not take is in says something of the defenses.
-            compared = not line.summary or line.label == SUMMARIES["average"][0]
+        # Those of no part's own, where the columns have metrics.
+        extra = {head: [m for m in self.extra if len(head.metrics) > 1] for head in content["heads"]}
+        for i, line in enumerate(content["lines"]):
+            part = None if line.summary else table.rows[i]
             row: dict[str, Any] = {"line": line, "numbers": [], "printed": line.printed}
-            for j, figures in enumerate(line.figures):
-                entry = entries[j] if entries else None
-                extra = self._extra_of(table, entry) if entry else self._extra_summary(table, line, j)
-                untaken = figures["asr"].untaken
-                figures = figures | {metric: replace(one, untaken=untaken) for metric, one in extra.items()}
-                number, mark, undefended = None, "", table.columns[j].defense.name == "none"
-                if entry:
-                    number, mark = len(self.entries), _mark(entry, figures)
-                    self._entry(table, content, line, entry, figures)
+            for head in content["heads"]:
+                numbers = {self.plan.metrics.by_key(line.numbers[j].metric): line.numbers[j] for j in head.at}
+                numbers |= {
+                    metric: self._extra(table, content, line, part, head.at[0], metric) for metric in extra[head]
+                }
+                entry, mark = None, ""
+                if part:
+                    place = table.at(part, table.columns[head.at[0]])
+                    entry, mark = len(self.entries), _mark(place)
+                    self._entry(content, line, head.title, place, numbers)
                 marks.add(mark)
-                row["numbers"] += [
-                    self._shown(
-                        metric, one, number, mark, shade(metric, one, undefended) if compared else "", content["wide"]
+                for k, (metric, number) in enumerate(numbers.items()):
+                    color = self._color(
+                        line, table.at(part or table.rows[0], table.columns[head.at[0]]), metric, number
                     )
-                    for metric, one in figures.items()
-                ]
+                    first = k == 0 and metric is not self.shown[0]
+                    row["numbers"].append(self._shown(metric, number, entry, mark, color, content["wide"], first))
             rows.append(row)
-        groups = [(name, len(list(columns))) for name, columns in groupby(table.columns, lambda column: column.group)]
+        heads = [(head, [*head.metrics, *extra[head]]) for head in content["heads"]]
+        groups = [
+            (
+                name,
+                [metric.key for _, metrics in of for metric in metrics] or [""] * sum(len(head.at) for head, _ in of),
+            )
+            for name, of in ((name, list(of)) for name, of in groupby(heads, lambda head: head[0].group))
+        ]
         return content | {
-            "groups": groups if content["groups"] else [],
-            "id": f"{table.paper}-{table.name}", "paper": table.paper, "title": table.file.title,
+            "heads": heads, "groups": groups if content["groups"] else [],
+            "id": f"{table.paper}-{table.name}", "paper": table.paper, "title": table.file.title, "first": content["rows"],
             "rows": rows[: len(table.rows)], "summaries": rows[len(table.rows) :], "marks": marks,
             "made": content["evaluations"] - len(content["missing"]), "total": content["evaluations"],
             "missing": [shlex.quote(cell.name.path) for cell in content["missing"]],
@@ -223,44 +242,49 @@ class _Builder:
             "also": ", ".join(map(name_of, same)),
         }  # fmt: skip
 
+    def _color(self, line: Line, place: Place, metric: Metric, number: Number) -> str:
+        # An average that no row in which the attack did not take is in says something of the defenses.
+        if line.summary and (line.summary != "average" or line.label.endswith("all rows")):
+            return ""
+        return shade(metric, number, place.defense.name == "none" and metric is self.plan.metrics.attack)
+
     def _entry(
-        self, table: Table, content: dict[str, Any], line: Any, entry: Entry, figures: dict[str, Number]
+        self, content: dict[str, Any], line: Line, column: str, place: Place, numbers: dict[Metric, Number]
     ) -> None:
         """What the dialog of a place of a table says."""
         self.entries.append({
-            "table": len(self.headings) - 1, "row": line.label, "value": line.value, "column": entry.column.title,
-            "gap": entry.gap, "oracle": entry.oracle, "untaken": figures["asr"].untaken,
-            "cells": [self.records.cell(cell) for cell in entry.cells],
+            "table": len(self.headings) - 1, "row": line.label, "value": line.value, "column": column,
+            "gap": "; ".join(place.gaps), "oracle": place.oracle, "untaken": any(one.untaken for one in numbers.values()),
+            "cells": [self.records.cell(cell) for cell in place.cells],
             "numbers": {
-                metric: [number.ours, number.interval, number.published, number.difference]
-                for metric, number in figures.items()
+                metric.key: [number.ours, number.interval, number.published, number.difference]
+                for metric, number in numbers.items()
             },
         })  # fmt: skip
 
-    def _extra_of(self, table: Table, entry: Entry) -> dict[str, Number]:
-        found = numbers_of(table, entry, self.read, EXTRA)
-        return {metric: replace(number, published=None) for metric, number in found.items()}
-
-    def _extra_summary(self, table: Table, line: Line, j: int) -> dict[str, Number]:
-        """Of a column, in a line below the rows."""
-        if line.printed:
-            return {metric: Number() for metric in EXTRA}
-        entries = [self._extra_of(table, entry) for entry in table.entries[j :: len(table.columns)]]
-        return summary_of(SUMMARIES[line.summary][1], entries, line.rows)
+    def _extra(
+        self, table: Table, content: dict[str, Any], line: Line, part: Part | None, j: int, metric: Metric
+    ) -> Number:
+        """A number of ours beside those that the table shows, in a row or in a line below the rows."""
+        if line.printed or line.summary.startswith("drop-from"):
+            return Number(metric.key)
+        column = replace(table.columns[j], metric=metric)
+        if part:
+            return replace(content["shown"].number(part, column), published=None, printed_as="")
+        numbers = [self._extra(table, content, content["lines"][i], row, j, metric) for i, row in enumerate(table.rows)]
+        return summary_of(metric, FUNCTIONS[line.summary], numbers, line.rows)
 
     def _shown(
-        self, metric: str, number: Number, entry: int | None, mark: str, color: str, wide: bool
+        self, metric: Metric, number: Number, entry: int | None, mark: str, color: str, wide: bool, first: bool
     ) -> dict[str, Any]:
-        """Args: wide: whether the interval has to stand below the number."""
-        spread = "" if number.interval is None else f" ± {number.interval:.2f}"
-        below = [spread.replace("± ", "±")] * wide + [f" LCR {number.lcr:.0f}" if number.left_wrong else ""]
+        """Args: wide: whether the interval has to stand below the number; first: of its part."""
+        below = [number.text(number.interval, "±") * wide, f" {number.warning}" * number.no_rescue]
         return {
-            "metric": metric, "entry": entry, "mark": mark if number.ours is None or mark == "c" else "",
-            "ours": "–" if number.ours is None else f"{number.ours:.2f}" + spread * (not wide),
+            "metric": metric.key, "entry": entry, "mark": mark if number.ours is None or mark == "c" else "",
+            "ours": number.text(number.ours) + ("" if wide else number.text(number.interval, " ± ")) or "–",
             "below": list(filter(None, below)),
-            "published": "" if number.published is None else f"{number.published:.2f}",
-            "difference": "" if number.difference is None else signed(number.difference),
-            "classes": " ".join(filter(None, [color, "best" * number.best, "untaken" * number.untaken])),
+            "published": number.text(number.published), "difference": number.change,
+            "classes": " ".join(filter(None, ["first" * first, color, "best" * number.best, "untaken" * number.untaken])),
         }  # fmt: skip
 
     def figure(self, figure: Figure) -> dict[str, Any]:
@@ -274,7 +298,7 @@ class _Builder:
             "made": len(needed) - len(absent), "total": len(needed), "command": command(self.plan, f"{figure.target}.png"),
             "missing": [artifact.product for artifact in absent], "what": "inputs", "also": "",
         }  # fmt: skip
-        if absent or not any(point.cells for point in figure.points):
+        if absent or not any(place.cells for place in figure.places):
             return content
         rows = kind_of(figure).numbers(figure)
         made_from = made_from_of(figure, render_csv(figure, rows))
@@ -397,12 +421,12 @@ class _Builder:
                 return ""
 
 
-def _mark(entry: Entry, figures: dict[str, Number]) -> str:
+def _mark(place: Place) -> str:
     """The footnote of a place: a not made yet, b cannot be, c made of some seeds only."""
-    if not entry.cells:
+    if not place.cells:
         return "b"
-    made = sum(Path(cell.evaluation.product).exists() for cell in entry.cells)
-    return "" if made == len(entry.cells) else "c" if made else "a"
+    made = sum(Path(cell.evaluation.product).exists() for cell in place.cells)
+    return "" if made == len(place.cells) else "c" if made else "a"
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

@@ -15,8 +15,6 @@ from depoison.plan.specs import Artifact
 POINTS = 60
 """As many points of a course are kept; of more, every second, third, … and the last."""
 
-COURSES = ("loss", "train_acc", "c_acc", "asr", "lcr")
-
 SHARED = ("recipe", "packages")
 """What most specs or records have in common; each is kept once, and elsewhere stands its number."""
 
@@ -121,9 +119,11 @@ def read_history(path: Path) -> dict[str, list[Any]]:
     """
     if not path.exists():
         return {}
-    rows = read_rows(path, {"epoch": int, **dict.fromkeys(COURSES, _measured)})
+    with path.open(encoding="utf-8") as file:
+        columns = [name for name in file.readline().strip().split(",") if name not in ("epoch", "images_per_second")]
+    rows = read_rows(path, {"epoch": int, **dict.fromkeys(columns, _measured)})
     found = {}
-    for column in COURSES:
+    for column in columns:
         points = [(row["epoch"], row[column]) for row in rows if row[column] is not None]
         step = -(-len(points) // POINTS)
         if points:

@@ -35,9 +35,10 @@
   function chooseMetrics() {
     const chosen = [...bar.querySelectorAll("[name=metric]:checked")].map((box) => box.value);
     root.dataset.metrics = chosen.join(" ");
-    for (const head of document.querySelectorAll("th[data-span]")) {
-      head.hidden = !chosen.length;
-      head.colSpan = Math.max(1, chosen.length * Number(head.dataset.span));
+    for (const head of document.querySelectorAll("th[data-over]")) {
+      const over = head.dataset.over.split(" ").filter((metric) => !metric || chosen.includes(metric)).length;
+      head.hidden = !over;
+      head.colSpan = Math.max(1, over);
     }
     for (const grid of grids) home(grid);
   }
@@ -160,10 +161,10 @@
 
   // --- how a number came about
 
-  const fixed = (number) => (number === null || number === undefined ? DASH : Number(number).toFixed(2));
-  const signed = (number) => {
+  const fixed = (number, decimals = 2) => (number === null || number === undefined ? DASH : Number(number).toFixed(decimals));
+  const signed = (number, decimals = 2) => {
     if (number === null || number === undefined) return DASH;
-    const text = Math.abs(number).toFixed(2);
+    const text = Math.abs(number).toFixed(decimals);
     return (Number(text) === 0 ? "\u00b1" : number < 0 ? MINUS : "+") + text;
   };
   const shown = (value) => value === null ? "none" : typeof value === "object" ? JSON.stringify(value) : String(value);
@@ -186,17 +187,17 @@
 
   function summary(entry, table, cell) {
     const row = cell.parentElement, rows = [];
-    for (const [metric, label] of Object.entries(data().metrics)) {
-      const [ours, interval, published, difference] = entry.numbers[metric];
+    for (const [metric, { label, decimals }] of Object.entries(data().metrics)) {
+      const [ours, interval, published, difference] = entry.numbers[metric] ?? [null, null, null, null];
       if (ours === null && published === null) continue;
       const color = [...(row.querySelector(`[data-e="${cell.dataset.e}"].m-${metric}`)?.classList ?? [])].find((name) => /^[bw]\d$/.test(name));
-      rows.push(make("tr", {}, make("th", { scope: "row" }, label), make("td", {}, interval === null ? fixed(ours) : `${fixed(ours)} \u00b1 ${fixed(interval)}`),
-        make("td", {}, fixed(published)), make("td", color ? { class: color } : {}, signed(difference))));
+      rows.push(make("tr", {}, make("th", { scope: "row" }, label), make("td", {}, interval === null ? fixed(ours, decimals) : `${fixed(ours, decimals)} \u00b1 ${fixed(interval, decimals)}`),
+        make("td", {}, fixed(published, decimals)), make("td", color ? { class: color } : {}, signed(difference, decimals))));
     }
     const heads = ["", table.seeds.length > 1 ? "Ours, mean \u00b1 95%" : "Ours", "Published", "Difference"].map((text) => make("th", { scope: "col" }, text));
     const parts = rows.length ? [make("div", { class: "scroll" }, make("table", { class: "pair" }, make("thead", {}, make("tr", {}, heads)), make("tbody", {}, rows)))] : [];
     if (entry.gap) parts.push(make("p", {}, `Not implemented, or cannot be: ${entry.gap}.`));
-    if (entry.untaken) parts.push(make("p", {}, "The attack did not take here: its ASR without a defense is below 50%, so the number says nothing of a defense."));
+    if (entry.untaken) parts.push(make("p", {}, `The attack did not take here (${data().untaken}), so the number says nothing of a defense.`));
     if (entry.oracle) parts.push(make("p", {}, "\u2020 The threshold of this defense was chosen by looking at the test set."));
     return parts;
   }
@@ -205,7 +206,7 @@
     const cell = data().cells[number], parts = [make("p", {}, make("code", {}, cell.name))];
     const artifacts = cell.chain.map((n) => data().artifacts[n]), by = (stage) => artifacts.filter((one) => one.stage === stage);
     if (cell.metrics) {
-      const words = Object.entries(data().metrics).filter(([metric]) => typeof cell.metrics[metric] === "number").map(([metric, label]) => {
+      const words = Object.entries(data().metrics).filter(([metric]) => typeof cell.metrics[metric] === "number").map(([metric, { label }]) => {
         const under = cell.denominators?.[metric];
         return `${label} ${fixed(cell.metrics[metric])}${under ? ` (of ${under} images)` : ""}`;
       });
@@ -230,7 +231,7 @@
 
   const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'"'"'`)}'`);
 
-  // The evaluation without defense, which DER compares with.
+  // The evaluation without defense, which others compare with.
   const before = (one, order) => one.stage === "evaluate" && order.some((other) => other !== one && "undefended" in other.upstream);
 
   function stage(one, order) {
@@ -295,7 +296,9 @@
 
   // --- training curves
 
-  const NAMES = { train_acc: "training accuracy", c_acc: "C-Acc", asr: "ASR", lcr: "LCR", loss: "loss" };
+  const nameOf = (key) => ({ train_acc: "training accuracy", loss: "loss" })[key] ?? data().metrics[key]?.label ?? key;
+  const series = (history) => ["train_acc", ...Object.keys(data().metrics)].filter((key) => history[key]);
+  const classOf = (key) => (key === "loss" ? "c-loss" : `c-${(Object.keys(data().metrics).indexOf(key) + 1) % 5}`);
 
   // By column, its epochs and its values.
   const courseOf = (artifact) => Object.fromEntries(Object.entries(artifact.history ?? {}).map(([key, [epochs, values]]) => [key, [data().epochs[epochs], values]]));
@@ -305,11 +308,12 @@
   // What was not measured by epoch is known before and after, from the evaluations, where these are there.
   function charts(artifact, title, ends = []) {
     const history = courseOf(artifact);
-    const percent = ["train_acc", "c_acc", "asr", "lcr"], followed = percent.filter((key) => history[key]);
+    const followed = series(history);
     const last = Math.max(...Object.values(history).flatMap(([epochs]) => epochs));
-    const measured = Number.isFinite(last) ? ["c_acc", "asr"].filter((key) => !history[key] && ends.length && ends.every((end) => typeof end?.[key] === "number")) : [];
+    const wanted = root.dataset.shown.split(" ");
+    const measured = Number.isFinite(last) ? wanted.filter((key) => !history[key] && ends.length && ends.every((end) => typeof end?.[key] === "number")) : [];
     for (const key of measured) history[key] = [[0, last], ends.map((end) => end[key]), "ends"];
-    const told = [followed.length && `${listed(followed.map((key) => NAMES[key]))} by epoch`, measured.length && `${listed(measured.map((key) => NAMES[key]))} before and after`];
+    const told = [followed.length && `${listed(followed.map(nameOf))} by epoch`, measured.length && `${listed(measured.map(nameOf))} before and after`];
     const found = followed.length || measured.length ? [chart(history, [...followed, ...measured], `${title}: ${told.filter(Boolean).join("; ")}, in percent`, [0, 100])] : [];
     return history.loss ? [...found, chart(history, ["loss"], `${title}: loss by epoch`)] : found;
   }
@@ -329,31 +333,32 @@
     for (const e of new Set([x0, x1])) marks.push(make("text", { x: x(e), y: H - 2, "text-anchor": e === x0 ? "start" : "end" }, String(e)));
     const drawn = keys.flatMap((key) => {
       const [at, of, ends] = history[key];
-      if (ends || at.length === 1) return at.map((e, i) => make("circle", { class: `c-${key}`, cx: x(e), cy: y(of[i]), r: ends ? 3.5 : 2 }));
-      return make("path", { class: `line c-${key}`, d: at.map((e, i) => `${i ? "L" : "M"}${x(e).toFixed(1)} ${y(of[i]).toFixed(1)}`).join("") });
+      if (ends || at.length === 1) return at.map((e, i) => make("circle", { class: classOf(key), cx: x(e), cy: y(of[i]), r: ends ? 3.5 : 2 }));
+      return make("path", { class: `line ${classOf(key)}`, d: at.map((e, i) => `${i ? "L" : "M"}${x(e).toFixed(1)} ${y(of[i]).toFixed(1)}`).join("") });
     });
-    const last = keys.map((key) => `${NAMES[key]} ends at ${label(history[key][1].at(-1))}`).join(", ");
+    const last = keys.map((key) => `${nameOf(key)} ends at ${label(history[key][1].at(-1))}`).join(", ");
     return make("figure", { class: "chart" }, make("figcaption", {}, title),
       make("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${title}: ${last}` }, marks, drawn),
       keys.length > 1 && explained ? legend(keys, history) : null);
   }
 
   function legend(keys, history = {}) {
-    const sign = (key) => (history[key]?.[2] ? make("circle", { class: `c-${key}`, cx: 13.5, cy: 5, r: 3.5 }) : make("line", { class: `line c-${key}`, x1: 0, x2: 27, y1: 5, y2: 5 }));
+    const sign = (key) => (history[key]?.[2] ? make("circle", { class: classOf(key), cx: 13.5, cy: 5, r: 3.5 }) : make("line", { class: `line ${classOf(key)}`, x1: 0, x2: 27, y1: 5, y2: 5 }));
     const swatch = (key) => make("svg", { viewBox: "0 0 27 10", "aria-hidden": "true" }, sign(key));
-    return make("ul", {}, keys.map((key) => make("li", {}, swatch(key), NAMES[key])));
+    return make("ul", {}, keys.map((key) => make("li", {}, swatch(key), nameOf(key))));
   }
 
   const courses = document.getElementById("course-list");
   function draw() {
     if (courses.childElementCount) return;
+    const drawn = ["train_acc", ...root.dataset.shown.split(" ")];
     const found = data().artifacts.filter((one) => one.stage === "train" && one.history).sort((a, b) => a.title.localeCompare(b.title, "en", { numeric: true }));
     courses.append(...found.map((one) => {
       const history = courseOf(one);
-      const keys = ["train_acc", "c_acc", "asr"].filter((key) => history[key]);
+      const keys = drawn.filter((key) => history[key]);
       return chart(history, keys.length ? keys : ["loss"], one.title + (keys.length ? "" : ": loss"), keys.length ? [0, 100] : undefined, false);
     }));
-    const list = legend(["train_acc", "c_acc", "asr"]);
+    const list = legend(drawn);
     list.className = "curve-legend";
     courses.before(list);
   }

@@ -1,0 +1,149 @@
+"""Metrics as reports know them: config/metrics/<name>.yaml says what a number is called, its unit, which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from depoison.errors import DepoisonError, unknown
+from depoison.plan.config import load_as
+from depoison.plan.documents import names_in, read_document
+from depoison.plan.signatures import declared_arguments
+
+FOLDER = "config/metrics"
+CODE = "workflow/depoison/metrics"
+
+
+class NoRescue(BaseModel):
+    """When a low value says nothing good: `clean` - it - `right` is at least `by`. Then `right` is shown beside it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    right: str = Field(description="the metric of what is as it should be, of the same triggered images")
+    clean: str = Field(description="the metric of how much of clean images is as it should be")
+    by: float = Field(gt=0, description="in the unit of all three")
+
+
+class Metric(BaseModel):
+    """config/metrics/<name>.yaml"""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    summary: str = Field(description="one line: what it is")
+    label: str = Field(description="name in tables")
+    unit: str = Field(description='such as "%" or "s"; "" for none')
+    better: Literal["higher", "lower", "none"] = Field(
+        description="which way is an improvement: colors and bold follow it"
+    )
+    decimals: int = Field(2, ge=0, le=9, description="that are shown")
+    source: Literal["evaluate", "record", "probe", "embedding"] = Field(
+        alias="from",
+        description="evaluate: predictions on the test set; record: how the purification went; probe: a stage of its own on "
+        "the model; embedding: its features in the plane",
+    )
+    version: int = Field(1, ge=1, description="raised when its code computes other numbers")
+    parameters: dict[str, Any] = Field(default={}, description="of a probe or an embedding: its values")
+    axis: tuple[float, float] | None = Field(None, description="what figures show of it; default: what there is")
+    took: float | None = Field(
+        None, description="where it is lower without a defense, the attack did not take, and no number says anything"
+    )
+    no_rescue: NoRescue | None = Field(None, alias="no-rescue", description=NoRescue.__doc__)
+
+    _name: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _fits_its_source(self) -> Metric:
+        if self.source == "evaluate" and self.unit != "%":
+            raise ValueError("what is from evaluate is in percent; any other unit is from a probe")
+        if self.parameters and self.source not in ("probe", "embedding"):
+            raise ValueError("only what is from a probe or an embedding has parameters")
+        return self
+
+    def __hash__(self) -> int:
+        return hash(self._name)
+
+    @property
+    def name(self) -> str:
+        """As files of a user's call it."""
+        return self._name
+
+    @property
+    def key(self) -> str:
+        """As code and files of ours call it."""
+        return self._name.replace("-", "_")
+
+    @property
+    def sign(self) -> int:
+        """Of a difference that is an improvement; 0 where none is."""
+        return {"higher": 1, "lower": -1, "none": 0}[self.better]
+
+    @property
+    def title(self) -> str:
+        """The label, with the unit where that is not percent."""
+        return self.label if self.unit in ("", "%") else f"{self.label} ({self.unit})"
+
+    def text(self, value: float, sign: bool = False) -> str:
+        """A value as it is shown."""
+        return f"{value:{'+' * sign}.{self.decimals}f}"
+
+
+class Metrics(dict[str, Metric]):
+    """All metrics of a project, by name."""
+
+    @property
+    def attack(self) -> Metric | None:
+        """The one that says whether an attack took."""
+        return next((metric for metric in self.values() if metric.took is not None), None)
+
+    @property
+    def evaluated(self) -> dict[str, int]:
+        """Those that each evaluation measures, and their versions."""
+        return {name: metric.version for name, metric in self.items() if metric.source == "evaluate"}
+
+    def by_key(self, key: str) -> Metric:
+        return self[key.replace("_", "-")]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """By key."""
+        return {metric.key: metric.label for metric in self.values()}
+
+    def find(self, name: str, where: str) -> Metric:
+        """Raises: DepoisonError: there is none of this name."""
+        if name not in self:
+            raise unknown("metric", name, self, where)
+        return self[name]
+
+    def find_all(self, names: Iterable[str], where: str) -> tuple[Metric, ...]:
+        """As `find`, of several."""
+        return tuple(self.find(name, where) for name in names)
+
+
+def metrics_of(root: Path) -> Metrics:
+    """The metrics of a project.
+
+    Raises:
+        DepoisonError: a fault in a file, or one that does not fit its code; two that say whether an attack took.
+    """
+    found = Metrics()
+    for name in names_in(root / FOLDER, root, "-"):
+        metric, document = load_as(Metric, read_document(root / FOLDER / f"{name}.yaml", root))
+        metric._name = name
+        code = root / CODE / f"{metric.key}.py"
+        takes = declared_arguments(code)
+        for key in metric.parameters:
+            if key not in takes and metric.source == "probe":
+                raise DepoisonError(
+                    f"{document.place('parameters', key)}: {key!r} is dead: {code.relative_to(root)} does not take it"
+                )
+        if metric.took is not None and found.attack is not None:
+            raise DepoisonError(f"{document.place('took')}: {found.attack.name} says whether an attack took, too")
+        found[name] = metric
+    for name, metric in found.items():
+        for key in ("right", "clean"):
+            if metric.no_rescue:
+                found.find(getattr(metric.no_rescue, key), f"{FOLDER}/{name}.yaml: no-rescue.{key}")
+    return found

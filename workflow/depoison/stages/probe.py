@@ -1,0 +1,38 @@
+"""Stage `probe`: one metric that looks at a model itself → value.json."""
+
+from __future__ import annotations
+
+import math
+
+from depoison.artifacts import VALUE_FILE
+from depoison.errors import DepoisonError
+from depoison.files import write_json
+from depoison.metrics import value_of
+from depoison.rng import Rng
+from depoison.stages.inputs import read_dataset, read_model
+from depoison.stages.measure import Test
+from depoison.stages.runner import Job
+
+
+def run(job: Job) -> None:
+    """Write the number, or null where the metric's code finds nothing to measure.
+
+    Raises:
+        DepoisonError: what it returns is no number.
+    """
+    dataset = read_dataset(job.upstream("dataset"))
+    test = Test.of(job.upstream("backdoored"), dataset)
+    model = read_model(job.upstream("model"), dataset).to(job.device).eval()
+    of_attack = (test.triggered, test.goals, test.labels[test.kept]) if len(test.kept) else (None, None, None)
+    seen = {
+        "model": model,
+        "images": test.images,
+        "labels": test.labels,
+        "generator": Rng(job.seed, "probe").generator("metric"),
+    }
+    seen |= dict(zip(("triggered_images", "goals", "truth"), of_attack, strict=True))
+    (name,) = job.parameters["metrics"]
+    found = value_of(name, seen, **job.parameters["parameters"])
+    if found is not None and not (isinstance(found, int | float) and math.isfinite(found)):
+        raise DepoisonError(f"metric {name}: its code returns {found!r}; valid: a finite number, or None")
+    write_json(job.folder / VALUE_FILE, {"value": found})
