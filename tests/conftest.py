@@ -175,6 +175,11 @@ def cell(
     return f"results/cells/{track}/{dataset}/{model}/{attack}/{defense}/s{seed}.json"
 
 
+def seldom(*values: Any) -> list[Any]:
+    """Parameters of tests that `make test` leaves to `make test-full`."""
+    return [pytest.param(value, marks=pytest.mark.drill) for value in values]
+
+
 def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
     """Returns as soon as `holds` does."""
     end = time.monotonic() + seconds

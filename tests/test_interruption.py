@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import SMALL, Project, cell, wait_until, with_tiny
+from conftest import SMALL, Project, cell, seldom, wait_until, with_tiny
 from depoison.errors import DepoisonError
 from depoison.files import RUN, only_maker, sha256_of
 from depoison.plan.config import Runtime
@@ -104,7 +104,7 @@ def test_a_killed_job_fails_the_run_and_the_next_resumes_it(stage, tiny):
     assert complete(tiny) and leftovers(tiny) == []
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.drill)])
+@pytest.mark.parametrize("kills", [3, *seldom(20)])
 def test_a_training_killed_at_random_moments_ends_with_the_same_bytes(kills, tiny):
     tiny.set("config/config.yaml", "runtime", "save_seconds", to=0)
     target = cell(track="tiny", attack=f"badnet+epochs={10 + 4 * kills}+rate=0.1", defense="none")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, seldom
 from sharing import REPORT, USER, Clone, WebFolder, s3_service, serving
 
 pytestmark = pytest.mark.pipeline
@@ -126,9 +126,7 @@ def add_column(clone: Clone, defense: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "link", ["symlink", *(pytest.param(link, marks=DRILL) for link in ("copy", "hardlink", "shared"))]
-)
+@pytest.mark.parametrize("link", ["symlink", *seldom("copy", "hardlink", "shared")])
 def test_a_clone_computes_only_what_is_missing(published, link):
     base, _ = published
     shared = [("cache.dir", str(base / "cache")), ("cache.type", "symlink")]
