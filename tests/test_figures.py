@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save
 
 import small
-from conftest import ROOT, Project, job_counts, printed_lines, put_recorded
+from conftest import ROOT, Project, job_counts, printed_lines, put_recorded, seldom
 from depoison.errors import DepoisonError
 from depoison.plan.figures import Figure, all_figures, read_figure, read_page
 from depoison.plan.kinds.epochs import history_of
@@ -463,9 +463,7 @@ def test_a_difference_is_amplified_as_much_as_fits(largest, factor):
 ALL_KINDS = ["figure2", "figure5", "figure8", "figure9", "figure3"]
 
 
-@pytest.mark.parametrize(
-    "name", ["figure3", "figure4", "figure5", "figure6", "figure7", "figure8", "figure9", "figure12"]
-)
+@pytest.mark.parametrize("name", [*ALL_KINDS, *seldom("figure4", "figure6", "figure7", "figure12")])
 def test_pictures_have_the_size_of_a_page(name, drawn):
     figure = read_figure(drawn.plan(), f"reports/tiny/{name}")
     fake(figure)
