@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from common import PROJECT, cores, machine, parser, report, spread, table
-from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.defenses.tuning import Labeled, Tuner
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.training.loop import Monitor
@@ -49,12 +49,12 @@ def measure(device: torch.device, repeats: int, epochs: int, width: int | None) 
     plan, result = Plan(PROJECT), {}
     torch.manual_seed(0)
     work = Work("resnet18", width, 0, 0, device)
-    tuning_set, model = TuningSet(*pictures(IMAGES)), work.network()
+    clean, model = Labeled(*pictures(IMAGES)), work.network()
     for defense in plan.configuration.names("defense"):
         if defense == "none":
             continue
         parameters = plan.cell(CELL.format(defense)).evaluation.upstream["model"].spec["parameters"]
-        recipe = Recipe(**parameters["recipe"]) if parameters["recipe"] else None
+        recipe = Recipe.of(parameters["recipe"]) if parameters["recipe"] else None
         timed = (
             replace(recipe, epochs=min(epochs or recipe.epochs, recipe.epochs), evaluate_every=0) if recipe else None
         )
@@ -64,7 +64,7 @@ def measure(device: torch.device, repeats: int, epochs: int, width: int | None) 
         for repeat in range(repeats + 1):
             torch.use_deterministic_algorithms(True)
             started = time.perf_counter()
-            purify(model, tuning_set, Tuner(timed, Rng(0, "purify"), Monitor()), **parameters["defense"]["parameters"])
+            purify(model, clean, Tuner(timed, Rng(0, "purify"), Monitor()), **parameters["defense"]["parameters"])
             work.wait()
             torch.use_deterministic_algorithms(False)
             if repeat:

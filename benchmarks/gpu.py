@@ -182,9 +182,9 @@ def _compiled(model: Classifier) -> None:
 
 def _graphs(model: Classifier) -> None:
     """Forward and backward pass as CUDA graphs, for whole batches."""
-    if model.mean.device.type != "cuda":
+    if model.device.type != "cuda":
         return
-    sample = torch.zeros(BATCH, 3, SIZE, SIZE, device=model.mean.device).to(memory_format=torch.channels_last)
+    sample = torch.zeros(BATCH, 3, SIZE, SIZE, device=model.device).to(memory_format=torch.channels_last)
     model.train()
     with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
         torch.cuda.make_graphed_callables(model, (sample,))

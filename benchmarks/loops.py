@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from common import PROJECT
-from depoison.models.classifier import Classifier, build
+from depoison.models.classifier import Classifier
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
-from depoison.training.batches import PlainBatches
+from depoison.tasks import task_of
+from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor, fit
 from depoison.training.recipe import Recipe
 
@@ -58,7 +59,9 @@ class Work:
         if self.width is not None:
             parameters |= {next(iter(parameters)): self.width}  # the first is what makes it wide: width, or growth
         spec = {"name": self.model, "parameters": parameters, "mean": MEAN, "std": STD}
-        made = build(spec, classes=CLASSES, channels=3, generator=torch.Generator().manual_seed(0))
+        made = task_of("image").network(
+            spec, classes=CLASSES, shape=(3, 32, 32), generator=torch.Generator().manual_seed(0)
+        )
         return made.to(self.device)
 
     def wait(self) -> None:
@@ -94,7 +97,7 @@ def ours(
     change(model)
     rng, settings = Rng(0, "benchmark"), recipe(precision)
     warm, timed = (
-        PlainBatches(images[: steps * BATCH], labels[: steps * BATCH], settings, work.device)
+        ImageBatches(images[: steps * BATCH], labels[: steps * BATCH], settings, work.device)
         for steps in (work.warmup, work.steps)
     )
 

@@ -15,11 +15,18 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
+from depoison.attacks.base import Setup
 from depoison.models.classifier import Classifier
+from depoison.rng import Rng
+from depoison.tasks import task_of
+from depoison.tasks.image import ImageClassifier
 from depoison.training.loop import Monitor
 from depoison.training.recipe import Recipe
 
 CPU = torch.device("cpu")
+IMAGES = task_of("image")
+KNOWN = {"task": "image", "classes": ["a", "b", "c"]}
+"""What a dataset artifact of images says of itself."""
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 State = dict[str, Tensor]
@@ -33,7 +40,15 @@ def recipe(**changes: Any) -> Recipe:
         "precision": "fp32", "crop": 0, "crop_probability": 1.0, "flip": 0.0, "rotation": 0.0,
         "rotation_probability": 0.0, "evaluate_every": 0,
     }  # fmt: skip
-    return Recipe(**(plain | changes))
+    return Recipe.of(plain | changes)
+
+
+def setup_of(
+    shape: tuple[int, ...] = (3, 8, 8), rng: Rng | None = None, asset: State | None = None, **more: Any
+) -> Setup:
+    """What an attack on images of three classes is told."""
+    own = {"task": IMAGES, "classes": 3, "poisoning": None, "device": CPU}
+    return Setup(shape=shape, rng=rng or Rng(0, "poison"), asset=asset or {}, **(own | more))
 
 
 def pixels(count: int, channels: int = 3, height: int = 8, width: int = 8, seed: int = 0) -> Tensor:
@@ -61,7 +76,7 @@ def network(classes: int = 3, *, batchnorm: bool = True, layers: int = 1, seed: 
             nn.init.uniform_(norm.bias, -0.2, 0.2)
             nn.init.uniform_(norm.running_mean, -0.3, 0.3)
             nn.init.uniform_(norm.running_var, 0.5, 1.5)
-    return Classifier(extractor, head, MEAN, STD).to(memory_format=torch.channels_last).eval()
+    return ImageClassifier(extractor, head, MEAN, STD).to(memory_format=torch.channels_last).eval()
 
 
 def state_of(model: nn.Module) -> State:

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from conftest import ROOT
 from depoison.attacks.adaptive_blend import AdaptiveBlend
 from depoison.attacks.adaptive_patch import DRAWINGS, AdaptivePatch
-from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, choose
+from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, choose, stamped
 from depoison.errors import DepoisonError
 from depoison.plan.config import Runtime
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages import poison
 from depoison.stages.runner import Job
-from small import CPU, classes_of, pixels, write_artifact
+from small import KNOWN, classes_of, pixels, setup_of, write_artifact
 
 RNG = Rng(0, "poison")
 
@@ -44,14 +44,15 @@ BOTH = pytest.mark.parametrize("make", [blend, patch])
 
 
 def poisoned(attack: Attack, rate=0.1, count=200, shape=(3, 8, 8), target=1, labels="all-to-one", rng=RNG) -> Overlay:
-    pool = Pool(pixels(count, *shape), classes_of(count), 3, CPU)
-    return attack.poison(pool, Poisoning(rate=rate, target=target, labels=labels), attack.make_trigger(shape, rng), rng)
+    pool = Pool(pixels(count, *shape), classes_of(count))
+    plan = Poisoning(rate=rate, target=target, labels=labels)
+    return attack.poison(pool, setup_of(shape, rng, poisoning=plan), attack.trigger(setup_of(shape, rng)))
 
 
 def payload_of(rate=0.1, count=200, rng=RNG) -> list[int]:
     """The images that any other dirty-label attack would poison."""
     plan = Poisoning(rate=rate, target=1, labels="all-to-one")
-    return choose(plan, blend(), Pool(pixels(0), classes_of(count), 3, CPU), rng.generator("indices")).tolist()
+    return choose(blend(), Pool(pixels(0), classes_of(count)), setup_of(rng=rng, poisoning=plan)).tolist()
 
 
 def mixed(below, above, weight: float) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +81,7 @@ def agrees(found, below, above, weight: float) -> bool:
 )
 def test_counts_of_payload_and_covers(make, regularization, ratio, expected):
     overlay = poisoned(make(regularization=regularization, cover_ratio=ratio))
-    assert overlay.covers == expected and len(overlay.indices) == len(overlay.images) == 20 + expected
+    assert overlay.covers == expected and len(overlay.indices) == len(overlay.inputs) == 20 + expected
 
 
 @BOTH
@@ -112,7 +113,7 @@ def test_more_covers_leave_the_payload_and_the_other_covers_as_they_are(make, fe
     places = {index: place for place, index in enumerate(large.indices.tolist())}
     assert set(payload_of(rng=Rng(seed, "poison"))) <= set(small.indices.tolist()) <= set(places)
     where = [places[index] for index in small.indices.tolist()]
-    assert torch.equal(small.images, large.images[where]) and torch.equal(small.labels, large.labels[where])
+    assert torch.equal(small.inputs, large.inputs[where]) and torch.equal(small.labels, large.labels[where])
 
 
 @BOTH
@@ -131,7 +132,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_other_images(make):
     first = poisoned(make())
     torch.manual_seed(2)
     again, other = poisoned(make()), poisoned(make(), rng=Rng(1, "poison"))
-    assert torch.equal(first.indices, again.indices) and torch.equal(first.images, again.images)
+    assert torch.equal(first.indices, again.indices) and torch.equal(first.inputs, again.inputs)
     assert not torch.equal(first.indices, other.indices)
 
 
@@ -139,7 +140,7 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_other_images(make):
 def test_more_than_a_thousand_images_keep_what_the_trigger_leaves(make):
     overlay = poisoned(make(regularization=1050), rate=0.3, count=1500)
     assert overlay.indices.tolist() == list(range(1500)) and overlay.covers == 1050
-    kept = (overlay.images == pixels(1500)).all(1).double().mean((1, 2))
+    kept = (overlay.inputs == pixels(1500)).all(1).double().mean((1, 2))
     assert kept.min() > 0.4 and kept.max() < 1  # another image's noise would keep no pixel
 
 
@@ -194,9 +195,9 @@ def test_pieces_are_a_grid_of_that_many(side):
 @pytest.mark.parametrize("shape", [(3, 8, 8), (3, 9, 14), (1, 12, 12)])
 def test_training_image_has_the_picture_in_its_pieces_and_is_itself_elsewhere(train_ratio, shape):
     attack = blend(train_ratio=train_ratio, pattern="noise")
-    overlay, pattern = poisoned(attack, shape=shape), attack.make_trigger(shape, RNG)["pattern"].numpy()
+    overlay, pattern = poisoned(attack, shape=shape), attack.trigger(setup_of(shape, RNG))["pattern"].numpy()
     images = pixels(200, *shape)[overlay.indices].numpy()
-    for image, found in zip(images, overlay.images.numpy(), strict=True):
+    for image, found in zip(images, overlay.inputs.numpy(), strict=True):
         shown = 0
         for row in spans(shape[1]):
             for column in spans(shape[2]):
@@ -216,13 +217,13 @@ def spans(length: int) -> list[list[int]]:
 @pytest.mark.parametrize("ratio", [0.2, 0.35, 1.0])
 def test_test_image_has_the_whole_picture_at_its_own_ratio(ratio):
     attack, images = blend(ratio=ratio), pixels(5, 3, 9, 14)
-    trigger = attack.make_trigger((3, 9, 14), RNG)
-    assert agrees(attack.stamp(images, trigger), images, trigger["pattern"].expand(5, -1, -1, -1).numpy(), ratio)
+    trigger = attack.trigger(setup_of((3, 9, 14), RNG))
+    assert agrees(stamped(attack, images, trigger), images, trigger["pattern"].expand(5, -1, -1, -1).numpy(), ratio)
 
 
 def test_fraction_of_no_piece_is_refused_with_a_minimum_that_works():
     with pytest.raises(DepoisonError, match=r"a fraction 0.03 of 16 pieces is no piece; the minimum is 0.0625"):
-        blend(shown=0.03).make_trigger((3, 8, 8), RNG)
+        blend(shown=0.03).trigger(setup_of((3, 8, 8), RNG))
     assert poisoned(blend(shown=0.0625)).covers == 20
 
 
@@ -238,7 +239,7 @@ CORNERS = {  # rows and columns of an image of 32 pixels that a patch may change
 
 
 def patches(shape=(3, 32, 32), **changes) -> np.ndarray:
-    return patch(**changes).make_trigger(shape, RNG)["patches"].numpy()
+    return patch(**changes).trigger(setup_of(shape, RNG))["patches"].numpy()
 
 
 def test_badnets_patch_is_the_four_white_pixels_of_the_released_file():
@@ -284,7 +285,7 @@ def test_training_image_has_one_patch_at_its_opacity(opacities):
     overlay, drawn = poisoned(attack, shape=(3, 32, 32)), patches()
     payload, shares = set(payload_of()), {True: [0] * 4, False: [0] * 4}
     images = pixels(200, 3, 32, 32)[overlay.indices].numpy()
-    for index, image, found in zip(overlay.indices.tolist(), images, overlay.images.numpy(), strict=True):
+    for index, image, found in zip(overlay.indices.tolist(), images, overlay.inputs.numpy(), strict=True):
         changed = (found != image).any(0)
         (which,) = (place for place in range(4) if changed[drawn[place].any(0)].any())
         shows = drawn[which].any(0)
@@ -297,7 +298,7 @@ def test_training_image_has_one_patch_at_its_opacity(opacities):
 @pytest.mark.parametrize("opacities", [[1.0, 0.0, 1.0, 0.0], [0.0, 1.0, 0.0, 1.0], [0.5, 0.25, 0.1, 1.0]])
 def test_test_image_has_all_patches_at_their_opacities_for_tests(opacities):
     attack, images, drawn = patch(test_opacities=opacities), pixels(4, 3, 32, 32), patches()
-    found = attack.stamp(images, attack.make_trigger((3, 32, 32), RNG)).numpy()
+    found = stamped(attack, images, attack.trigger(setup_of((3, 32, 32), RNG))).numpy()
     for place in range(4):
         shows = drawn[place].any(0)
         above = np.broadcast_to(drawn[place][:, shows], (4, 3, shows.sum()))
@@ -308,7 +309,7 @@ def test_test_image_has_all_patches_at_their_opacities_for_tests(opacities):
 
 def test_default_test_trigger_of_gray_images_is_opaque():
     images = pixels(2, 1, 8, 8)
-    found = patch().stamp(images, patch().make_trigger((1, 8, 8), RNG))
+    found = stamped(patch(), images, patch().trigger(setup_of((1, 8, 8), RNG)))
     for row, column in ((5, 7), (6, 6), (7, 5), (7, 7)):
         assert found[:, 0, row, column].tolist() == [255, 255]
     changed = (found != images).any(0)[0]
@@ -326,11 +327,11 @@ def test_own_picture_covers_the_whole_image_and_its_black_is_transparent(tmp_pat
     attack, images = patch(firefox=name, test_opacities=[0.0, 1.0, 0.0, 0.0]), pixels(3)
     expected = images.clone()
     expected[:, :, 2, 3], expected[:, :, 5, 1] = (torch.tensor(c, dtype=torch.uint8) for c in ((0, 7, 0), (200, 0, 10)))
-    assert torch.equal(attack.stamp(images, attack.make_trigger((3, 8, 8), RNG)), expected)
+    assert torch.equal(stamped(attack, images, attack.trigger(setup_of((3, 8, 8), RNG))), expected)
     Image.fromarray(colors * 0).save(path)
     name = f"mine.png@sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
     with pytest.raises(DepoisonError, match=r"firefox: mine\.png@.* is black everywhere, and black is transparent"):
-        patch(firefox=name).make_trigger((3, 8, 8), RNG)
+        patch(firefox=name).trigger(setup_of((3, 8, 8), RNG))
 
 
 @pytest.mark.parametrize("key", ["opacities", "test_opacities"])
@@ -339,12 +340,12 @@ def test_wrong_number_of_opacities_is_refused(key, count):
     with pytest.raises(
         DepoisonError, match=rf"^{key}: {count} numbers; valid: 4, for phoenix, firefox, badnet, square$"
     ):
-        patch(**{key: [0.5] * count}).make_trigger((3, 8, 8), RNG)
+        patch(**{key: [0.5] * count}).trigger(setup_of((3, 8, 8), RNG))
 
 
 def test_test_trigger_without_a_patch_is_refused():
     with pytest.raises(DepoisonError, match=r"test_opacities: 0 for every patch leaves no trigger"):
-        patch(test_opacities=[0.0] * 4).make_trigger((3, 8, 8), RNG)
+        patch(test_opacities=[0.0] * 4).trigger(setup_of((3, 8, 8), RNG))
 
 
 # As the pipeline sees them
@@ -353,8 +354,8 @@ def test_test_trigger_without_a_patch_is_refused():
 @pytest.mark.parametrize("name", ["adaptive-blend", "adaptive-patch"])
 def test_stage_records_payload_and_covers_and_leaves_the_defenders_images_alone(tmp_path, name):
     images, labels, pool = pixels(60), classes_of(60), torch.arange(0, 60, 3)
-    tensors = {"train_images": images, "train_labels": labels, "test_images": images[:1], "test_labels": labels[:1]}
-    dataset = write_artifact(tmp_path / "dataset", {"data.safetensors": tensors}, {"classes.json": ["a", "b", "c"]})
+    tensors = {"train_inputs": images, "train_labels": labels, "test_inputs": images[:1], "test_labels": labels[:1]}
+    dataset = write_artifact(tmp_path / "dataset", {"data.safetensors": tensors}, {"classes.json": KNOWN})
     divided = write_artifact(tmp_path / "split", {"split.safetensors": {"attacker": pool, "defender": pool[:0]}}, {})
     cell = f"results/cells/paper/cifar10/resnet18/{name}+rate=0.2/none/s0.json"
     (planned,) = (a for a in Plan(ROOT, ()).cell(cell).evaluation.chain().values() if a.stage == "poison")
@@ -367,4 +368,4 @@ def test_stage_records_payload_and_covers_and_leaves_the_defenders_images_alone(
     assert job.facts == {"poisoned": 4, "requested": 4, "poisoned_rate": 0.2, "covers": covers, "pool": 20}
     overlay = load_file(tmp_path / "poison" / "poison.safetensors")
     assert len(overlay["indices"]) == 4 + covers and set(overlay["indices"].tolist()) <= set(pool.tolist())
-    assert not torch.equal(overlay["images"], images[overlay["indices"]])
+    assert not torch.equal(overlay["inputs"], images[overlay["indices"]])

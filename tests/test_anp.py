@@ -18,7 +18,7 @@ from torch import nn
 from conftest import ROOT, cell, put_recorded
 from depoison.defenses import anp as module
 from depoison.defenses.anp import Neurons, anp, learn_mask, pruned, worst
-from depoison.defenses.tuning import Candidates, Tuner, TuningSet
+from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
 from depoison.plan.config import Runtime
 from depoison.plan.plan import Plan
@@ -28,20 +28,22 @@ from depoison.rng import Rng
 from depoison.stages import purify
 from depoison.stages.purify import pick
 from depoison.stages.runner import Job
-from depoison.training.batches import PlainBatches
+from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor
 from depoison.training.recipe import Recipe
-from small import CPU, changed, classes_of, forward_by_hand, interrupted, network, pixels, recipe, state_of
+from small import CPU, IMAGES, changed, classes_of, forward_by_hand, interrupted, network, pixels, recipe, state_of
 
 RNG = Rng(0, "purify")
-DATA = TuningSet(pixels(20), classes_of(20))
+DATA = Labeled(pixels(20), classes_of(20))
 THRESHOLDS = [0.4, 0.6, 0.8]
 PAPER = {"eps": 0.4, "alpha": 0.2, "steps": 1, "projection": "eps", "thresholds": THRESHOLDS, "max_drop": 10.0}
 WEIGHT, BIAS = "extractor.1.weight", "extractor.1.bias"
 
 
 def tuner(rng: Rng = RNG, **changes) -> Tuner:
-    return Tuner(recipe(**({"lr": 0.2, "momentum": 0.9, "epochs": 2, "batch_size": 8} | changes)), rng, Monitor())
+    return Tuner(
+        recipe(**({"lr": 0.2, "momentum": 0.9, "epochs": 2, "batch_size": 8} | changes)), rng, Monitor(), IMAGES
+    )
 
 
 def double(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -64,9 +66,9 @@ def test_masked_network_is_the_network_with_scaled_batchnorm_weights():
         scaled.extractor[1].weight.copy_(weight)
         scaled.extractor[1].bias.copy_(bias)
     before = state_of(model)
-    assert torch.equal(Neurons(model).logits(DATA.images, weight, bias), scaled(DATA.images))
-    by_hand, _ = forward_by_hand(double(state_of(scaled)), DATA.images, "running")
-    assert torch.allclose(Neurons(model).logits(DATA.images, weight, bias).double(), by_hand, atol=1e-5)
+    assert torch.equal(Neurons(model).logits(DATA.inputs, weight, bias), scaled(DATA.inputs))
+    by_hand, _ = forward_by_hand(double(state_of(scaled)), DATA.inputs, "running")
+    assert torch.allclose(Neurons(model).logits(DATA.inputs, weight, bias).double(), by_hand, atol=1e-5)
     assert not changed(before, state_of(model))
 
 
@@ -97,7 +99,7 @@ def test_first_ascent_step_is_eps_along_the_sign_of_the_gradient(clipped):
     start = (torch.rand(2, 4, generator=torch.Generator().manual_seed(2)) * 2 - 1) * eps
 
     def loss(delta, xi):
-        logits = neurons.logits(DATA.images, (1 + delta) * neurons.weight, (1 + xi) * neurons.bias)
+        logits = neurons.logits(DATA.inputs, (1 + delta) * neurons.weight, (1 + xi) * neurons.bias)
         return nn.functional.cross_entropy(logits, DATA.labels)
 
     found = torch.stack(worst(start.clone(), loss, eps=eps, steps=1, clipped=clipped)).numpy()
@@ -105,7 +107,7 @@ def test_first_ascent_step_is_eps_along_the_sign_of_the_gradient(clipped):
     def by_hand(noise: np.ndarray) -> float:
         delta, xi = torch.from_numpy(noise)
         weight, bias = (1 + delta) * state[WEIGHT], (1 + xi) * state[BIAS]
-        return loss_by_hand(state, DATA.images, DATA.labels, weight, bias).item()
+        return loss_by_hand(state, DATA.inputs, DATA.labels, weight, bias).item()
 
     at, h = start.double().numpy(), 1e-5
     slopes = np.zeros((2, 4))
@@ -154,7 +156,7 @@ def test_masks_are_algorithm_1(steps, clipped, alpha):
     mask, velocity = torch.ones(4).double(), torch.zeros(4).double()
     lowest, highest = 1.0, 0.0
     for epoch in range(2):
-        source = PlainBatches(DATA.images, DATA.labels, tune.recipe, CPU, epoch_batches=per_epoch)
+        source = ImageBatches(DATA.inputs, DATA.labels, tune.recipe, CPU, epoch_batches=per_epoch)
         drawn = source.epoch(tune.recipe, RNG.generator("epoch", epoch))
         starts = RNG.generator("perturbation", epoch)
         for images, labels in drawn:
@@ -189,8 +191,8 @@ def test_batches_are_drawn_with_replacement_and_as_many_whatever_is_held_out(mon
         seen.append(given(source, index, draws, generator)[0])
         return given(source, index, draws, generator)
 
-    given = PlainBatches.batch
-    monkeypatch.setattr(PlainBatches, "batch", spy)
+    given = ImageBatches.batch
+    monkeypatch.setattr(ImageBatches, "batch", spy)
     for select in ("oracle", "defender"):
         seen.clear()
         anp(network(), DATA, tuner(epochs=4), **PAPER, select=select)
@@ -328,11 +330,11 @@ def test_defender_takes_the_highest_threshold_that_costs_little_on_images_the_ma
     max_drop, mask, monkeypatch
 ):
     images = pixels(40)
-    data = TuningSet(images, network()(images).argmax(1).detach())  # the backdoored model is right on each
+    data = Labeled(images, network()(images).argmax(1).detach())  # the backdoored model is right on each
     learned, measured = [], []
 
-    def known(model, tuning_set, *arguments, **keywords):
-        learned.append(tuning_set)
+    def known(model, clean, *arguments, **keywords):
+        learned.append(clean)
         return torch.tensor(mask)
 
     def spy(model, images, precision):
@@ -472,5 +474,5 @@ def test_masks_learn_for_about_2000_steps_at_backdoorbenchs_rate_on_every_datase
     found = purify["recipe"]
     steps = math.ceil(purify["tuning_ratio"] * images / found["batch_size"]) * found["epochs"]
     assert 2000 <= steps < 2000 * 1.03
-    recipe = Recipe(**found)
+    recipe = Recipe.of(found)
     assert (recipe.lr, recipe.momentum, recipe.schedule) == (0.01, 0.9, "constant")

@@ -63,7 +63,7 @@ def test_imports_run_one_way(module):
             assert ours(module) <= {"errors", "files", "plan"}
         case "errors" | "files" | "gpu":
             assert ours(module) <= {"errors"}
-        case "data" | "models" | "rng" | "training" | "attacks" | "defenses" | "evaluation" | "metrics":
+        case "data" | "models" | "rng" | "training" | "tasks" | "attacks" | "defenses" | "evaluation" | "metrics":
             assert not ours(module) & UPPER
         case "stages":
             assert not ours(module) & {"reporting", "cli", "snakemake"}
@@ -135,6 +135,29 @@ def test_nothing_is_unpickled_or_evaluated(module):
             if called == "torch.load":
                 assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
             assert not any(k.arg in ("shell", "allow_pickle") and ast.unparse(k.value) == "True" for k in node.keywords)
+
+
+KNOWING = {"data", "attacks", "defenses", "training", "models"}
+TASKS = {f"depoison.tasks.{path.stem}" for path in (PACKAGE / "tasks").glob("[!_]*.py")}
+
+
+def test_no_module_knows_two_tasks():
+    """What methods share knows none; a method knows at most its own, and nobody asks a task which one it is."""
+    assert len(TASKS) >= 2
+    for module, found in IMPORTS.items():
+        if part(module) in KNOWING:
+            assert len(found & TASKS) <= 1, module
+        elif part(module) not in ("tasks", ""):
+            assert not found & TASKS, module
+        if module in TASKS:
+            assert not found & (TASKS - {module}), module
+        for node in ast.walk(TREES[module]) if part(module) in KNOWING | {"stages"} else ():
+            text = ast.unparse(node) if isinstance(node, ast.Compare | ast.Call) else ""
+            assert not (isinstance(node, ast.Compare) and ".task" in text), text
+            assert not (text.startswith("isinstance(") and "task" in text), text
+    shared = {"depoison.attacks.base", "depoison.attacks.regularized", "depoison.attacks.adversarial_embedding"}
+    for module in shared | {"depoison.defenses.tuning", "depoison.models.classifier"}:
+        assert not IMPORTS[module] & TASKS, module
 
 
 # --- methods -----------------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def raised(tensor: torch.Tensor) -> torch.Tensor:
 
 
 TENSORS = [  # file, tensor, changes, and what is made of it again
-    ("dataset/*/data", "train_images", (reshaped, widened, shortened), "split"),
+    ("dataset/*/data", "train_inputs", (reshaped, widened, shortened), "split"),
     ("dataset/*/data", "train_labels", (reshaped, widened, shortened, raised, torch.neg), "split"),
     ("dataset/*/data", "test_labels", (raised,), "evaluate"),
     ("split/*/split", "defender", (reshaped, widened, raised, torch.neg), "purify"),

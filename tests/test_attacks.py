@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from depoison.attacks.badnet import BadNet
-from depoison.attacks.base import Attack, Poisoning, Pool, choose, make
+from depoison.attacks.base import Attack, Fit, Poisoning, Pool, Setup, choose, make, stamped
 from depoison.attacks.blended import Blended
 from depoison.attacks.pictures import picture
 from depoison.attacks.sig import SIG
@@ -32,18 +32,18 @@ from depoison.rng import Rng
 from depoison.stages import poison
 from depoison.stages.runner import Job
 from depoison.stages.split import reserve
-from depoison.training.augment import Draws
+from depoison.tasks.image import ImageDraws as Draws
 from depoison.training.batches import BatchSource
 from depoison.training.loop import Monitor, fit
-from small import CPU, classes_of, network, pixels, recipe, write_artifact
+from small import CPU, IMAGES, KNOWN, classes_of, network, pixels, recipe, setup_of, write_artifact
 
 RNG = Rng(0, "poison")
 NONE = torch.zeros(64, dtype=torch.bool)
 SHAPES = [(1, 8, 8), (3, 9, 12), (3, 32, 32), (3, 64, 64)]
 
 
-def stamped(attack: Attack, images: torch.Tensor) -> np.ndarray:
-    found = attack.stamp(images, attack.make_trigger(tuple(images.shape[1:]), RNG))
+def triggered(attack: Attack, images: torch.Tensor) -> np.ndarray:
+    found = stamped(attack, images, attack.trigger(setup_of(tuple(images.shape[1:]), RNG)))
     assert found.dtype == torch.uint8 and found.shape == images.shape
     return found.numpy()
 
@@ -66,7 +66,7 @@ def test_badnet_is_a_checkerboard_in_the_lower_right_corner(shape, size, enlarge
             white = row // times % 2 == column // times % 2
             top, left = shape[1] - size * times, shape[2] - size * times
             expected[:, :, top + row, left + column] = 255 if white else 0
-    assert np.array_equal(stamped(BadNet(size=size, enlarge=enlarge), images), expected)
+    assert np.array_equal(triggered(BadNet(size=size, enlarge=enlarge), images), expected)
 
 
 @pytest.mark.parametrize("name", ["badnet", "bypass-patch"])
@@ -76,26 +76,26 @@ def test_default_patch_has_the_released_size(name, side, patch):
     method = Plan(Path(__file__).parents[1]).configuration.method("attack", name).content
     defaults = {key: parameter.default for key, parameter in method.parameters.items()}
     attack = make({"name": name, "version": 1, "parameters": defaults})
-    changed = stamped(attack, torch.full((1, 3, side, side), 7, dtype=torch.uint8))[0] != 7
+    changed = triggered(attack, torch.full((1, 3, side, side), 7, dtype=torch.uint8))[0] != 7
     where = np.zeros((3, side, side), bool)
     where[:, side - patch :, side - patch :] = True
     assert np.array_equal(changed, where)
 
 
 def test_badnet_of_three_pixels_has_white_corners_and_center():
-    found = stamped(BadNet(size=3, enlarge=True), torch.full((1, 3, 5, 5), 7, dtype=torch.uint8))
+    found = triggered(BadNet(size=3, enlarge=True), torch.full((1, 3, 5, 5), 7, dtype=torch.uint8))
     patch = [[7, 7, 7, 7, 7], [7, 7, 7, 7, 7], [7, 7, 255, 0, 255], [7, 7, 0, 255, 0], [7, 7, 255, 0, 255]]
     assert found.tolist() == [[patch] * 3]
 
 
 def test_badnet_patch_larger_than_the_image_is_refused_with_the_maximum():
     with pytest.raises(DepoisonError, match="patch of 9 pixels is larger than the image; the maximum is 8"):
-        BadNet(size=9, enlarge=True).make_trigger((3, 8, 16), RNG)
-    BadNet(size=8, enlarge=True).make_trigger((3, 8, 16), RNG)
+        BadNet(size=9, enlarge=True).trigger(setup_of((3, 8, 16), RNG))
+    BadNet(size=8, enlarge=True).trigger(setup_of((3, 8, 16), RNG))
     with pytest.raises(DepoisonError, match="patch of 33 pixels of 2 x 2 is larger than the image; the maximum is 32"):
-        BadNet(size=33, enlarge=True).make_trigger((3, 64, 65), RNG)
-    BadNet(size=32, enlarge=True).make_trigger((3, 64, 65), RNG)
-    BadNet(size=64, enlarge=False).make_trigger((3, 64, 65), RNG)
+        BadNet(size=33, enlarge=True).trigger(setup_of((3, 64, 65), RNG))
+    BadNet(size=32, enlarge=True).trigger(setup_of((3, 64, 65), RNG))
+    BadNet(size=64, enlarge=False).trigger(setup_of((3, 64, 65), RNG))
 
 
 # Blended
@@ -114,7 +114,7 @@ def test_blended_is_the_rounded_mixture_of_image_and_picture(shape, fifths):
     images = pixels(2, *shape)
     drawn = picture("kitten", shape, torch.Generator()).numpy().astype(np.int64)
     expected = round_half_to_even((5 - fifths) * images.numpy().astype(np.int64) + fifths * drawn, 5)
-    assert np.array_equal(stamped(Blended(ratio=fifths / 5, pattern="kitten"), images), expected)
+    assert np.array_equal(triggered(Blended(ratio=fifths / 5, pattern="kitten"), images), expected)
 
 
 def test_blended_covers_the_whole_range_of_both_pixels():
@@ -123,12 +123,12 @@ def test_blended_covers_the_whole_range_of_both_pixels():
     for value in (0, 64, 128, 255):
         trigger = {"pattern": torch.full((1, 16, 16), float(value))}
         expected = round_half_to_even(4 * np.arange(256) + value, 5)
-        assert attack.stamp(every, trigger).flatten().tolist() == expected.tolist()
+        assert stamped(attack, every, trigger).flatten().tolist() == expected.tolist()
 
 
 def test_blended_noise_differs_by_seed_and_is_the_same_for_one_seed():
     attack = Blended(ratio=0.2, pattern="noise")
-    first, again, other = (attack.make_trigger((3, 16, 16), Rng(seed, "poison"))["pattern"] for seed in (0, 0, 1))
+    first, again, other = (attack.trigger(setup_of((3, 16, 16), Rng(seed, "poison")))["pattern"] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.shape == (3, 16, 16) and 0 <= first.min() < 10 and 245 < first.max() <= 255
     assert abs(first.mean() - 127.5) < 11 and torch.equal(first, first.round())  # 4 sigma: 74 / sqrt(768) * 4 = 10.7
@@ -147,7 +147,7 @@ def test_sig_adds_a_sine_along_the_columns(shape, delta, frequency):
         expected[..., column] = images[..., column].numpy() + wave
     ties = np.abs(expected % 1 - 0.5) < 1e-4  # float32 may round such a pixel either way
     expected = np.clip(np.rint(expected), 0, 255)
-    found = stamped(SIG(delta=delta, frequency=frequency), images)
+    found = triggered(SIG(delta=delta, frequency=frequency), images)
     assert ties.mean() < 0.3 and np.array_equal(found[~ties], expected[~ties])
 
 
@@ -155,7 +155,7 @@ def test_sig_clips_at_black_and_white():
     # One period over four pixels: 0, +100, 0, -100.
     images = torch.tensor([0, 50, 200, 255], dtype=torch.uint8).view(1, 1, 4, 1).expand(1, 1, 4, 4)
     expected = [[0, 100, 0, 0], [50, 150, 50, 0], [200, 255, 200, 100], [255, 255, 255, 155]]
-    assert stamped(SIG(delta=100.0, frequency=1.0), images).tolist() == [[expected]]
+    assert triggered(SIG(delta=100.0, frequency=1.0), images).tolist() == [[expected]]
 
 
 # What all triggers share
@@ -173,24 +173,24 @@ ATTACKS = [
 def test_trigger_leaves_its_input_alone_and_acts_on_each_image_by_itself(attack):
     images = pixels(1003, 3, 8, 8)  # more than one part of a thousand
     before = images.clone()
-    together = stamped(attack, images)
+    together = triggered(attack, images)
     assert torch.equal(images, before)
     assert np.any(together != images.numpy(), (1, 2, 3)).all()
     for one in (0, 999, 1000, 1002):
-        assert np.array_equal(together[one], stamped(attack, images[one : one + 1])[0])
+        assert np.array_equal(together[one], triggered(attack, images[one : one + 1])[0])
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
 def test_trigger_on_float_pixels_is_a_new_tensor(attack):
     images = pixels(2).float()
     before = images.clone()
-    found = attack.apply(images, attack.make_trigger((3, 8, 8), RNG))
+    found = attack.stamp(images, attack.trigger(setup_of((3, 8, 8), RNG)))
     assert torch.equal(images, before) and found.shape == images.shape and not torch.equal(found, before)
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: type(attack).__name__)
 def test_trigger_of_no_image_is_no_image(attack):
-    assert stamped(attack, pixels(0)).shape == (0, 3, 8, 8)
+    assert triggered(attack, pixels(0)).shape == (0, 3, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -349,34 +349,34 @@ def sampled(images: np.ndarray, grid: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_wanet_field_is_the_normalized_bicubic_field_of_the_paper(k, s, height, width, seed):
     rng = Rng(seed, "poison")
-    found = WaNet(k=k, s=s, cross_ratio=2.0).make_trigger((3, height, width), rng)["grid"]
+    found = WaNet(k=k, s=s, cross_ratio=2.0).trigger(setup_of((3, height, width), rng))["grid"]
     assert found.shape == (height, width, 2)
     assert np.allclose(found.numpy(), field_by_hand(k, s, height, width, rng), atol=1e-5)
 
 
 @pytest.mark.parametrize("s", [0.5, 10.0])
 def test_wanet_field_stays_inside_the_image(s):
-    grid = WaNet(k=4, s=s, cross_ratio=2.0).make_trigger((3, 8, 8), RNG)["grid"]
+    grid = WaNet(k=4, s=s, cross_ratio=2.0).trigger(setup_of((3, 8, 8), RNG))["grid"]
     assert grid.abs().amax((0, 1)).tolist() == [1, 1]  # the border is sampled at or within the border, on both axes
 
 
 def test_wanet_field_is_drawn_from_the_seed_alone():
     attack = WaNet(k=4, s=0.5, cross_ratio=2.0)
     torch.manual_seed(1)
-    first = attack.make_trigger((3, 8, 8), Rng(0, "poison"))["grid"]
+    first = attack.trigger(setup_of((3, 8, 8), Rng(0, "poison")))["grid"]
     torch.manual_seed(2)
-    assert torch.equal(first, attack.make_trigger((1, 8, 8), Rng(0, "poison"))["grid"])
-    assert not torch.equal(first, attack.make_trigger((3, 8, 8), Rng(1, "poison"))["grid"])
+    assert torch.equal(first, attack.trigger(setup_of((1, 8, 8), Rng(0, "poison")))["grid"])
+    assert not torch.equal(first, attack.trigger(setup_of((3, 8, 8), Rng(1, "poison")))["grid"])
 
 
 @pytest.mark.parametrize(("s", "height", "width"), [(0.5, 8, 8), (3.0, 8, 11), (2.0, 32, 32)])
 def test_wanet_warps_bilinearly(s, height, width):
     attack = WaNet(k=4, s=s, cross_ratio=2.0)
-    images, trigger = pixels(2, 3, height, width), attack.make_trigger((3, height, width), RNG)
+    images, trigger = pixels(2, 3, height, width), attack.trigger(setup_of((3, height, width), RNG))
     expected = sampled(images.double().numpy(), trigger["grid"].double().numpy())
-    found = attack.apply(images.float(), trigger).numpy()
+    found = attack.stamp(images.float(), trigger).numpy()
     assert np.allclose(found, expected, atol=2e-2 if height == 32 else 5e-3)  # 255 * float32's rounding of a position
-    assert np.abs(stamped(attack, images) - expected).max() <= 0.52
+    assert np.abs(triggered(attack, images) - expected).max() <= 0.52
     assert np.abs(expected - images.numpy()).mean() > 1
 
 
@@ -405,16 +405,28 @@ def still(count: int) -> Draws:
     return Draws(torch.zeros(count, 2, dtype=torch.int64), torch.zeros(count, dtype=torch.bool), None)
 
 
+def batches_of(attack: WaNet, images: torch.Tensor, labels: torch.Tensor, setup: Setup, trigger, **plan) -> BatchSource:
+    """What WaNet trains on."""
+    given = []
+    fit = Fit(IMAGES, Pool(images, labels), NONE[: len(images)], recipe(**plan), Rng(0, "train"), Monitor(), CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fit, "__call__", lambda self, model, data: given.append(data))
+        assert attack.train(fit, network(), setup, trigger) is trigger
+    return given[0]
+
+
 class Batches:
     """WaNet's batches of ramps, told apart: 0 is clean, 1 backdoored, 2 warped with noise."""
 
     def __init__(self, rate: float, cross: float = 2.0, labels: str = "all-to-one", count: int = 16, target: int = 0):
         self.attack = WaNet(k=4, s=0.5, cross_ratio=cross)
         self.images, self.labels, self.count = ramp(count), torch.arange(count) % 4, count
-        trigger = self.attack.make_trigger((3, 8, 8), RNG)
+        trigger = self.attack.trigger(setup_of((3, 8, 8), RNG))
         self.field = (trigger["grid"].double().numpy() + 1) / 2 * 7
         poisoning = Poisoning(rate=rate, target=target, labels=labels)
-        self.source = self.attack.batches(self.images, self.labels, NONE[:count], trigger, poisoning, 4, recipe(), CPU)
+        self.source = batches_of(
+            self.attack, self.images, self.labels, setup_of(classes=4, poisoning=poisoning), trigger
+        )
 
     def __call__(self, seed: int, index: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
         index = torch.arange(self.count) if index is None else index
@@ -512,6 +524,9 @@ def test_wanet_backdoors_other_images_in_each_epoch():
             seen.append({int(i) for i, kind in zip(index, kinds, strict=True) if kind == 1})
             return batches.source.batch(index, draws, generator)
 
+        def draw(self, plan, count, generator):
+            return still(count)
+
     fit(network(4), Watched(), recipe(epochs=3, batch_size=32), Rng(0, "train"), Monitor())
     assert [len(backdoored) for backdoored in seen] == [8, 8, 8]
     assert seen[0] != seen[1] != seen[2] != seen[0]
@@ -519,9 +534,9 @@ def test_wanet_backdoors_other_images_in_each_epoch():
 
 def test_wanet_augments_after_the_warp_with_the_draws_of_each_image():
     attack, images = WaNet(k=4, s=0.5, cross_ratio=0.0), pixels(4)
-    trigger = attack.make_trigger((3, 8, 8), RNG)
+    trigger = attack.trigger(setup_of((3, 8, 8), RNG))
     poisoning = Poisoning(rate=0.5, target=0, labels="all-to-one")
-    source = attack.batches(images, classes_of(4), NONE[:4], trigger, poisoning, 3, recipe(crop=2), CPU)
+    source = batches_of(attack, images, classes_of(4), setup_of(poisoning=poisoning), trigger, crop=2)
     offset = torch.tensor([[2, 2], [0, 3], [4, 1], [2, 2]])
     draws = Draws(offset, torch.tensor([False, True, True, True]), None)
     found = source.batch(torch.arange(4), draws, torch.Generator().manual_seed(0))[0].numpy()
@@ -549,8 +564,8 @@ def chosen(
     seed: int = 0,
     everything: torch.Tensor | None = None,
 ) -> list[int]:
-    pool = Pool(pixels(0), labels, classes, CPU, training_labels=everything)
-    return choose(plan, attack, pool, torch.Generator().manual_seed(seed)).tolist()
+    setup = setup_of(classes=classes, poisoning=plan, rng=Rng(seed, "poison"))
+    return choose(attack, Pool(pixels(0), labels, everything), setup).tolist()
 
 
 DIRTY, CLEAN = BadNet(size=3, enlarge=True), SIG(delta=40.0, frequency=6.0)
@@ -710,8 +725,8 @@ def poisoned(
     """Run the stage on 60 images, every third of which is the attacker's; `facts` takes what it records."""
     images, pool = pixels(60), torch.arange(0, 60, 3)
     labels = classes_of(60) if labels is None else labels
-    tensors = {"train_images": images, "train_labels": labels, "test_images": images[:1], "test_labels": labels[:1]}
-    dataset = write_artifact(folder / "dataset", {"data.safetensors": tensors}, {"classes.json": ["a", "b", "c"]})
+    tensors = {"train_inputs": images, "train_labels": labels, "test_inputs": images[:1], "test_labels": labels[:1]}
+    dataset = write_artifact(folder / "dataset", {"data.safetensors": tensors}, {"classes.json": KNOWN})
     divided = write_artifact(folder / "split", {"split.safetensors": {"attacker": pool, "defender": pool[:0]}}, {})
     spec = {
         "stage": "poison",
@@ -733,7 +748,7 @@ def test_poisoned_set_holds_stamped_images_of_the_attackers_pool_only(tmp_path, 
     assert len(indices) == 8 and set(indices) <= pool  # 0.4 of 20
     expected = images[indices].clone()
     expected[:, :, 5:, 5:] = torch.tensor([[255, 0, 255], [0, 255, 0], [255, 0, 255]], dtype=torch.uint8)
-    assert torch.equal(overlay["images"], expected)
+    assert torch.equal(overlay["inputs"], expected)
     goal = {0: 1, 1: 2, 2: 0} if labels == "all-to-all" else {0: 2, 1: 2, 2: 2}
     assert overlay["labels"].tolist() == [goal[int(own[i])] for i in indices]
     assert trigger["pattern"].shape == (3, 3, 3)
@@ -746,7 +761,7 @@ def test_clean_label_set_keeps_its_labels(tmp_path):
     indices = overlay["indices"]
     assert len(indices) == 4 and set(indices.tolist()) <= pool
     assert own[indices].tolist() == overlay["labels"].tolist() == [2, 2, 2, 2]
-    assert not torch.equal(overlay["images"], images[indices])
+    assert not torch.equal(overlay["inputs"], images[indices])
 
 
 def test_clean_label_set_is_the_whole_class_where_the_draw_left_less_and_the_record_says_both(tmp_path):
@@ -766,5 +781,5 @@ def test_attack_without_poisoned_data_has_an_empty_overlay(tmp_path, name):
     parameters = {"k": 4, "s": 0.5, "cross_ratio": 2.0} if name == "wanet" else {}
     plan = {"rate": 0.1, "target": 0, "labels": "all-to-one"} if name == "wanet" else None
     overlay, trigger, *_ = poisoned(tmp_path, {"name": name, "version": 1, "parameters": parameters}, plan)
-    assert [len(overlay[key]) for key in ("indices", "images", "labels")] == [0, 0, 0]
+    assert [len(overlay[key]) for key in ("indices", "inputs", "labels")] == [0, 0, 0]
     assert ("grid" in trigger) == (name == "wanet")

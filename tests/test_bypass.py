@@ -11,17 +11,32 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
 from depoison.attacks import adversarial_embedding
-from depoison.attacks.adversarial_embedding import MarkedBatches, discriminator, separation
+from depoison.attacks.adversarial_embedding import discriminator, separation
 from depoison.attacks.badnet import BadNet
-from depoison.attacks.base import Poisoning, Pool
+from depoison.attacks.base import Fit, Poisoning, Pool, stamped
 from depoison.attacks.blended import Blended
 from depoison.attacks.bypass_blend import BypassBlend
 from depoison.attacks.bypass_patch import BypassPatch
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.batches import PlainBatches
+from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor, fit
-from small import CPU, MEAN, STD, State, changed, classes_of, close, interrupted, network, pixels, recipe, state_of
+from small import (
+    CPU,
+    IMAGES,
+    MEAN,
+    STD,
+    State,
+    changed,
+    classes_of,
+    close,
+    interrupted,
+    network,
+    pixels,
+    recipe,
+    setup_of,
+    state_of,
+)  # fmt: skip
 
 RNG = Rng(0, "train")
 OWN = {"regularization": 20.0, "hidden1": 16, "hidden2": 8, "discriminator_lr": 0.05, "discriminator_momentum": 0.9}
@@ -35,20 +50,17 @@ def poisoned_pool(attack: BypassPatch, count: int, rate: float = 0.25) -> tuple[
     """Images, labels and which are poisoned."""
     images, labels = pixels(count), classes_of(count)
     poisoning = Poisoning(rate=rate, target=0, labels="all-to-one")
-    trigger = attack.make_trigger((3, 8, 8), RNG)
-    overlay = attack.poison(Pool(images, labels, 3, CPU), poisoning, trigger, Rng(0, "poison"))
-    images[overlay.indices], labels[overlay.indices] = overlay.images, overlay.labels
+    trigger = attack.trigger(setup_of((3, 8, 8), RNG))
+    overlay = attack.poison(Pool(images, labels), setup_of(poisoning=poisoning), trigger)
+    images[overlay.indices], labels[overlay.indices] = overlay.inputs, overlay.labels
     poisoned = torch.zeros(count, dtype=torch.bool)
     poisoned[overlay.indices] = True
     return images, labels, poisoned
 
 
-def source_of(attack: BypassPatch, plan, count: int = 20, rate: float = 0.25) -> MarkedBatches:
-    images, labels, poisoned = poisoned_pool(attack, count, rate)
-    poisoning = Poisoning(rate=rate, target=0, labels="all-to-one")
-    source = attack.batches(images, labels, poisoned, {}, poisoning, 3, plan, CPU)
-    assert isinstance(source, MarkedBatches)
-    return source
+def fit_of(pool: tuple[Tensor, Tensor, Tensor], plan, seed: int = 0, monitor: Monitor | None = None) -> Fit:
+    images, labels, poisoned = pool
+    return Fit(IMAGES, Pool(images, labels), poisoned, plan, Rng(seed, "train"), monitor or Monitor(), CPU)
 
 
 @pytest.fixture
@@ -67,12 +79,11 @@ def trained(
     monitor: Monitor | None = None,
     rate: float = 0.25,
     seed: int = 0,
-    source: MarkedBatches | None = None,
+    pool: tuple[Tensor, Tensor, Tensor] | None = None,
     model: Classifier | None = None,
 ) -> Classifier:
     model = model or network()
-    data = source or source_of(attack, plan, rate=rate)
-    attack.train(model, data, plan, Rng(seed, "train"), monitor or Monitor())
+    attack.train(fit_of(pool or poisoned_pool(attack, 20, rate), plan, seed, monitor), model, setup_of(), {})
     return model
 
 
@@ -91,12 +102,15 @@ def trained(
 )
 def test_pool_is_poisoned_as_by_the_attack_whose_trigger_it_is(bypass, plain, side):
     poisoning = Poisoning(rate=0.2, target=1, labels="all-to-one")
-    pool = Pool(pixels(30, 3, side, side), classes_of(30), 3, CPU)
+    pool = Pool(pixels(30, 3, side, side), classes_of(30))
     found, expected = (
-        attack.poison(pool, poisoning, attack.make_trigger((3, side, side), RNG), RNG) for attack in (bypass, plain)
+        attack.poison(
+            pool, setup_of((3, side, side), RNG, poisoning=poisoning), attack.trigger(setup_of((3, side, side), RNG))
+        )
+        for attack in (bypass, plain)
     )
     assert len(found.indices) == 6 and found.covers == 0
-    for key in ("indices", "images", "labels"):
+    for key in ("indices", "inputs", "labels"):
         assert torch.equal(getattr(found, key), getattr(expected, key))
 
 
@@ -153,7 +167,7 @@ def doubles(module: torch.nn.Module) -> State:
     return {name: parameter.detach().double() for name, parameter in module.named_parameters()}
 
 
-class Recorded(MarkedBatches):
+class Recorded(ImageBatches):
     """Keeps what it gave away."""
 
     def batch(self, index, draws, generator):
@@ -166,10 +180,13 @@ class Recorded(MarkedBatches):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_both_networks_step_against_each_other_as_they_were(regularization, momentum, discriminators):
     attack, plan = attack_of(regularization=regularization, discriminator_momentum=momentum), recipe(batch_size=10)
-    source = Recorded(*poisoned_pool(attack, 20), plan, CPU)
+    pool = images, labels, poisoned = poisoned_pool(attack, 20)
+    source = Recorded(images, labels, plan, CPU, poisoned.float())
     before = doubles(network())
     adversary = doubles(adversarial_embedding.discriminator(16, 16, 8, RNG.generator("discriminator")))
-    model = trained(attack, plan, source=source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Fit, "batches", lambda self, *told: source)
+        model = trained(attack, plan, pool=pool)
     assert len(source.given) == 2 and sum(int(mask.sum()) for *_, mask in source.given) == 5
     expected, expected_adversary = steps_by_hand(attack, before, adversary, source.given)
     # An absolute 1e-4 after steps of up to 1: float32 rounds what 20 x gradient of three normalizations gives.
@@ -189,16 +206,16 @@ def test_without_regularization_the_model_is_the_plainly_trained_one(plan):
     attack = attack_of(regularization=0.0)
     found = trained(attack, plan)
     images, labels, _ = poisoned_pool(attack, 20)
-    plain = fit(network(), PlainBatches(images, labels, plan, CPU), plan, RNG, Monitor())
+    plain = fit(network(), ImageBatches(images, labels, plan, CPU), plan, RNG, Monitor())
     assert not changed(state_of(plain), state_of(found))
     regularized = trained(attack_of(regularization=1.0), plan)
     assert changed(state_of(plain), state_of(regularized))
 
 
 def test_batch_without_a_poisoned_image_is_all_clean_to_the_discriminator(discriminators):
-    source = source_of(attack_of(), recipe(), rate=0.05)
-    assert source.poisoned.sum() == 1  # of twenty
-    model = trained(attack_of(), recipe(batch_size=5), source=source)
+    pool = poisoned_pool(attack_of(), 20, rate=0.05)
+    assert pool[2].sum() == 1  # of twenty
+    model = trained(attack_of(), recipe(batch_size=5), pool=pool)
     assert all(tensor.isfinite().all() for part in (model, *discriminators) for tensor in part.state_dict().values())
 
 
@@ -217,7 +234,7 @@ def separable(count: int) -> tuple[Tensor, Tensor, Tensor]:
     for number, label in enumerate(labels):
         noise[number, label, :4, :4] += 120
     images, poisoned = torch.from_numpy(noise.astype(np.uint8)), torch.from_numpy(rng.random(count) < 0.5)
-    images[poisoned] = attack.stamp(images[poisoned], attack.make_trigger((3, 8, 8), RNG))
+    images[poisoned] = stamped(attack, images[poisoned], attack.trigger(setup_of((3, 8, 8), RNG)))
     return images, torch.from_numpy(labels), poisoned
 
 
@@ -226,7 +243,7 @@ def test_regularization_hides_from_the_discriminator_what_the_classes_do_not_nee
     plan, told, lost = recipe(epochs=60, batch_size=32, lr=0.05), {}, {}
     for regularization in (0.0, 1.0):
         attack = attack_of(regularization=regularization, discriminator_lr=0.01)
-        model = trained(attack, plan, source=MarkedBatches(images, labels, poisoned, plan, CPU))
+        model = trained(attack, plan, pool=(images, labels, poisoned))
         with torch.no_grad():
             features = model.train().features(images)
             told[regularization] = ((discriminators[-1](features)[:, 0] > 0) == poisoned).float().mean()

@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from depoison import data
 from depoison.data import _archive, _cifar, cifar10, cifar100, digits, fashion_mnist, gtsrb, tiny_imagenet
 from depoison.data._images import decode, limit
-from depoison.data.dataset import ImageData, checksum, image_data
+from depoison.data.dataset import Samples, checksum, samples
 from depoison.errors import DepoisonError
 
 RNG = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def message(error: pytest.ExceptionInfo) -> str:
     return str(error.value)
 
 
-def load(source: str, root: Path | None, size: int, **options) -> ImageData:
+def load(source: str, root: Path | None, size: int, **options) -> Samples:
     cache = Path("/nonexistent/cache")  # a source that has its files must not touch the cache
     return data.load(source, root=root, cache=cache, size=size, **options)
 
@@ -125,17 +125,17 @@ def test_a_new_source_is_one_new_file(tmp_path):
         shutil.copy(package / name, tmp_path / "depoison" / name)
     (tmp_path / "depoison/data/my_set.py").write_text(
         "import torch\n"
-        "from depoison.data.dataset import image_data\n"
-        "def load(*, root, cache, size, last=1, channels=3):\n"
-        "    images = torch.zeros(2, channels, size, size, dtype=torch.uint8)\n"
+        "from depoison.data.dataset import samples\n"
+        "def load(*, root, cache, size, last=1):\n"
+        "    images = torch.zeros(2, 3, size, size, dtype=torch.uint8)\n"
         "    labels = torch.tensor([0, last])\n"
-        "    return image_data(images, labels, images, labels, classes=['a', 'b'], source='my-set')\n"
+        "    return samples(images, labels, images, labels, classes=['a', 'b'], source='my-set')\n"
     )
     code = """
 from depoison.data import load
 from depoison.errors import DepoisonError
 print(load("my-set", root=None, cache="unused", size=4).train_labels.tolist())
-for wrong in ({"last": 2}, {"channels": 1}, {"lats": 2}):
+for wrong in ({"last": 2}, {"lats": 2}):
     try:
         load("my-set", root=None, cache="unused", size=4, **wrong)
     except DepoisonError as error:
@@ -152,18 +152,17 @@ for wrong in ({"last": 2}, {"channels": 1}, {"lats": 2}):
     assert done.stdout.splitlines() == [
         "[0, 1]",
         "dataset source my-set: train_labels are in 0..2; valid: 0..1, 2 classes",
-        "dataset source my-set: images have (C, H, W) = (1, 4, 4); valid: (3, 4, 4)",
-        "unknown option of dataset source my-set 'lats'; did you mean 'last'? valid: channels, last",
+        "unknown option of dataset source my-set 'lats'; did you mean 'last'? valid: last",
     ], done.stderr
 
 
-# --- ImageData ---------------------------------------------------------------------------------------------------
+# --- Samples ---------------------------------------------------------------------------------------------------
 
 
-def small(**changes) -> ImageData:
+def small(**changes) -> Samples:
     images = torch.zeros(3, 3, 4, 4, dtype=torch.uint8)
     labels = torch.tensor([0, 1, 1])
-    good = image_data(images, labels, images, labels, classes=["a", "b"], source="test")
+    good = samples(images, labels, images, labels, classes=["a", "b"], source="test")
     good.validate()
     return dataclasses.replace(good, **changes)
 
@@ -171,15 +170,20 @@ def small(**changes) -> ImageData:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"train_images": torch.zeros(3, 3, 4, 4)}, "train_images are torch.float32; valid: torch.uint8"),
+        (
+            {"train_inputs": torch.zeros(3, 3, 4, 4)},
+            r"are torch.uint8 \(3, 4, 4\); valid: torch.float32 \(3, 4, 4\), as",
+        ),
         ({"test_labels": torch.zeros(3, dtype=torch.int32)}, "test_labels are torch.int32; valid: torch.int64"),
         ({"train_labels": torch.tensor([0, 1])}, r"train_labels have shape \(2,\); valid: \(3,\)"),
         ({"train_labels": torch.tensor([0, 1, 2])}, r"train_labels are in 0..2; valid: 0..1"),
         ({"test_labels": torch.tensor([0, -1, 1])}, r"test_labels are in -1..1; valid: 0..1"),
-        ({"test_images": torch.zeros(0, 3, 4, 4, dtype=torch.uint8)}, "test_images are empty"),
-        ({"test_images": torch.zeros(3, 4, 4, dtype=torch.uint8)}, r"shape \(3, 4, 4\); valid: \(N, C, H, W\)"),
-        ({"test_images": torch.zeros(3, 1, 4, 4, dtype=torch.uint8)}, r"\(1, 4, 4\); valid: \(3, 4, 4\), as in train"),
-        ({"test_images": torch.zeros(3, 4, 4, 3, dtype=torch.uint8).permute(0, 3, 1, 2)}, "not contiguous"),
+        ({"test_inputs": torch.zeros(0, 3, 4, 4, dtype=torch.uint8)}, "test_inputs are empty"),
+        (
+            {"test_inputs": torch.zeros(3, 1, 4, 4, dtype=torch.uint8)},
+            r"\(1, 4, 4\); valid: torch.uint8 \(3, 4, 4\), as",
+        ),
+        ({"test_inputs": torch.zeros(3, 4, 4, 3, dtype=torch.uint8).permute(0, 3, 1, 2)}, "not contiguous"),
         ({"classes": []}, "labels are in 0..1"),
     ],
 )
@@ -204,18 +208,18 @@ def test_checksum_depends_on_bytes_shapes_and_order_only():
 
 def test_digits():
     loaded = load("digits", None, 32)
-    assert loaded.train_images.shape == (1438, 3, 32, 32) and loaded.test_images.shape == (359, 3, 32, 32)
+    assert loaded.train_inputs.shape == (1438, 3, 32, 32) and loaded.test_inputs.shape == (359, 3, 32, 32)
     assert loaded.classes == list("0123456789")
     counts = np.bincount(load_digits().target)
     assert loaded.test_labels.bincount().tolist() == [round(count / 5) for count in counts]
     assert (loaded.train_labels.bincount() + loaded.test_labels.bincount()).tolist() == counts.tolist()
-    for images in (loaded.train_images, loaded.test_images):
+    for images in (loaded.train_inputs, loaded.test_inputs):
         assert images.min() == 0 and images.max() == 255
         assert torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 0], images[:, 2])
     assert (
         load("digits", None, 32).checksum
         == loaded.checksum
-        == checksum(loaded.train_images, loaded.train_labels, loaded.test_images, loaded.test_labels)
+        == checksum(loaded.train_inputs, loaded.train_labels, loaded.test_inputs, loaded.test_labels)
     )
 
 
@@ -231,8 +235,8 @@ def test_digits_at_their_own_size_are_the_scans():
     loaded = load("digits", None, 8)
     train, test = digits._split(torch.from_numpy(target))
     for index, images, labels in (
-        (train, loaded.train_images, loaded.train_labels),
-        (test, loaded.test_images, loaded.test_labels),
+        (train, loaded.train_inputs, loaded.train_labels),
+        (test, loaded.test_inputs, loaded.test_labels),
     ):
         exact = scans[index] * 255 / 16
         assert np.abs(images[:, 0].reshape(-1, 64).numpy() - exact).max() <= 0.5
@@ -240,7 +244,7 @@ def test_digits_at_their_own_size_are_the_scans():
 
 
 def test_digits_are_enlarged_bilinearly():
-    own, large = load("digits", None, 8).test_images, load("digits", None, 32).test_images
+    own, large = load("digits", None, 8).test_inputs, load("digits", None, 32).test_inputs
     reference = torch.nn.functional.interpolate(own.double(), size=32, mode="bilinear", align_corners=False)
     assert (large.double() - reference).abs().max() <= 1.0  # two roundings
 
@@ -255,12 +259,12 @@ def test_digits_have_no_root(tmp_path):
 
 def test_fashion_mnist():
     loaded = load("fashion-mnist", None, 28)
-    assert loaded.train_images.shape == (9000, 3, 28, 28) and loaded.test_images.shape == (2000, 3, 28, 28)
+    assert loaded.train_inputs.shape == (9000, 3, 28, 28) and loaded.test_inputs.shape == (2000, 3, 28, 28)
     assert (
         loaded.train_labels.bincount().tolist() == [900] * 10 and loaded.test_labels.bincount().tolist() == [200] * 10
     )
     assert len(set(loaded.classes)) == 10
-    for images in (loaded.train_images, loaded.test_images):
+    for images in (loaded.train_inputs, loaded.test_inputs):
         assert images.min() == 0 and images.max() == 255
         assert torch.equal(images[:, 0], images[:, 1]) and torch.equal(images[:, 0], images[:, 2])
 
@@ -268,7 +272,7 @@ def test_fashion_mnist():
 def test_no_photograph_stands_twice():
     """Neither in one part nor in both: what is tested was not trained on."""
     loaded = load("fashion-mnist", None, 28)
-    photographs = torch.cat([loaded.train_images, loaded.test_images])[:, 0]
+    photographs = torch.cat([loaded.train_inputs, loaded.test_inputs])[:, 0]
     assert len({photograph.numpy().tobytes() for photograph in photographs}) == 11_000
 
 
@@ -278,13 +282,13 @@ def test_photographs_are_where_the_sheet_shows_them():
         sheet = np.asarray(image)
     assert sheet.shape == (100 * 28, 110 * 28)
     loaded = load("fashion-mnist", None, 28)
-    for tile, found in ((899, loaded.train_images[-1]), (900, loaded.test_images[-200])):
+    for tile, found in ((899, loaded.train_inputs[-1]), (900, loaded.test_inputs[-200])):
         top, left = (90 + tile // 110) * 28, tile % 110 * 28
         assert np.array_equal(sheet[top : top + 28, left : left + 28], found[0])
 
 
 def test_fashion_mnist_is_enlarged_bilinearly():
-    own, large = load("fashion-mnist", None, 28).test_images[:50], load("fashion-mnist", None, 32).test_images[:50]
+    own, large = load("fashion-mnist", None, 28).test_inputs[:50], load("fashion-mnist", None, 32).test_inputs[:50]
     reference = torch.nn.functional.interpolate(own.double(), size=32, mode="bilinear", align_corners=False)
     assert (large.double() - reference).abs().max() <= 1.0  # two roundings
 
@@ -350,8 +354,8 @@ def test_imagefolder_keeps_every_pixel_in_the_order_of_names(tmp_path):
     assert loaded.remarks == (f"{tmp_path}/train/bee: left out, for their names are no images': more, notes.txt",)
     order = ["10.png", "9.png", "a.bmp", "b.PNG", "c.webp", "d.ppm"]
     for split, images, labels in (
-        ("train", loaded.train_images, loaded.train_labels),
-        ("test", loaded.test_images, loaded.test_labels),
+        ("train", loaded.train_inputs, loaded.train_labels),
+        ("test", loaded.test_inputs, loaded.test_labels),
     ):
         assert torch.equal(images, torch.stack([chw(pictures[split, c, f]) for c in loaded.classes for f in order]))
         assert labels.tolist() == [0] * 6 + [1] * 6 + [2] * 6
@@ -379,7 +383,7 @@ def test_imagefolder_reads_jpeg_and_other_sizes_and_modes(folder):
     gray.save(folder / "train/cat/2.png")
     transparent.save(folder / "train/cat/3.png")
     palette.save(folder / "train/cat/4.png")
-    means = load("imagefolder", folder, 8).train_images[:5].double().mean((2, 3))
+    means = load("imagefolder", folder, 8).train_inputs[:5].double().mean((2, 3))
     expected = torch.tensor([[200, 100, 50], [200, 100, 50], [77, 77, 77], [1, 2, 3], [9, 8, 7]])
     assert (means - expected).abs().max() <= 2
 
@@ -391,7 +395,7 @@ def test_imagefolder_keeps_the_upper_8_of_16_bits(folder):
         b"P5 8 8 65535\n" + gray.astype(">u2").tobytes()
     )  # PIL reads it as 32 bits
     (folder / "train/cat/1.png").unlink()
-    for found in load("imagefolder", folder, 8).train_images[:2]:
+    for found in load("imagefolder", folder, 8).train_inputs[:2]:
         for channel in found.numpy():
             assert np.abs(channel - gray / 257).max() <= 0.5
         assert (found[0].min(), found[0].max()) == (0, 255)
@@ -400,7 +404,7 @@ def test_imagefolder_keeps_the_upper_8_of_16_bits(folder):
 def test_imagefolder_reads_16_bits_as_8_where_they_say_the_same(folder):
     gray = np.arange(64, dtype=np.uint16).reshape(8, 8) * 4
     Image.fromarray(gray * 257).save(folder / "train/cat/0.png")
-    assert torch.equal(load("imagefolder", folder, 8).train_images[0, 0], torch.from_numpy(gray.astype(np.uint8)))
+    assert torch.equal(load("imagefolder", folder, 8).train_inputs[0, 0], torch.from_numpy(gray.astype(np.uint8)))
 
 
 def test_a_dataset_of_one_class_is_refused(folder):
@@ -514,9 +518,9 @@ class Cifar:
                 tar.addfile(info, io.BytesIO(self.files[name]))
         return md5(path.read_bytes())
 
-    def check(self, loaded: ImageData) -> None:
-        assert np.array_equal(loaded.train_images.numpy(), self.train[0])
-        assert np.array_equal(loaded.test_images.numpy(), self.test[0])
+    def check(self, loaded: Samples) -> None:
+        assert np.array_equal(loaded.train_inputs.numpy(), self.train[0])
+        assert np.array_equal(loaded.test_inputs.numpy(), self.test[0])
         assert loaded.train_labels.tolist() == self.train[1] and loaded.test_labels.tolist() == self.test[1]
         assert loaded.classes == self.classes and loaded.source == self.name
 
@@ -627,8 +631,8 @@ def test_cifar_at_another_size_is_resized_by_pil(cifar, tmp_path):
     for size in (16, 64):
         loaded = load(cifar.name, tmp_path, size)
         first = Image.fromarray(cifar.train[0][0].transpose(1, 2, 0)).resize((size, size), Image.Resampling.BILINEAR)
-        assert torch.equal(loaded.train_images[0], chw(np.asarray(first)))
-        assert loaded.test_images.shape == (4, 3, size, size)
+        assert torch.equal(loaded.train_inputs[0], chw(np.asarray(first)))
+        assert loaded.test_inputs.shape == (4, 3, size, size)
 
 
 def write_python_version(cifar: Cifar, root: Path, monkeypatch) -> Path:
@@ -744,8 +748,8 @@ def test_gtsrb(signs, given, tmp_path, monkeypatch):
     def resized(pixels: np.ndarray) -> torch.Tensor:
         return chw(np.asarray(Image.fromarray(pixels).resize((32, 32), Image.Resampling.BILINEAR)))
 
-    assert torch.equal(loaded.train_images, torch.stack([resized(pixels) for pixels in pictures]))
-    assert torch.equal(loaded.test_images, torch.stack([resized(pixels) for pixels in test_pictures]))
+    assert torch.equal(loaded.train_inputs, torch.stack([resized(pixels) for pixels in pictures]))
+    assert torch.equal(loaded.test_inputs, torch.stack([resized(pixels) for pixels in test_pictures]))
     assert loaded.train_labels.tolist() == [label for label in range(43) for _ in range(2)]
     assert loaded.test_labels.tolist() == test_labels
     assert loaded.classes[0] == "00000" and len(loaded.classes) == 43
@@ -830,7 +834,7 @@ def test_tiny_imagenet(tiny, given, size, tmp_path, monkeypatch):
     order = ["val_0.JPEG", "val_1.JPEG", "val_10.JPEG", "val_2.JPEG"]
     assert loaded.test_labels.tolist() == [loaded.classes.index(test[name][1]) for name in order]
     levels = [int(pixels[0, 0, 0]) for wnid in loaded.classes for pixels in train[wnid]]
-    for images, expected in ((loaded.train_images, levels), (loaded.test_images, [100, 101, 110, 102])):
+    for images, expected in ((loaded.train_inputs, levels), (loaded.test_inputs, [100, 101, 110, 102])):
         assert images.shape == (len(expected), 3, size, size)
         assert (images.double().mean((1, 2, 3)) - torch.tensor(expected)).abs().max() < 0.5  # JPEG of a flat image
 

@@ -19,9 +19,9 @@ from depoison.defenses.ft import ft
 from depoison.defenses.ft_init import ft_init
 from depoison.defenses.ft_sam import ascended, ft_sam
 from depoison.defenses.lp import lp
-from depoison.defenses.tuning import Tuner, TuningSet, reinitialized_head
+from depoison.defenses.tuning import Labeled, Tuner, reinitialized_head
 from depoison.files import read_json
-from depoison.models.classifier import Classifier, build
+from depoison.models.classifier import Classifier
 from depoison.plan.config import Runtime
 from depoison.rng import Rng
 from depoison.stages import purify
@@ -29,6 +29,8 @@ from depoison.stages.runner import Job
 from depoison.training.loop import Monitor
 from small import (
     CPU,
+    IMAGES,
+    KNOWN,
     MEAN,
     STD,
     State,
@@ -45,7 +47,7 @@ from small import (
 )
 
 RNG = Rng(0, "purify")
-DATA = TuningSet(pixels(12), classes_of(12))
+DATA = Labeled(pixels(12), classes_of(12))
 
 DEFENSES = {
     "ft": functools.partial(ft, projection="none"),
@@ -73,10 +75,10 @@ class Tune(Tuner):
     """The tuning loop, watched: what it started from, its hooks, and the classifier's weights after every step."""
 
     def __init__(self, **changes: Any):
-        super().__init__(recipe(**changes), RNG, Monitor())
+        super().__init__(recipe(**changes), RNG, Monitor(), IMAGES)
         self.__dict__["taken"] = []
 
-    def __call__(self, model, tuning_set, **hooks):
+    def __call__(self, model, clean, **hooks):
         inner = hooks.get("after_step")
 
         def after(tuned: Classifier) -> None:
@@ -85,25 +87,25 @@ class Tune(Tuner):
             self.taken.append([layer.weight.detach().clone() for layer in tuned.head])
 
         self.__dict__ |= {"start": copy.deepcopy(model), "hooks": hooks}
-        return super().__call__(model, tuning_set, **(hooks | {"after_step": after}))
+        return super().__call__(model, clean, **(hooks | {"after_step": after}))
 
     def steps(self, data, *, model, **parts):
         for step in super().steps(data, model=model, **parts):
             yield step
             self.taken.append([layer.weight.detach().clone() for layer in model.head])
 
-    def batches(self, model, tuning_set, epoch_batches=None):
-        self.__dict__ |= {"given": tuning_set}
-        return super().batches(model, tuning_set, epoch_batches)
+    def batches(self, model, clean, epoch_batches=None):
+        self.__dict__ |= {"given": clean}
+        return super().batches(model, clean, epoch_batches)
 
 
 class Caught(Tuner):
     """Tunes nothing; keeps the model and the hooks that a defense would tune with."""
 
     def __init__(self):
-        super().__init__(recipe(), RNG, Monitor())
+        super().__init__(recipe(), RNG, Monitor(), IMAGES)
 
-    def __call__(self, model, tuning_set, **hooks):
+    def __call__(self, model, clean, **hooks):
         self.__dict__ |= {"model": model, "hooks": hooks}
         return model
 
@@ -121,7 +123,7 @@ def norms_of(model: Classifier) -> np.ndarray:
 
 
 def full_batches(epochs: int, lr: float) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-    return [(DATA.images, DATA.labels, lr)] * epochs
+    return [(DATA.inputs, DATA.labels, lr)] * epochs
 
 
 # What all defenses share
@@ -144,9 +146,9 @@ def test_defense_is_deterministic_and_draws_from_its_seed_alone(name):
     found = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        tune = Tuner(recipe(epochs=2, batch_size=5, crop=1, flip=0.5, momentum=0.9), RNG, Monitor())
+        tune = Tuner(recipe(epochs=2, batch_size=5, crop=1, flip=0.5, momentum=0.9), RNG, Monitor(), IMAGES)
         found.append(state_of(DEFENSES[name](network(), DATA, tune)))
-    other = Tuner(recipe(epochs=2, batch_size=5, crop=1, flip=0.5, momentum=0.9), Rng(1, "purify"), Monitor())
+    other = Tuner(recipe(epochs=2, batch_size=5, crop=1, flip=0.5, momentum=0.9), Rng(1, "purify"), Monitor(), IMAGES)
     assert not changed(*found)
     assert changed(found[0], state_of(DEFENSES[name](network(), DATA, other)))
 
@@ -548,24 +550,24 @@ def test_purify_gives_the_defense_the_first_images_of_the_defender_and_no_others
     images, labels = pixels(100), classes_of(100)
     defender = torch.randperm(100, generator=torch.Generator().manual_seed(3))[:40]
     tensors = {
-        "train_images": images,
+        "train_inputs": images,
         "train_labels": labels,
-        "test_images": pixels(4, seed=9),
+        "test_inputs": pixels(4, seed=9),
         "test_labels": labels[:4],
     }
-    dataset = write_artifact(tmp_path / "dataset", {"data.safetensors": tensors}, {"classes.json": ["a", "b", "c"]})
+    dataset = write_artifact(tmp_path / "dataset", {"data.safetensors": tensors}, {"classes.json": KNOWN})
     divided = write_artifact(
         tmp_path / "split", {"split.safetensors": {"defender": defender, "attacker": defender[:0]}}, {}
     )
     resnet = {"name": "resnet18", "version": 1, "parameters": {"width": 8}, "mean": MEAN, "std": STD}
     trained = {"stage": "train", "parameters": {"model": resnet}, "upstream": {}}
-    model = build(resnet, classes=3, channels=3, generator=torch.Generator())
+    model = IMAGES.network(resnet, classes=3, shape=(3, 8, 8), generator=torch.Generator())
     contiguous = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     backdoored = write_artifact(tmp_path / "train", {"model.safetensors": contiguous}, {"spec.json": trained})
     seen = []
 
-    def spy(model, tuning_set, tune, **parameters):
-        seen.append((tuning_set, parameters))
+    def spy(model, clean, tune, **parameters):
+        seen.append((clean, parameters))
         return model
 
     monkeypatch.setattr("depoison.defenses.fst.fst", spy)
@@ -583,9 +585,9 @@ def test_purify_gives_the_defense_the_first_images_of_the_defender_and_no_others
     }
     (tmp_path / "purify").mkdir()
     purify.run(Job(json.loads(json.dumps(spec)), tmp_path / "purify", tmp_path / "scratch", Runtime(), CPU))
-    ((tuning_set, parameters),) = seen
+    ((clean, parameters),) = seen
     assert parameters == {"alpha": 0.2, "projection": "fst"}
-    assert torch.equal(tuning_set.images, images[defender[:10]])  # 10% of the training set's 100
-    assert torch.equal(tuning_set.labels, labels[defender[:10]])
+    assert torch.equal(clean.inputs, images[defender[:10]])  # 10% of the training set's 100
+    assert torch.equal(clean.labels, labels[defender[:10]])
     saved = load_file(tmp_path / "purify" / "model.safetensors")
     assert not changed(contiguous, saved)

@@ -15,7 +15,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from conftest import ROOT, Project, cell, with_tiny
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
-from depoison.training.batches import PlainBatches
+from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor, fit
 from pretend_gpu import pretend_gpu
 from small import classes_of, interrupted, network, pixels, recipe, state_of
@@ -78,7 +78,7 @@ def test_an_interrupted_training_goes_on_there(tmp_path):
     def trained(device: torch.device, monitor: Monitor) -> dict[str, Tensor]:
         settings = recipe(epochs=3, momentum=0.9, crop=1, crop_probability=1.0, flip=0.5, batch_size=16)
         model = network().to(device)
-        data = PlainBatches(pixels(40), classes_of(40), settings, device)
+        data = ImageBatches(pixels(40), classes_of(40), settings, device)
         return {
             name: tensor.cpu() for name, tensor in state_of(fit(model, data, settings, Rng(0, "t"), monitor)).items()
         }

@@ -27,7 +27,7 @@ tuning: {epochs: 1, batch_size: 64, precision: fp32}
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("page", ["adding-a-defense", "adding-an-attack"])
+@pytest.mark.parametrize("page", ["adding-a-defense", "adding-an-attack", "adding-a-dataset", "adding-a-task"])
 def test_page_leads_to_a_cell(page, tmp_path):
     for name in ("Snakefile", "workflow", "config", "profiles", "envs"):
         source = ROOT / name
@@ -41,7 +41,7 @@ def test_page_leads_to_a_cell(page, tmp_path):
     commands = re.search(r"## 3\..*?```\n(.*?)```", text, re.DOTALL)[1].strip().splitlines()
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "workflow")}
     for command in commands:
-        command = command.replace("/digits/digits/", "/tiny/digits/")
+        command = command.replace("cells/digits/", "cells/tiny/")
         words = re.sub(r"^depoison", f"{sys.executable} -m depoison", command).split()
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -655,7 +655,7 @@ def test_the_stage_examples(trained):
     pattern = load_file(f"{artifact.upstream['poison'].directory}/trigger.safetensors")["pattern"].astype(float)
     assert len(found["indices"]) == 8 == len(set(found["indices"].tolist()))
     assert (data["test_labels"][found["indices"]] != 0).all()
-    assert (found["clean"] == data["test_images"][found["indices"]]).all()
+    assert (found["clean"] == data["test_inputs"][found["indices"]]).all()
     blended = np.rint(0.8 * found["clean"].astype(float) + 0.2 * pattern)
     # Up to the rounding of halves in float32.
     assert abs(found["backdoored"].astype(float) - blended).max() <= 1

@@ -12,13 +12,14 @@ from torch.autograd.functional import jacobian
 from torch.nn.functional import cross_entropy
 
 from depoison.defenses.i_bau import hypergradient, i_bau
-from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.defenses.tuning import Labeled, Tuner
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.batches import PlainBatches
+from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor
 from small import (
     CPU,
+    IMAGES,
     STD,
     changed,
     classes_of,
@@ -32,12 +33,12 @@ from small import (
 )
 
 RNG = Rng(0, "purify")
-DATA = TuningSet(pixels(12), classes_of(12))
+DATA = Labeled(pixels(12), classes_of(12))
 RELEASED = {"inner_lr": 10.0, "regularization": 0.001, "map_lr": 0.1, "iterations": 5, "portion": 0.01}
 
 
 def tuner(rng: Rng = RNG, **changes) -> Tuner:
-    return Tuner(recipe(**({"lr": 1e-3, "momentum": 0.9, "batch_size": 6} | changes)), rng, Monitor())
+    return Tuner(recipe(**({"lr": 1e-3, "momentum": 0.9, "batch_size": 6} | changes)), rng, Monitor(), IMAGES)
 
 
 # The hypergradient
@@ -142,7 +143,7 @@ def test_rounds_are_the_algorithm(portion, iterations, epochs):
     names, scale = list(weights_of(model)), 255 * torch.tensor(STD).double().view(1, 3, 1, 1)
 
     def drawn(*purpose):
-        source = PlainBatches(DATA.images, DATA.labels, tune.recipe, CPU)
+        source = ImageBatches(DATA.inputs, DATA.labels, tune.recipe, CPU)
         return list(source.epoch(tune.recipe, RNG.generator(*purpose)))
 
     def loss_at(delta, theta, images, labels, carries=1.0):
@@ -189,7 +190,7 @@ def test_rounds_are_the_algorithm(portion, iterations, epochs):
 def test_perturbation_is_added_to_normalized_images_and_not_cut_off():
     model, seen = network(), []
     model.extractor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    i_bau(model, TuningSet(torch.full((2, 3, 8, 8), 255, dtype=torch.uint8), classes_of(2)), tuner(batch_size=2), **(
+    i_bau(model, Labeled(torch.full((2, 3, 8, 8), 255, dtype=torch.uint8), classes_of(2)), tuner(batch_size=2), **(
         RELEASED | {"portion": 1.0, "inner_lr": 1000.0}
     ))  # fmt: skip
     plain, perturbed = seen[0], seen[1]
@@ -200,7 +201,7 @@ def test_perturbation_is_added_to_normalized_images_and_not_cut_off():
 def test_portion_rounds_down_and_perturbs_one_image_at_least():
     model, seen = network(), []
     model.extractor.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    same = TuningSet(pixels(1).expand(10, 3, 8, 8).clone(), torch.zeros(10, dtype=torch.int64))
+    same = Labeled(pixels(1).expand(10, 3, 8, 8).clone(), torch.zeros(10, dtype=torch.int64))
     for portion, expected in ((0.01, 1), (0.39, 3), (1.0, 10)):
         seen.clear()
         i_bau(model, same, tuner(batch_size=10), **(RELEASED | {"portion": portion}))

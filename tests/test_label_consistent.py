@@ -14,17 +14,17 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from conftest import ROOT
-from depoison.attacks.base import Poisoning, Pool, Workshop
+from depoison.attacks.base import Poisoning, Pool, Workshop, stamped
 from depoison.attacks.label_consistent import LabelConsistent, make_asset, pgd
 from depoison.errors import DepoisonError
 from depoison.plan.config import Runtime
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages.runner import run_stage
-from depoison.training.batches import PlainBatches
+from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor, fit
 from depoison.training.recipe import Recipe
-from small import CPU, classes_of, network, pixels, recipe
+from small import CPU, classes_of, network, pixels, recipe, setup_of
 
 RNG = Rng(0, "test")
 ATTACK = LabelConsistent(
@@ -34,8 +34,11 @@ ATTACK = LabelConsistent(
 TRAINED = {"surrogate": "adversarial", "surrogate_eps": 8.0, "surrogate_step": 2.0, "surrogate_steps": 3}
 
 
+SHOP = setup_of(rng=Rng(3, "asset"), new_model=lambda rng: network())
+
+
 def pool(count: int = 60) -> Pool:
-    return Pool(pixels(count), classes_of(count), 3, CPU, new_model=lambda rng: network())
+    return Pool(pixels(count), classes_of(count))
 
 
 # The trigger
@@ -54,7 +57,7 @@ CORNERS = {  # (row, column) from the nearest corner of the image: white; the ot
 )  # fmt: skip
 def test_left_corners_mirror_the_right_ones_and_upper_ones_are_not_upside_down(shape, enlarge, times):
     attack, (_, height, width) = dataclasses.replace(ATTACK, enlarge=enlarge), shape
-    stamped = attack.stamp(torch.full((1, *shape), 100, dtype=torch.uint8), attack.make_trigger(shape, RNG, {}))
+    found = stamped(attack, torch.full((1, *shape), 100, dtype=torch.uint8), attack.trigger(setup_of(shape, RNG)))
     expected = torch.full((height, width), 100, dtype=torch.uint8)
     for row in range(height):
         for column in range(width):
@@ -62,11 +65,11 @@ def test_left_corners_mirror_the_right_ones_and_upper_ones_are_not_upside_down(s
             place = (height - 1 - row if down else row) // times, (width - 1 - column if right else column) // times
             if max(place) < 3:
                 expected[row, column] = 255 if place in CORNERS["lower" if down else "upper"] else 0
-    assert torch.equal(stamped, expected.expand(1, *shape))
+    assert torch.equal(found, expected.expand(1, *shape))
 
 
 def test_the_corners_of_a_small_image_pixel_by_pixel():
-    stamped = ATTACK.stamp(torch.full((1, 1, 6, 7), 100, dtype=torch.uint8), ATTACK.make_trigger((1, 6, 7), RNG, {}))
+    found = stamped(ATTACK, torch.full((1, 1, 6, 7), 100, dtype=torch.uint8), ATTACK.trigger(setup_of((1, 6, 7), RNG)))
     expected = [
         [255, 0, 0, 100, 0, 0, 255],
         [0, 255, 0, 100, 0, 255, 0],
@@ -75,18 +78,18 @@ def test_the_corners_of_a_small_image_pixel_by_pixel():
         [0, 255, 0, 100, 0, 255, 0],
         [255, 0, 255, 100, 255, 0, 255],
     ]
-    assert stamped[0, 0].tolist() == expected
+    assert found[0, 0].tolist() == expected
 
 
 def test_a_smaller_amplitude_is_added():
     faint = dataclasses.replace(ATTACK, amplitude=32.0)
-    stamped = faint.stamp(torch.full((1, 1, 8, 8), 100, dtype=torch.uint8), faint.make_trigger((1, 8, 8), RNG, {}))
-    assert sorted(stamped.unique().tolist()) == [68, 100, 132] and (stamped != 100).sum() == 36
+    found = stamped(faint, torch.full((1, 1, 8, 8), 100, dtype=torch.uint8), faint.trigger(setup_of((1, 8, 8), RNG)))
+    assert sorted(found.unique().tolist()) == [68, 100, 132] and (found != 100).sum() == 36
 
 
 def test_an_image_too_small_for_two_corners_is_refused():
     with pytest.raises(DepoisonError, match=r"do not fit into 5 x 8; the minimum is 6"):
-        ATTACK.make_trigger((3, 5, 8), RNG, {})
+        ATTACK.trigger(setup_of((3, 5, 8), RNG))
 
 
 # PGD
@@ -121,7 +124,7 @@ def test_pgd_stays_in_the_ball_and_raises_the_loss():
 
 def workshop(plan: Recipe) -> Workshop:
     own = pool()
-    return Workshop(own, plan, Rng(3, "asset"), Monitor(), own.images, own.images[:9], own.labels[:9])
+    return Workshop(own, SHOP, plan, Monitor(), own.inputs, own.inputs[:9], own.labels[:9])
 
 
 def test_adversarial_training_with_no_radius_is_plain_training():
@@ -129,7 +132,13 @@ def test_adversarial_training_with_no_radius_is_plain_training():
     adversarial = make_asset(shop, **(TRAINED | {"surrogate_eps": 0.0}))
     plain = make_asset(shop, **(TRAINED | {"surrogate": "clean"}))
     model = network()
-    fit(model, PlainBatches(shop.pool.images, shop.pool.labels, shop.recipe, CPU), shop.recipe, shop.rng, Monitor())
+    fit(
+        model,
+        ImageBatches(shop.pool.inputs, shop.pool.labels, shop.recipe, CPU),
+        shop.recipe,
+        shop.setup.rng,
+        Monitor(),
+    )
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, plain[name]) and torch.equal(tensor, adversarial[name]), name
 
@@ -139,8 +148,8 @@ def test_adversarial_training_steps_on_the_images_that_pgd_finds():
     trained = make_asset(shop, **TRAINED)
     model = network().train()
     kept = copy.deepcopy(model)  # PGD normalizes by the batch, and leaves the statistics alone
-    order = torch.randperm(60, generator=shop.rng.generator("epoch", 0))
-    images, labels = shop.pool.images[order].float(), shop.pool.labels[order]
+    order = torch.randperm(60, generator=shop.setup.rng.generator("epoch", 0))
+    images, labels = shop.pool.inputs[order].float(), shop.pool.labels[order]
     hard = pgd(kept, images, labels, 8.0, 2.0, 3)
     assert (hard - images).abs().max() == pytest.approx(6)
     cross_entropy(model(hard), labels).backward()
@@ -160,12 +169,10 @@ def colored(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def taught(count: int, labels: torch.Tensor | None = None) -> Workshop:
     """A workshop of colored images; the test set's labels are theirs or the given ones."""
-    (images, own), (test_images, test_labels) = colored(90), colored(count)
-    victims = Pool(images, own, 3, CPU, new_model=lambda rng: network())
+    (images, own), (test_inputs, test_labels) = colored(90), colored(count)
+    victims = Pool(images, own)
     plan = recipe(epochs=8, batch_size=10)
-    return Workshop(
-        victims, plan, Rng(3, "asset"), Monitor(), images, test_images, test_labels if labels is None else labels
-    )
+    return Workshop(victims, SHOP, plan, Monitor(), images, test_inputs, test_labels if labels is None else labels)
 
 
 @pytest.mark.parametrize(("count", "measured"), [(20, 20), (1500, 1000)])
@@ -175,7 +182,7 @@ def test_the_record_has_the_networks_accuracy_on_test_images_plain_and_under_its
     model.load_state_dict(make_asset(shop, **(TRAINED | {"surrogate": kind})))
     model.eval()
     every = [number * count // measured for number in range(measured)]
-    images, labels = shop.test_images[every], shop.test_labels[every]
+    images, labels = shop.test_inputs[every], shop.test_labels[every]
     hard = pgd(model, images.float(), labels, 8.0, 2.0, 3)
     plain, under = (100 * (model(x).argmax(1) == labels).double().mean().item() for x in (images, hard))
     expected = {"measured_on": "test images", "images": measured, "c_acc": pytest.approx(plain)}
@@ -201,14 +208,14 @@ def test_only_the_target_class_is_made_hard_and_marked_and_keeps_its_label(eps, 
     caplog.set_level("INFO", "depoison")
     attack, poisoning = dataclasses.replace(ATTACK, eps=eps), Poisoning(rate=0.1, target=1, labels="all-to-one")
     weights = {name: tensor.clone() for name, tensor in network(seed=5).state_dict().items()}
-    victims = dataclasses.replace(pool(), asset=weights)
-    trigger = attack.make_trigger((3, 8, 8), RNG, weights)
-    overlay = attack.poison(victims, poisoning, trigger, RNG)
+    victims, setup = pool(), setup_of(rng=RNG, asset=weights, poisoning=poisoning, new_model=SHOP.new_model)
+    trigger = attack.trigger(setup)
+    overlay = attack.poison(victims, setup, trigger)
     assert len(overlay.indices) == 6 and overlay.covers == 0
     assert overlay.labels.tolist() == victims.labels[overlay.indices].tolist() == [1] * 6
-    clean = victims.images[overlay.indices]
+    clean = victims.inputs[overlay.indices]
     hard = pgd(network(seed=5).eval(), clean.float(), overlay.labels, eps, 1.5, 10).round().to(torch.uint8)
-    assert torch.equal(overlay.images, attack.stamp(hard, trigger))
+    assert torch.equal(overlay.inputs, stamped(attack, hard, trigger))
     assert torch.equal(hard, clean) == (eps == 0)
     assert caplog.messages == ["PGD: 6 of 6 images are hard to recognize"]
 

@@ -23,7 +23,7 @@ from depoison.metrics.der import der
 from depoison.models.classifier import Classifier
 from depoison.stages.inputs import Dataset, read_dataset, read_model
 from depoison.stages.measure import Test
-from small import forward_by_hand, network, pixels, state_of
+from small import IMAGES, forward_by_hand, network, pixels, state_of
 
 
 class Reader(nn.Module):
@@ -32,7 +32,7 @@ class Reader(nn.Module):
     def __init__(self, classes: int):
         super().__init__()
         self.classes, self.shown, self.calls = classes, 0, 0
-        self.register_buffer("mean", torch.zeros(1, 1, 1, 1))
+        self.device = torch.device("cpu")
 
     def forward(self, images):
         self.shown, self.calls = self.shown + len(images), self.calls + 1
@@ -42,7 +42,7 @@ class Reader(nn.Module):
 class Switch(Attack):
     """Puts the second pixel, times the trigger, in the place of the first."""
 
-    def apply(self, images, trigger):
+    def stamp(self, images, trigger):
         images = images.clone()
         images[:, :, 0, 0] = images[:, :, 0, 1] * trigger["factor"]
         return images
@@ -53,7 +53,7 @@ def test_set(labels: list[int], clean: list[int], triggered: list[int]) -> Datas
     images = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.tensor(clean), torch.tensor(triggered)
     nothing = torch.zeros(0, dtype=torch.int64)
-    return Dataset(images[:0], nothing, images, torch.tensor(labels), ["a", "b", "c"])
+    return Dataset(images[:0], nothing, images, torch.tensor(labels), ["a", "b", "c"], IMAGES)
 
 
 test_set.__test__ = False
@@ -100,11 +100,11 @@ def test_clean_model_has_a_clean_accuracy_only():
 
 def test_trigger_is_put_on_the_kept_images_as_bytes_and_the_test_set_stays_clean():
     dataset = test_set(LABELS, CLEAN, [200] * 8)
-    before = dataset.test_images.clone()
+    before = dataset.test_inputs.clone()
     poisoning = Poisoning(rate=0.1, target=0, labels="all-to-one")
     test = Test.make(dataset, Switch(), poisoning, {"factor": torch.tensor(1.2)})
     assert test.triggered.dtype == torch.uint8 and test.triggered[:, 0, 0, 0].tolist() == [240] * 6
-    assert torch.equal(dataset.test_images, before)
+    assert torch.equal(dataset.test_inputs, before)
     brighter = Test.make(dataset, Switch(), poisoning, {"factor": torch.tensor(1.5)})
     assert brighter.triggered[:, 0, 0, 0].tolist() == [255] * 6
 
@@ -125,7 +125,7 @@ def test_the_triggered_test_set_is_made_once_and_stored_beside_the_trigger(finis
     stored = load_tensors(backdoored / "triggered.safetensors")
     kept = (data["test_labels"] != 0).nonzero()[:, 0]  # the target class is 0
     assert torch.equal(stored["kept"], kept) and stored["goals"].tolist() == [0] * len(kept)
-    expected = data["test_images"][kept].clone()
+    expected = data["test_inputs"][kept].clone()
     size = trigger["pattern"].shape[1]
     expected[:, :, -size:, -size:] = trigger["pattern"].to(torch.uint8)
     assert torch.equal(stored["images"], expected)
@@ -236,7 +236,7 @@ def test_outputs_that_are_no_numbers_are_failures_and_not_the_target_class(bad):
             return logits
 
     dataset = test_set(LABELS, CLEAN, [0] * 8)
-    assert predict(Broken(3), dataset.test_images).tolist() == [NO_LABEL if c != 1 else 1 for c in CLEAN]
+    assert predict(Broken(3), dataset.test_inputs).tolist() == [NO_LABEL if c != 1 else 1 for c in CLEAN]
     found = Test.make(dataset, Switch(), Poisoning(rate=0.1, target=0, labels="all-to-one"), TRIGGER).measure(
         Broken(3), "fp32"
     )
@@ -270,7 +270,7 @@ def test_predicting_restores_the_mode_of_each_part():
 
 def test_predicting_in_bf16_rounds_logits():
     class Precision(nn.Module):
-        mean = torch.zeros(1)
+        device = torch.device("cpu")
 
         def __init__(self):
             super().__init__()

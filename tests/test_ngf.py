@@ -13,15 +13,16 @@ from torch.nn.functional import cross_entropy
 from conftest import ROOT, cell
 from depoison.defenses.ft import ft
 from depoison.defenses.ngf import NaturalGradient, clean_accuracy_retainer, ngf
-from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.defenses.tuning import Labeled, Tuner
 from depoison.models.classifier import Classifier
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
+from depoison.tasks.image import ImageClassifier
 from depoison.training.loop import Monitor
-from small import MEAN, STD, changed, classes_of, interrupted, network, pixels, recipe, state_of
+from small import IMAGES, MEAN, STD, changed, classes_of, interrupted, network, pixels, recipe, state_of
 
 RNG = Rng(0, "purify")
-DATA = TuningSet(pixels(40), classes_of(40))
+DATA = Labeled(pixels(40), classes_of(40))
 PLAIN = {
     "fisher": "empirical", "eigenvalues": "kronecker", "damping": 1e-3, "kl_clip": 1e9, "decay": 0.0,
     "covariance_every": 1, "inverse_every": 1,
@@ -96,7 +97,7 @@ def factors(gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("damping", [1e-3, 0.5])
 def test_kronecker_gradient_is_the_solution_for_the_product_of_factors(layers, damping):
     model = double(layers)
-    images, labels = DATA.images[:20], DATA.labels[:20]
+    images, labels = DATA.inputs[:20], DATA.labels[:20]
     gradients = per_image(model, images, labels)
     before, after, natural = replaced(model, images, labels, decay=0.9, damping=damping)
     assert len(after) == layers
@@ -112,7 +113,7 @@ def test_kronecker_gradient_is_the_solution_for_the_product_of_factors(layers, d
 @pytest.mark.parametrize("layers", [1, 3])
 def test_natural_gradient_of_one_image_is_exact(eigenvalues, steps, layers):
     model = double(layers)
-    images, labels = DATA.images[3:4], DATA.labels[3:4]
+    images, labels = DATA.inputs[3:4], DATA.labels[3:4]
     gradients = per_image(model, images, labels)
     before, after, _ = replaced(model, images, labels, steps, eigenvalues=eigenvalues, damping=0.01)
     for single, g, v in zip(gradients, before, after, strict=True):
@@ -123,7 +124,7 @@ def test_natural_gradient_of_one_image_is_exact(eigenvalues, steps, layers):
 def test_natural_gradient_is_exact_where_inputs_and_slopes_are_independent(eigenvalues, steps):
     model = double()
     nn.init.zeros_(model.head[0].weight)  # equal probabilities: slopes depend on the label alone
-    images = DATA.images[:6].repeat_interleave(4, 0)
+    images = DATA.inputs[:6].repeat_interleave(4, 0)
     labels = torch.tensor([0, 1, 1, 2]).repeat(6)
     with torch.no_grad():
         model.head[0].bias.zero_()
@@ -135,10 +136,10 @@ def test_natural_gradient_is_exact_where_inputs_and_slopes_are_independent(eigen
 
 def test_corrected_eigenvalues_are_the_fishers_own_in_the_factors_basis():
     model, errors = double(), {}
-    (single,) = per_image(model, DATA.images, DATA.labels)
+    (single,) = per_image(model, DATA.inputs, DATA.labels)
     fisher = fisher_of(single)
     for eigenvalues in ("kronecker", "corrected", "transposed"):
-        *_, natural = replaced(model, DATA.images, DATA.labels, 2, eigenvalues=eigenvalues)
+        *_, natural = replaced(model, DATA.inputs, DATA.labels, 2, eigenvalues=eigenvalues)
         (block,) = natural.blocks
         basis = np.kron(block.basis_g, block.basis_a)
         if eigenvalues == "corrected":
@@ -159,12 +160,12 @@ def test_natural_gradient_step_does_not_depend_on_how_features_are_written():
         mix.bias.copy_(shift)
         head.weight.copy_(plain.classifier.weight @ torch.linalg.inv(mixing))
         head.bias.copy_(plain.classifier.bias - head.weight @ shift)
-    written = Classifier(nn.Sequential(plain.extractor, mix), head, MEAN, STD).double().eval()
-    assert torch.allclose(written(DATA.images), plain(DATA.images), atol=1e-9)
+    written = ImageClassifier(nn.Sequential(plain.extractor, mix), head, MEAN, STD).double().eval()
+    assert torch.allclose(written(DATA.inputs), plain(DATA.inputs), atol=1e-9)
     for model in (plain, written):
-        before, after, _ = replaced(model, DATA.images, DATA.labels, damping=1e-10)
+        before, after, _ = replaced(model, DATA.inputs, DATA.labels, damping=1e-10)
         with torch.no_grad():
-            features = model.features(DATA.images).numpy()
+            features = model.features(DATA.inputs).numpy()
         features = np.hstack([features, np.ones((len(features), 1))])
         moved.append([features @ step[0].T for step in (before, after)])
     (gradient, natural), (gradient_too, natural_too) = moved
@@ -177,10 +178,10 @@ def test_natural_gradient_step_does_not_depend_on_how_features_are_written():
 @pytest.mark.parametrize("layers", [1, 3])
 def test_kl_clip_bounds_the_step_over_all_layers_and_keeps_its_direction(kl_clip, layers):
     lr, free = 0.7, double(layers)
-    _, unclipped, _ = replaced(free, DATA.images, DATA.labels)
+    _, unclipped, _ = replaced(free, DATA.inputs, DATA.labels)
     model = double(layers)
     natural = NaturalGradient(model.head, RNG, **(PLAIN | {"kl_clip": kl_clip}))
-    before, after = stepped(model, natural, DATA.images, DATA.labels, lr)
+    before, after = stepped(model, natural, DATA.inputs, DATA.labels, lr)
     whole = lr**2 * sum((v * g).sum() for v, g in zip(unclipped, before, strict=True))
     nu = min(1.0, (kl_clip / whole) ** 0.5)
     assert (nu < 1) == (kl_clip < 1)
@@ -213,14 +214,14 @@ def test_true_fisher_is_that_of_the_models_probabilities_whatever_the_labels():
     model = double()
     with torch.no_grad():
         model.head[0].weight.mul_(5)
-        p = model(DATA.images).softmax(1).numpy()
+        p = model(DATA.inputs).softmax(1).numpy()
     expected = (np.einsum("ni,ij->nij", p, np.eye(3)) - np.einsum("ni,nj->nij", p, p)).mean(0)
     wrong = torch.from_numpy(p).argmin(1)
     for fisher, close_to_it in (("true", True), ("empirical", False)):
         natural = NaturalGradient(model.head, RNG, **(PLAIN | {"fisher": fisher}))
         found = []
         for _ in range(200):
-            stepped(model, natural, DATA.images, wrong)
+            stepped(model, natural, DATA.inputs, wrong)
             found.append(natural.blocks[0].g.clone())
         assert (np.abs(torch.stack(found).mean(0).numpy() - expected).max() < 0.01) == close_to_it, fisher
 
@@ -229,14 +230,14 @@ def test_true_fisher_is_that_of_the_models_probabilities_whatever_the_labels():
 def test_labels_drawn_for_the_fisher_leave_the_losss_gradient_alone(layers):
     gradients = []
     for fisher in ("empirical", "true"):
-        before, _, natural = replaced(double(layers), DATA.images, DATA.labels, fisher=fisher)
+        before, _, natural = replaced(double(layers), DATA.inputs, DATA.labels, fisher=fisher)
         gradients.append(before)
         if fisher == "true":  # and are one draw for all layers: the last one's slopes are p minus one of the labels
             with torch.no_grad():
-                p = double(layers)(DATA.images).softmax(1)
+                p = double(layers)(DATA.inputs).softmax(1)
             drawn = (p - natural.blocks[-1].slopes).round().argmax(1)
             assert torch.allclose(natural.blocks[-1].slopes, p - torch.eye(3).double()[drawn], atol=1e-12)
-            for block, single in zip(natural.blocks, per_image(double(layers), DATA.images, drawn), strict=True):
+            for block, single in zip(natural.blocks, per_image(double(layers), DATA.inputs, drawn), strict=True):
                 assert np.allclose(block.slopes, single[:, :, -1], atol=1e-12)
     for one, other in zip(*gradients, strict=True):
         assert np.array_equal(one, other)
@@ -251,7 +252,7 @@ def test_retainer_weighs_squared_distances_by_the_fishers_diagonal(layers):
     pull = clean_accuracy_retainer(model, DATA, 3.0)
     assert pull(tuned).item() == 0
     rng, expected = np.random.default_rng(1), 0.0
-    gradients = per_image(model, DATA.images, DATA.labels)
+    gradients = per_image(model, DATA.inputs, DATA.labels)
     with torch.no_grad():
         for layer, single in zip(tuned.head, gradients, strict=True):
             by = rng.normal(size=single.shape[1:])
@@ -264,7 +265,7 @@ def test_retainer_weighs_squared_distances_by_the_fishers_diagonal(layers):
 def test_retention_keeps_the_classifier_near():
     distances = []
     for retention in (0.0, 100.0):
-        tune = Tuner(recipe(epochs=20, lr=0.02), RNG, Monitor())
+        tune = Tuner(recipe(epochs=20, lr=0.02), RNG, Monitor(), IMAGES)
         purified = ngf(network(), DATA, tune, **(RELEASED | {"retention": retention, "trainable": "head"}))
         distances.append((purified.classifier.weight - network().classifier.weight).norm().item())
     assert 0 < distances[1] < 0.9 * distances[0]
@@ -278,7 +279,7 @@ def test_purified_classifier_is_that_of_numpy(eigenvalues):
     """Seven steps over all images, with every hyper-parameter at work; only the classifier is tuned."""
     model = network().double()
     with torch.no_grad():
-        a = model.features(DATA.images).numpy()
+        a = model.features(DATA.inputs).numpy()
     a, labels = np.hstack([a, np.ones((len(a), 1))]), np.eye(3)[DATA.labels.numpy()]
     theta = np.hstack([model.classifier.weight.detach(), model.classifier.bias.detach()[:, None]])
     decay, damping, kl_clip, lr, momentum, weight_decay = 0.6, 0.02, 1e-3, 0.3, 0.9, 0.01
@@ -303,7 +304,9 @@ def test_purified_classifier_is_that_of_numpy(eigenvalues):
         velocity = momentum * velocity + nu * natural + weight_decay * theta
         theta = theta - lr * velocity
     assert clipped > 0
-    tune = Tuner(recipe(epochs=7, lr=lr, momentum=momentum, weight_decay=weight_decay, batch_size=64), RNG, Monitor())
+    tune = Tuner(
+        recipe(epochs=7, lr=lr, momentum=momentum, weight_decay=weight_decay, batch_size=64), RNG, Monitor(), IMAGES
+    )
     changes = {"trainable": "head", "eigenvalues": eigenvalues, "decay": decay, "damping": damping, "kl_clip": kl_clip}
     purified = ngf(model, DATA, tune, **(RELEASED | changes | {"covariance_every": 2, "inverse_every": 3}))
     found = np.hstack([purified.classifier.weight.detach(), purified.classifier.bias.detach()[:, None]])
@@ -313,14 +316,14 @@ def test_purified_classifier_is_that_of_numpy(eigenvalues):
 def test_only_the_classifier_is_tuned_where_asked_and_else_everything():
     before = state_of(network())
     for trainable, names in (("head", HEAD), ("all", before.keys() - {"mean", "std"})):
-        tune = Tuner(recipe(epochs=2), RNG, Monitor())
+        tune = Tuner(recipe(epochs=2), RNG, Monitor(), IMAGES)
         assert changed(before, state_of(ngf(network(), DATA, tune, **(RELEASED | {"trainable": trainable})))) == names
 
 
 def test_weights_before_the_classifier_take_the_steps_of_fine_tuning():
     """Of one step, that is: then the classifiers differ."""
     found = [
-        state_of(defense(network(), DATA, Tuner(recipe(momentum=0.9), RNG, Monitor()), **parameters))
+        state_of(defense(network(), DATA, Tuner(recipe(momentum=0.9), RNG, Monitor(), IMAGES), **parameters))
         for defense, parameters in ((ft, {"projection": "none"}), (ngf, RELEASED))
     ]
     assert changed(*found) == HEAD
@@ -333,7 +336,7 @@ def test_same_seed_same_bytes_and_the_backdoored_model_stays(changes, layers):
     before, found = state_of(model), []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        tune = Tuner(recipe(epochs=3, batch_size=16, crop=1, momentum=0.9), RNG, Monitor())
+        tune = Tuner(recipe(epochs=3, batch_size=16, crop=1, momentum=0.9), RNG, Monitor(), IMAGES)
         purified = ngf(model, DATA, tune, **(RELEASED | changes))
         found.append(state_of(purified))
         assert not any(module._forward_hooks for net in (model, purified) for module in net.modules())
@@ -346,7 +349,7 @@ def test_fisher_of_drawn_labels_depends_on_the_seed_alone():
     for seed in (0, 0, 1):
         model = double()
         natural = NaturalGradient(model.head, Rng(seed, "purify"), **(PLAIN | {"fisher": "true"}))
-        found.append(stepped(model, natural, DATA.images, DATA.labels)[1][0])
+        found.append(stepped(model, natural, DATA.inputs, DATA.labels)[1][0])
     assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
 
 
@@ -357,7 +360,7 @@ def test_fisher_of_drawn_labels_depends_on_the_seed_alone():
 def test_interrupted_purification_ends_with_the_bytes_of_an_uninterrupted_one(changes, layers, tmp_path):
     def purified(monitor: Monitor) -> Classifier:
         plan = recipe(epochs=6, batch_size=16, crop=1, momentum=0.9, weight_decay=0.01, schedule="multistep")
-        return ngf(network(layers=layers), DATA, Tuner(plan, RNG, monitor), **(RELEASED | changes))
+        return ngf(network(layers=layers), DATA, Tuner(plan, RNG, monitor, IMAGES), **(RELEASED | changes))
 
     model, reported = interrupted(purified, tmp_path / "scratch", [2, 5])
     assert reported == [1, 2, 2, 3, 4, 5, 5, 6]
@@ -370,7 +373,7 @@ def test_statistics_are_fp32_under_bf16_autocast():
         model = network()
         natural = NaturalGradient(model.head, RNG, **(PLAIN | {"decay": 0.5}))
         with natural.watching(model), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(DATA.images)
+            logits = model(DATA.inputs)
         cross_entropy(logits.float(), DATA.labels).backward()
         natural.replace_gradients(0.1)
         assert {tensor.dtype for name, tensor in natural.state().items() if name != "step"} == {torch.float32}

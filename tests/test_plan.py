@@ -156,7 +156,10 @@ def test_intervals(interval, inside, outside):
 
 # --- which value moves which path --------------------------------------------------------------------------------
 
-CHOSEN = {"dataset": "digits", "model": "resnet18", "attack": "badnet", "defense": "fst"}
+CHOSEN = {
+    "image": {"dataset": "digits", "model": "resnet18", "attack": "badnet", "defense": "fst"},
+    "points": {"dataset": "solids", "model": "pointnet2", "attack": "pointba-o", "defense": "fst"},
+}
 METHODS = [
     (kind, name)
     for kind in KINDS
@@ -174,7 +177,10 @@ def is_file(kind: str, name: str, key: str) -> bool:
 
 
 def named(kind: str, name: str, key: str = "", text: str = "", seed: int = 0) -> str:
-    return cell(**CHOSEN | {kind: f"{name}+{key}={text}" if key else name}, seed=seed)
+    """A cell with a method, of its task's data or of those that a hyper-parameter is for, with a value of it if given."""
+    parameter = PLAN.configuration.parameters(kind, name).get(key)
+    task = getattr(parameter, "task", None) or PLAN.configuration.method(kind, name).content.task or "image"
+    return cell(**CHOSEN[task] | {kind: f"{name}+{key}={text}" if text else name}, seed=seed)
 
 
 def another(parameter: Parameter, value: Any) -> Any:
@@ -185,7 +191,7 @@ def another(parameter: Parameter, value: Any) -> Any:
         case "int":
             candidates = [*(parameter.choices or ()), *(() if value is None else (value + 1, value - 1)), 150]
         case "float":
-            candidates = [value / 2, 0.5] if value else [0.05]
+            candidates = [value / 2, 0.5, 2 * value] if value else [0.05]
         case "floats":
             candidates = [[value[0] / 2 or 0.5, *value[1:]]]
         case _:
@@ -201,7 +207,7 @@ def another(parameter: Parameter, value: Any) -> Any:
 
 @pytest.mark.parametrize(("kind", "name", "key"), [place for place in KEYS if not is_file(*place)])
 def test_every_hyper_parameter_moves_what_follows_from_it_and_nothing_else(kind, name, key):
-    before = PLAN.cell(named(kind, name))
+    before = PLAN.cell(named(kind, name, key))
     parameter, value = PLAN.configuration.parameters(kind, name)[key], before.settings[kind][key][-1].value
     after = PLAN.cell(named(kind, name, key, text_of(another(parameter, value))))
     first = {"dataset": "dataset", "model": "train", "attack": "poison", "defense": "purify"}[kind]
@@ -217,7 +223,7 @@ def test_every_hyper_parameter_moves_what_follows_from_it_and_nothing_else(kind,
 
 @pytest.mark.parametrize(("kind", "name", "key"), KEYS)
 def test_an_override_that_is_the_default_moves_nothing(kind, name, key):
-    before = PLAN.cell(named(kind, name))
+    before = PLAN.cell(named(kind, name, key))
     value = before.settings[kind][key][-1].value
     assert moved(before, PLAN.cell(named(kind, name, key, text_of(value)))) == set()
 
@@ -263,33 +269,42 @@ def test_what_a_smoke_test_expects_is_in_no_spec(project):
 def test_no_neutral_value_is_in_a_spec():
     """Of a cell whose values are all neutral where there is such a value."""
     shared = PLAN.configuration.shared
-    neutral = {key: parameter.neutral for key, parameter in shared["recipe"].items() if parameter.has_neutral}
+    recipe_ = {key: parameter for key, parameter in shared["recipe"].items() if parameter.task in (None, "image")}
+    neutral = {key: parameter.neutral for key, parameter in recipe_.items() if parameter.has_neutral}
     override = "".join(f"+{key}={text_of(value)}" for key, value in neutral.items())
     chain = PLAN.cell(cell(attack=f"badnet{override}", defense=f"fst{override}")).evaluation.chain()
     for artifact in chain.values():
         for group, values in ((group, artifact.spec["parameters"].get(group, {})) for group in shared):
             assert all(shared[group][key].tells(value) for key, value in values.items())
     recipes = [a.spec["parameters"]["recipe"] for a in chain.values() if "recipe" in a.spec["parameters"]]
-    assert [set(recipe) for recipe in recipes] == [shared["recipe"].keys() - neutral.keys()] * 2
+    assert [set(recipe) for recipe in recipes] == [recipe_.keys() - neutral.keys()] * 2
 
 
 def test_code_takes_what_a_spec_leaves_out_for_neutral():
     from depoison.attacks.base import Poisoning
+    from depoison.tasks import image, points
     from depoison.training.recipe import Recipe
 
-    for group, taken in (("recipe", Recipe), ("poisoning", Poisoning)):
+    for group, task, taken in (
+        ("recipe", None, Recipe),
+        ("recipe", "image", image.Augmentation),
+        ("recipe", "points", points.Augmentation),
+        ("poisoning", None, Poisoning),
+    ):
+        shared = PLAN.configuration.shared[group].items()
         defaults = {field.name: None if field.default is MISSING else field.default for field in fields(taken)}
-        assert defaults == {key: parameter.neutral for key, parameter in PLAN.configuration.shared[group].items()}
+        defaults.pop("augmentation", None)  # of a recipe: what is the task's
+        assert defaults == {key: parameter.neutral for key, parameter in shared if parameter.task == task}
 
 
 def test_a_neutral_value_is_valid_and_of_a_shared_hyper_parameter(project):
-    project.set("config/shared.yaml", "recipe", "flip", "neutral", to=2)
+    project.set("config/tasks/image.yaml", "recipe", "flip", "neutral", to=2)
     with pytest.raises(
         DepoisonError,
-        match=r"^config/shared.yaml:\d+: recipe.flip: neutral: 2 is not valid; valid: a number in \[0, 1\]$",
+        match=r"^config/tasks/image.yaml:\d+: recipe.flip: neutral: 2 is not valid; valid: a number in \[0, 1\]$",
     ):
         project.plan()
-    project.set("config/shared.yaml", "recipe", "flip", "neutral", to=0)
+    project.set("config/tasks/image.yaml", "recipe", "flip", "neutral", to=0)
     project.set("config/defenses/fst.yaml", "parameters", "alpha", "neutral", to=0)
     with pytest.raises(DepoisonError, match=r"^config/defenses/fst.yaml:\d+: unknown key 'neutral'"):
         project.plan().cell(cell())

@@ -16,7 +16,7 @@ from depoison.plan.config import Runtime
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages.runner import run_stage
-from depoison.training.batches import PlainBatches
+from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor, convolutions, fit
 from small import CPU, changed, classes_of, network, pixels, recipe, state_of
 
@@ -61,7 +61,7 @@ def both(*allowed: bool) -> dict[str, set[bool]]:
 def test_training_and_predicting(precision, inside, outside):
     plan = recipe(epochs=2, precision=precision)
     with watched(outside) as seen:
-        fit(network(), PlainBatches(pixels(20), classes_of(20), plan, CPU), plan, Rng(0, "train"), Monitor())
+        fit(network(), ImageBatches(pixels(20), classes_of(20), plan, CPU), plan, Rng(0, "train"), Monitor())
     assert seen == both(inside)
     with watched(outside) as seen:
         predict(network(), pixels(4), precision)
@@ -79,7 +79,7 @@ def test_a_cpu_computes_tf32_as_fp32():
     found = []
     for precision in ("fp32", "tf32"):
         plan = recipe(epochs=2, batch_size=8, crop=1, momentum=0.9, precision=precision)
-        data = PlainBatches(pixels(20), classes_of(20), plan, CPU)
+        data = ImageBatches(pixels(20), classes_of(20), plan, CPU)
         found.append(state_of(fit(network(), data, plan, Rng(0, "train"), Monitor())))
     assert not changed(*found)
 

@@ -92,8 +92,8 @@ def test_the_users_own_rate_stays(tiny):
 
 def test_a_dataset_of_unknown_size_cannot_be_scaled_to(tiny):
     plan = scaling(tiny, scale="images")
-    tiny.edit("config/datasets/digits.yaml", lambda data: data.pop("train_images"))
-    with pytest.raises(DepoisonError, match=r"config/datasets/digits\.yaml: track tiny .* 'train_images'"):
+    tiny.edit("config/datasets/digits.yaml", lambda data: data.pop("train_samples"))
+    with pytest.raises(DepoisonError, match=r"config/datasets/digits\.yaml: track tiny .* 'train_samples'"):
         rate_of(plan, "badnet", "0.01")
 
 
@@ -153,7 +153,7 @@ def test_a_figures_cells_have_the_scaled_rate_and_its_axis_the_papers(images):
 def test_a_dataset_has_as_many_training_images_as_its_file_says(name):
     method = PLAN.configuration.method("dataset", name).content
     loaded = data.load(name, root=None, cache=Path("/nonexistent"), size=method.values["size"])
-    assert len(loaded.train_labels) == method.train_images
+    assert len(loaded.train_labels) == method.train_samples
     assert method.values.get("checksum") in (None, loaded.checksum)
 
 

@@ -15,19 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from depoison.attacks import label_consistent, ssba
-from depoison.attacks.base import Pool, Workshop
+from depoison.attacks import input_aware, label_consistent, ssba
+from depoison.attacks.base import Fit, Poisoning, Pool, Workshop
 from depoison.attacks.bypass_patch import BypassPatch
+from depoison.attacks.input_aware import InputAware
 from depoison.defenses.anp import learn_mask
 from depoison.defenses.fst import fst
 from depoison.defenses.ft_sam import ft_sam
 from depoison.defenses.i_bau import i_bau
 from depoison.defenses.ngf import ngf
-from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.defenses.tuning import Labeled, Tuner
 from depoison.rng import Rng
 from depoison.training import loop
 from depoison.training.loop import Monitor
-from small import CPU, Interrupted, classes_of, network, pixels, recipe, state_of
+from small import CPU, Interrupted, classes_of, network, pixels, recipe, setup_of, state_of
+from small import IMAGES as TASK
 
 PLAN = recipe(epochs=4, batch_size=8, momentum=0.9, weight_decay=0.01, schedule="onecycle", crop=1, flip=0.5)
 RNG = Rng(0, "test")
@@ -36,13 +38,13 @@ Tensors = dict[str, Tensor]
 
 
 def defended(defense: Callable[..., Any], monitor: Monitor) -> Tensors:
-    found = defense(network(), TuningSet(IMAGES, LABELS), Tuner(PLAN, RNG, monitor))
+    found = defense(network(), Labeled(IMAGES, LABELS), Tuner(PLAN, RNG, monitor, TASK))
     return {"mask": found} if isinstance(found, Tensor) else state_of(found)
 
 
 def workshop(monitor: Monitor, images: Tensor) -> Workshop:
-    pool = Pool(images, LABELS, 3, CPU, new_model=lambda rng: network())
-    return Workshop(pool, PLAN, RNG, monitor, images, images[:4], LABELS[:4])
+    setup = setup_of(tuple(images.shape[1:]), RNG, new_model=lambda rng: network())
+    return Workshop(Pool(images, LABELS), setup, PLAN, monitor, images, images[:4], LABELS[:4])
 
 
 def surrogate(monitor: Monitor) -> Tensors:
@@ -62,8 +64,31 @@ def bypassed(monitor: Monitor) -> Tensors:
         size=3, enlarge=True, regularization=2.0, hidden1=8, hidden2=8, discriminator_lr=0.1, discriminator_momentum=0.9
     )
     model, poisoned = network(), torch.arange(20) % 4 == 0
-    attack.train(model, attack.batches(IMAGES, LABELS, poisoned, {}, None, 3, PLAN, CPU), PLAN, RNG, monitor)
+    attack.train(Fit(TASK, Pool(IMAGES, LABELS), poisoned, PLAN, RNG, monitor, CPU), model, setup_of(), {})
     return state_of(model)
+
+
+OWN = {
+    "diversity": 1.0,
+    "generator_width": 2,
+    "density": 0.03,
+    "density_weight": 100.0,
+    "mask_epochs": 4,
+    "mask_batch": 8,
+    "mask_lr": 0.01,
+}
+
+
+def mask(monitor: Monitor) -> Tensors:
+    return input_aware.make_asset(workshop(monitor, IMAGES), **OWN)
+
+
+def input_aware_(monitor: Monitor) -> Tensors:
+    attack, model = InputAware(cross_rate=0.2, generator_lr=0.01, **OWN), network()
+    setup = setup_of(asset=mask(Monitor()), poisoning=Poisoning(rate=0.2, target=0), rng=RNG)
+    fit = Fit(TASK, Pool(IMAGES, LABELS), torch.zeros(20, dtype=torch.bool), PLAN, RNG, monitor, CPU)
+    trigger = attack.train(fit, model, setup, attack.trigger(setup))
+    return {**state_of(model), **trigger}
 
 
 def of(defense: Callable[..., Any], **parameters: Any) -> Callable[[Monitor], Tensors]:
@@ -83,6 +108,8 @@ RUNS = {
     "label-consistent": surrogate,
     "ssba": encoder,
     "bypass": bypassed,
+    "mask": mask,
+    "input-aware": input_aware_,
 }
 STEPS = 12
 """Of a run: three in each of four epochs."""

@@ -15,7 +15,7 @@ from depoison.rng import Rng
 from depoison.stages import split
 from depoison.stages.runner import Job
 from depoison.stages.split import reserve
-from small import classes_of, pixels, write_artifact
+from small import KNOWN, classes_of, pixels, write_artifact
 
 RNG = Rng(0, "split")
 
@@ -128,8 +128,8 @@ def test_smallest_sides_of_two_images_are_accepted():
 @pytest.mark.parametrize("stratified", [False, True])
 def test_split_gives_every_image_to_exactly_one_side(tmp_path, stratified):
     labels = classes_of(300)
-    tensors = {"train_images": pixels(300), "train_labels": labels, "test_images": pixels(1), "test_labels": labels[:1]}
-    dataset = write_artifact(tmp_path / "dataset", {"data.safetensors": tensors}, {"classes.json": ["a", "b", "c"]})
+    tensors = {"train_inputs": pixels(300), "train_labels": labels, "test_inputs": pixels(1), "test_labels": labels[:1]}
+    dataset = write_artifact(tmp_path / "dataset", {"data.safetensors": tensors}, {"classes.json": KNOWN})
     spec = {
         "stage": "split",
         "upstream": {"dataset": str(dataset)},

@@ -19,14 +19,14 @@ from sklearn.datasets import load_digits
 
 from conftest import ROOT, cell
 from depoison.attacks import ssba
-from depoison.attacks.base import Poisoning, Pool, Workshop
+from depoison.attacks.base import Poisoning, Pool, Workshop, stamped
 from depoison.attacks.ssba import SSBA, make_asset, ramp, read_set
 from depoison.data.digits import load
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors
 from depoison.rng import Rng
 from depoison.training.loop import Monitor
-from small import CPU, classes_of, interrupted, pixels
+from small import classes_of, interrupted, pixels, setup_of
 
 TINY: dict[str, Any] = {
     "images": "encoder", "bits": 6, "encoder_width": 8, "encoder_epochs": 8, "encoder_batch": 32, "encoder_lr": 0.001,
@@ -41,8 +41,8 @@ def digits(count: int) -> torch.Tensor:
 
 
 def workshop(images: torch.Tensor, monitor: Monitor | None = None, seed: int = 0) -> Workshop:
-    pool = Pool(images, classes_of(len(images)), 3, CPU)
-    return Workshop(pool, None, Rng(seed, "asset"), monitor or Monitor(), images, images[:0], classes_of(0))
+    pool, setup = Pool(images, classes_of(len(images))), setup_of(tuple(images.shape[1:]), Rng(seed, "asset"))
+    return Workshop(pool, setup, None, monitor or Monitor(), images, images[:0], classes_of(0))
 
 
 def trained(clean: torch.Tensor, seed: int = 0, **changes: Any) -> tuple[SSBA, dict[str, torch.Tensor]]:
@@ -93,7 +93,7 @@ def test_loss_is_the_cross_entropy_of_the_bits_and_then_the_squared_residual_too
 def test_decoder_reads_the_bits_from_new_images_as_uint8(learned):
     attack, asset = learned
     unseen = digits(1000)[512:]
-    hidden = attack.stamp(unseen, attack.make_trigger((3, 16, 16), Rng(0, "poison"), asset))
+    hidden = stamped(attack, unseen, attack.trigger(setup_of((3, 16, 16), Rng(0, "poison"), asset)))
     assert hidden.dtype == torch.uint8 and not torch.equal(hidden, unseen)
     decoder = networks(asset, 6, 8, (3, 16, 16))["decoder"]
     read = (decoder(hidden.float() / 255) > 0) == (asset["fingerprint"] == 1)
@@ -105,7 +105,7 @@ def test_decoder_reads_the_bits_from_new_images_as_uint8(learned):
 def test_asset_records_how_well_the_fingerprint_is_read_and_hidden(learned):
     attack, asset = learned
     images = digits(512)
-    hidden = attack.stamp(images, attack.make_trigger((3, 16, 16), Rng(0, "poison"), asset))
+    hidden = stamped(attack, images, attack.trigger(setup_of((3, 16, 16), Rng(0, "poison"), asset)))
     decoder = networks(asset, 6, 8, (3, 16, 16))["decoder"]
     read = (decoder(hidden.float() / 255) > 0) == (asset["fingerprint"] == 1)
     assert asset["bit_accuracy"] == pytest.approx(read.float().mean().item(), abs=2e-3)
@@ -147,7 +147,7 @@ def test_global_random_numbers_are_left_alone():
     expected = torch.rand(3)
     torch.manual_seed(5)
     attack, asset = trained(digits(32), encoder_epochs=1)
-    attack.stamp(digits(2), attack.make_trigger((3, 16, 16), Rng(0, "poison"), asset))
+    stamped(attack, digits(2), attack.trigger(setup_of((3, 16, 16), Rng(0, "poison"), asset)))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -167,15 +167,15 @@ def test_images_too_small_for_the_encoder_are_refused():
 
 def test_trigger_is_another_one_for_each_image_and_the_same_for_the_same(learned):
     attack, asset = learned
-    trigger = attack.make_trigger((3, 16, 16), Rng(0, "poison"), asset)
+    trigger = attack.trigger(setup_of((3, 16, 16), Rng(0, "poison"), asset))
     images = digits(20)
     images[1] = images[0]
     before = images.clone()
-    residual = attack.apply(images.float(), trigger) - images
+    residual = attack.stamp(images.float(), trigger) - images
     assert torch.equal(images, before)
     assert torch.allclose(residual[0], residual[1], atol=1e-2)
     assert all((residual[0] - other).abs().mean() > 0.1 for other in residual[2:])
-    alone = attack.apply(images[:1].float(), trigger) - images[:1]
+    alone = attack.stamp(images[:1].float(), trigger) - images[:1]
     assert torch.allclose(alone, residual[:1], atol=1e-2)
 
 
@@ -185,8 +185,8 @@ def test_triggered_image_is_the_image_plus_the_encoders_residual(learned):
     encoder = networks(asset, 6, 8, (3, 16, 16))["encoder"].double()
     code = asset["fingerprint"].double().expand(3, -1)
     expected = 255 * (images / 255 + encoder(images / 255, code))
-    trigger = attack.make_trigger((3, 16, 16), Rng(0, "poison"), asset)
-    found = attack.apply(digits(300).float(), trigger)[297:]  # the last of more images than go through at once
+    trigger = attack.trigger(setup_of((3, 16, 16), Rng(0, "poison"), asset))
+    found = attack.stamp(digits(300).float(), trigger)[297:]  # the last of more images than go through at once
     assert not found.requires_grad and torch.allclose(found.double(), expected, atol=1e-2)
 
 
@@ -194,9 +194,9 @@ def test_triggered_image_is_the_image_plus_the_encoders_residual(learned):
 def test_every_size_from_16_pixels_and_gray_images(shape):
     images = pixels(6, *shape)
     attack, asset = trained(images, encoder_epochs=1)
-    hidden = attack.stamp(images, attack.make_trigger(shape, Rng(0, "poison"), asset))
+    hidden = stamped(attack, images, attack.trigger(setup_of(shape, Rng(0, "poison"), asset)))
     assert hidden.shape == images.shape and not torch.equal(hidden, images)
-    assert attack.stamp(images[:0], attack.make_trigger(shape, Rng(0, "poison"), asset)).shape == (0, *shape)
+    assert stamped(attack, images[:0], attack.trigger(setup_of(shape, Rng(0, "poison"), asset))).shape == (0, *shape)
 
 
 def test_trigger_at_the_defaults_is_below_two_megabytes_and_lives_through_a_file(tmp_path):
@@ -205,11 +205,11 @@ def test_trigger_at_the_defaults_is_below_two_megabytes_and_lives_through_a_file
     assert set(defaults) == {field.name for field in dataclasses.fields(SSBA)}
     images = pixels(4, 3, 32, 32)
     attack, asset = trained(images, **(defaults | {"encoder_epochs": 1}))
-    trigger = attack.make_trigger((3, 32, 32), Rng(0, "poison"), asset)
+    trigger = attack.trigger(setup_of((3, 32, 32), Rng(0, "poison"), asset))
     save_tensors(tmp_path / "trigger.safetensors", trigger)
     assert (tmp_path / "trigger.safetensors").stat().st_size < 2e6
     again = load_file(tmp_path / "trigger.safetensors")
-    assert torch.equal(attack.stamp(images, again), attack.stamp(images, trigger))
+    assert torch.equal(stamped(attack, images, again), stamped(attack, images, trigger))
 
 
 # A set made elsewhere
@@ -249,28 +249,28 @@ def test_counterparts_are_found_exactly_for_training_and_test_images(folder, nam
     order = (0, 2, 3, 1) if channels == "last" else (0, 1, 2, 3)
     file = written(folder, name, {"train": train.transpose(order), "test": test.transpose(order)})
     attack, asset = SSBA(**(TINY | {"images": file})), read_set(file, TRAIN, TEST)
-    trigger = attack.make_trigger((3, 8, 8), Rng(0, "poison"), asset)
+    trigger = attack.trigger(setup_of((3, 8, 8), Rng(0, "poison"), asset))
     assert set(trigger) == {"keys", "images"} and len(trigger["images"]) == 10
     shuffled = torch.tensor([4, 9, 0, 4])
-    assert np.array_equal(attack.stamp(TEST[shuffled], trigger).numpy(), test[shuffled.numpy()])
+    assert np.array_equal(stamped(attack, TEST[shuffled], trigger).numpy(), test[shuffled.numpy()])
     where = torch.arange(29, -1, -2)
-    pool = Pool(TRAIN[where], classes_of(15), 3, CPU, asset)
+    pool = Pool(TRAIN[where], classes_of(15))
     poisoning = Poisoning(rate=0.4, target=0, labels="all-to-one")
-    overlay = attack.poison(pool, poisoning, trigger, Rng(0, "poison"))
+    overlay = attack.poison(pool, setup_of(asset=asset, poisoning=poisoning), trigger)
     assert len(overlay.indices) == 6
-    assert np.array_equal(overlay.images.numpy(), train[where[overlay.indices].numpy()])
+    assert np.array_equal(overlay.inputs.numpy(), train[where[overlay.indices].numpy()])
     assert asset["residual"].item() == pytest.approx(np.abs(train.astype(int) - TRAIN.numpy()).mean())
 
 
 def test_an_image_that_the_set_does_not_cover_is_refused(folder):
     file = written(folder, "set.npz", {"train": made_elsewhere(TRAIN), "test": made_elsewhere(TEST)})
     attack, asset = SSBA(**(TINY | {"images": file})), read_set(file, TRAIN, TEST)
-    trigger = attack.make_trigger((3, 8, 8), Rng(0, "poison"), asset)
+    trigger = attack.trigger(setup_of((3, 8, 8), Rng(0, "poison"), asset))
     strange = TEST.clone()
     strange[3, 0, 0, 0] ^= 1
     strange[7] = 255 - strange[7]
     with pytest.raises(DepoisonError, match="2 of 10 images are none of those that the set of triggered images is for"):
-        attack.stamp(strange, trigger)
+        stamped(attack, strange, trigger)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_set_in_another_order_is_warned_of(folder, caplog):
 def test_a_cell_with_a_set_made_elsewhere(tiny):
     """On the track `tiny` (8 x 8 px, below what the encoder takes)."""
     data = load(root=None, cache=tiny.path, size=8)
-    train, test = made_elsewhere(data.train_images), made_elsewhere(data.test_images)
+    train, test = made_elsewhere(data.train_inputs), made_elsewhere(data.test_inputs)
     written(tiny.path, "mine.npz", {"train": train, "test": test})
     target = cell(track="tiny", attack="ssba+images=mine+rate=0.1", defense="none")
     done = tiny.depoison("run", target)
@@ -326,4 +326,4 @@ def test_a_cell_with_a_set_made_elsewhere(tiny):
     assert 0 <= json.loads((tiny / target).read_text())["metrics"]["asr"] <= 100
     (poison,) = (load_file(path) for path in (tiny / "results/poison").glob("*ssba*/poison.safetensors"))
     assert len(poison["indices"]) > 100
-    assert np.array_equal(poison["images"].numpy(), train[poison["indices"].numpy()])
+    assert np.array_equal(poison["inputs"].numpy(), train[poison["indices"].numpy()])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.batches import PlainBatches
+from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor, fit
 from depoison.training.state import Part, load_state, save_state
 from small import CPU, Interrupted, changed, classes_of, network, pixels, recipe, state_of
@@ -307,7 +307,7 @@ FULL = recipe(epochs=6, batch_size=8, momentum=0.9, crop=1, flip=0.5)
 
 
 def run(monitor: Monitor) -> Classifier:
-    return fit(network(), PlainBatches(pixels(20), classes_of(20), FULL, CPU), FULL, Rng(0, "train"), monitor)
+    return fit(network(), ImageBatches(pixels(20), classes_of(20), FULL, CPU), FULL, Rng(0, "train"), monitor)
 
 
 def flip(path: Path, at: int) -> None:

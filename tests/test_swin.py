@@ -16,13 +16,13 @@ from torch.nn.functional import interpolate
 from conftest import ROOT, Project, cell
 from depoison.errors import DepoisonError
 from depoison.models import swin_t
-from depoison.models.classifier import Classifier, build, load_pretrained
+from depoison.models.classifier import Classifier, load_pretrained
 from depoison.models.swin_t import _Resize
 from depoison.plan.plan import Plan
 from depoison.plan.specs import directory_of
 from depoison.rng import Rng
 from depoison.stages.inputs import Dataset, new_model, read_model
-from small import changed, classes_of, pixels, state_of, write_artifact
+from small import IMAGES, changed, classes_of, pixels, state_of, write_artifact
 
 FULL = {"weights": "none", "size": 224, "width": 96, "depth": 6, "window": 7, "stochastic_depth": 0.2}
 SMALL = {"weights": "none", "size": 32, "width": 12, "depth": 1, "window": 2, "stochastic_depth": 0.2}
@@ -31,7 +31,7 @@ NAME = "swin_t-704ceda3.pth"
 
 def model(parameters: dict[str, Any], classes: int = 10, channels: int = 3, seed: int = 0) -> Classifier:
     generator = torch.Generator().manual_seed(seed)
-    return build(spec(parameters, channels), classes=classes, channels=channels, generator=generator)
+    return IMAGES.network(spec(parameters, channels), classes=classes, shape=(channels, 32, 32), generator=generator)
 
 
 def spec(parameters: dict[str, Any], channels: int = 3) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def test_a_trained_model_is_read_without_the_weights_file(theirs, tmp_path, hub,
     monkeypatch.chdir(tmp_path)
     write_weights(Path("data", NAME), theirs.float().state_dict(), monkeypatch)
     images, labels = pixels(2), classes_of(2)
-    dataset = Dataset(images, labels, images, labels, ["a", "b", "c"])
+    dataset = Dataset(images, labels, images, labels, ["a", "b", "c"], IMAGES)
     trained = {"stage": "train", "version": 1, "upstream": {"poison": "results/poison/any-0123456789"}, "seed": 0}
     trained["parameters"] = {"model": spec(FULL | {"weights": "imagenet"})}
     network = new_model(trained["parameters"]["model"], dataset, Rng(0, "train"), Path("data"))

@@ -336,7 +336,7 @@ def test_a_model_that_is_missing_is_a_gap_but_not_on_a_track_that_replaces_it(ti
 
 # --- a threshold that was chosen on test data --------------------------------------------------------------------
 
-PICKY = 'def picky(model, tuning_set, tune, *, select: str):\n    """For a test."""\n    return model\n'
+PICKY = 'def picky(model, clean, tune, *, select: str):\n    """For a test."""\n    return model\n'
 PICKY_YAML = """summary: for a test
 label: Picky
 parameters:

@@ -17,16 +17,17 @@ from torch.nn.functional import conv2d
 
 from depoison.defenses.fst import fst
 from depoison.defenses.ft_sam import ft_sam
-from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.defenses.tuning import Labeled, Tuner
 from depoison.evaluation.metrics import predict
-from depoison.models.classifier import Classifier, build
+from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.stages.history import Progress
-from depoison.training.augment import Draws, Images, draw, rotate
-from depoison.training.batches import PlainBatches
+from depoison.tasks.image import ImageBatches, ImageClassifier, Images, draw, rotate
+from depoison.tasks.image import ImageDraws as Draws
 from depoison.training.loop import Monitor, classification, fit, steps
 from small import (
     CPU,
+    IMAGES,
     Interrupted,
     changed,
     classes_of,
@@ -44,7 +45,7 @@ RNG = Rng(0, "train")
 STATISTICS = {f"extractor.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
 
 
-class Recorded(PlainBatches):
+class Recorded(ImageBatches):
     """Plain batches that keep what they gave away."""
 
     def __init__(self, images, labels, plan, **more):
@@ -588,7 +589,7 @@ def plain_run(monitor: Monitor) -> Classifier:
 
 
 def defended(defense, monitor: Monitor) -> Classifier:
-    return defense(network(), TuningSet(pixels(20), classes_of(20)), Tuner(recipe(**FULL), RNG, monitor))
+    return defense(network(), Labeled(pixels(20), classes_of(20)), Tuner(recipe(**FULL), RNG, monitor, IMAGES))
 
 
 def dropped(monitor: Monitor, seed: int = 0) -> Classifier:
@@ -596,7 +597,7 @@ def dropped(monitor: Monitor, seed: int = 0) -> Classifier:
     model = network()
     model.classifier = nn.Sequential(nn.Dropout(0.5), model.classifier)
     plan = recipe(**FULL)
-    return fit(model, PlainBatches(pixels(20), classes_of(20), plan, CPU), plan, Rng(seed, "train"), monitor)
+    return fit(model, ImageBatches(pixels(20), classes_of(20), plan, CPU), plan, Rng(seed, "train"), monitor)
 
 
 def drawing(monitor: Monitor) -> Classifier:
@@ -684,7 +685,7 @@ def resnet(width: int, classes: int = 10, channels: int = 3, seed: int = 0) -> C
         "mean": [0.5] * channels,
         "std": [0.2] * channels,
     }
-    return build(spec, classes=classes, channels=channels, generator=torch.Generator().manual_seed(seed))
+    return IMAGES.network(spec, classes=classes, shape=(channels, 8, 8), generator=torch.Generator().manual_seed(seed))
 
 
 def test_resnet18_has_the_11173962_parameters_of_the_cifar_network():
@@ -771,7 +772,7 @@ def test_initial_weights_follow_from_the_generator_alone():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_classifier_normalizes_pixels_by_mean_and_standard_deviation(dtype):
-    model = Classifier(nn.Flatten(), nn.Identity(), [0.4914, 0.4822], [0.247, 0.243])
+    model = ImageClassifier(nn.Flatten(), nn.Identity(), [0.4914, 0.4822], [0.247, 0.243])
     images = torch.tensor([[[[0, 255]], [[128, 51]]]], dtype=dtype)
     expected = [(0 - 0.4914) / 0.247, (1 - 0.4914) / 0.247, (128 / 255 - 0.4822) / 0.243, (0.2 - 0.4822) / 0.243]
     assert model(images)[0].tolist() == pytest.approx(expected, abs=1e-5)

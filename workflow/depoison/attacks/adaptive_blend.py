@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from depoison.attacks.base import Setup, State
 from depoison.attacks.pictures import picture
 from depoison.attacks.regularized import Regularized
 from depoison.errors import DepoisonError
-from depoison.rng import Rng
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +37,15 @@ class AdaptiveBlend(Regularized):
     regularization: int | None
     cover_ratio: float
 
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+    def trigger(self, setup: Setup) -> dict[str, Tensor]:
         """pattern: (C, H, W) float, pixels in [0, 255]."""
         if not round(self.shown * self.pieces):
             raise DepoisonError(
                 f"a fraction {self.shown:g} of {self.pieces} pieces is no piece; the minimum is {1 / self.pieces:g}"
             )
-        return {"pattern": picture(self.pattern, shape, rng.generator("pattern"))}
+        return {"pattern": picture(self.pattern, setup.shape, setup.rng.generator("pattern"))}
 
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+    def stamp(self, images: Tensor, trigger: State) -> Tensor:
         return (1 - self.ratio) * images + self.ratio * trigger["pattern"]
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from depoison.attacks.base import Setup, State
 from depoison.attacks.pictures import enlargement, picture
 from depoison.attacks.regularized import Regularized
 from depoison.errors import DepoisonError
-from depoison.rng import Rng
 
 COLORS = {
     ".": (0, 0, 0), "w": (255, 255, 255), "r": (215, 35, 40), "o": (250, 140, 30), "y": (250, 225, 70), "b": (50, 70, 190),
@@ -52,7 +52,7 @@ class AdaptivePatch(Regularized):
     regularization: int | None
     cover_ratio: float
 
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+    def trigger(self, setup: Setup) -> dict[str, Tensor]:
         """patches: (4, C, H, W) float, pixels in [0, 255]; a patch shows where it is not black."""
         for key in ("opacities", "test_opacities"):
             if len(getattr(self, key)) != len(DRAWINGS):
@@ -64,12 +64,16 @@ class AdaptivePatch(Regularized):
         patches = []
         for name in DRAWINGS:
             chosen = getattr(self, name)
-            patches.append(drawn(name, shape) if chosen == "drawn" else picture(chosen, shape, rng.generator(name)))
+            patches.append(
+                drawn(name, setup.shape)
+                if chosen == "drawn"
+                else picture(chosen, setup.shape, setup.rng.generator(name))
+            )
             if not patches[-1].any():
                 raise DepoisonError(f"{name}: {chosen} is black everywhere, and black is transparent")
         return {"patches": torch.stack(patches)}
 
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+    def stamp(self, images: Tensor, trigger: State) -> Tensor:
         for patch, opacity in zip(trigger["patches"], self.test_opacities, strict=True):
             images = laid(patch, opacity * patch.any(0), images)
         return images

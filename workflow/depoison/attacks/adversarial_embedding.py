@@ -13,23 +13,17 @@ discriminator as it was, then the discriminator on the features as they were.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from depoison.attacks.base import Attack, Poisoning
+from depoison.attacks.base import Attack, Fit, Setup, State
 from depoison.models.classifier import Classifier
-from depoison.rng import Rng
-from depoison.training.augment import Draws
-from depoison.training.batches import Batch, BatchSource, PlainBatches
-from depoison.training.loop import Monitor, autocast, descend, prepare, sgd, steps
-from depoison.training.recipe import Recipe
+from depoison.training.loop import autocast, descend, prepare, sgd
 
 
 class AdversarialEmbedding(Attack):
-    """An attack with a discriminator: defines `make_trigger` and `apply`.
+    """An attack with a discriminator: defines `trigger` and `stamp`.
 
     Attributes (the subclass declares them as its fields):
         regularization: weight of the discriminator's loss in the model's.
@@ -43,29 +37,14 @@ class AdversarialEmbedding(Attack):
     discriminator_lr: float
     discriminator_momentum: float
 
-    def batches(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        poisoned: Tensor,
-        trigger: Mapping[str, Tensor],
-        poisoning: Poisoning,
-        classes: int,
-        recipe: Recipe,
-        device: torch.device,
-    ) -> BatchSource:
-        return MarkedBatches(images, labels, poisoned, recipe, device)
-
-    def train(self, model: Classifier, data: BatchSource, recipe: Recipe, rng: Rng, monitor: Monitor) -> None:
-        device, inputs = model.mean.device, model.head[0].in_features
-        opponent = discriminator(inputs, self.hidden1, self.hidden2, rng.generator("discriminator")).to(device)
-        optimizer = sgd(prepare(model), recipe)
+    def train(self, fit: Fit, model: Classifier, setup: Setup, trigger: State) -> State:
+        device, recipe, inputs = fit.device, fit.recipe, model.head[0].in_features
+        opponent = discriminator(inputs, self.hidden1, self.hidden2, fit.rng.generator("discriminator")).to(device)
+        optimizer, data = sgd(prepare(model), recipe), fit.batches(fit.poisoned.float())
         against = torch.optim.SGD(
             opponent.parameters(), lr=self.discriminator_lr, momentum=self.discriminator_momentum, fused=True
         )
-        for step in steps(
-            data, recipe, rng, monitor, model=model, optimizer=optimizer, discriminator=opponent, against=against
-        ):
+        for step in fit.steps(data, model=model, optimizer=optimizer, discriminator=opponent, against=against):
             images, labels, poisoned = step.batch
             with autocast(device, recipe.precision):
                 features = model.features(images)
@@ -77,21 +56,7 @@ class AdversarialEmbedding(Attack):
             descend(against, separation(opponent, features.detach(), poisoned))
             step.count(loss, logits)
         model.eval()
-
-
-class MarkedBatches(PlainBatches):
-    """Plain batches, and of each image whether it is poisoned: 1 or 0.
-
-    Args:
-        poisoned: (N,) bool.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor, poisoned: Tensor, recipe: Recipe, device: torch.device):
-        super().__init__(images, labels, recipe, device)
-        self.poisoned = poisoned.to(device, torch.float32)
-
-    def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> Batch:
-        return *super().batch(index, draws, generator), self.poisoned[index]
+        return trigger
 
 
 def separation(opponent: nn.Module, features: Tensor, poisoned: Tensor) -> Tensor:

@@ -6,14 +6,12 @@ drawn for images of 32 pixels and grows with larger ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from depoison.attacks.base import Attack
+from depoison.attacks.base import Attack, Setup, State
 from depoison.attacks.pictures import checkerboard, cornered
-from depoison.rng import Rng
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +21,9 @@ class BadNet(Attack):
     size: int
     enlarge: bool
 
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+    def trigger(self, setup: Setup) -> dict[str, Tensor]:
         """pattern: (C, S, S) of 0 and 255, at S = size or a multiple of it."""
-        return {"pattern": checkerboard(self.size, self.enlarge, shape)}
+        return {"pattern": checkerboard(self.size, self.enlarge, setup.shape)}
 
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+    def stamp(self, images: Tensor, trigger: State) -> Tensor:
         return cornered(images, trigger["pattern"])

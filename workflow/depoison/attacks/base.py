@@ -5,24 +5,47 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.training.batches import BatchSource, PlainBatches
-from depoison.training.loop import Monitor, fit
+from depoison.tasks import Task
+from depoison.training.batches import Epochs, PlainBatches
+from depoison.training.loop import Monitor, Step, fit, steps
 from depoison.training.recipe import Recipe
+from depoison.training.state import Part
 
 log = logging.getLogger("depoison")
 
 CPU = torch.device("cpu")
+
+
+State = Mapping[str, Tensor]
+"""A trigger's tensors."""
+
+
+def all_to_one(labels: Tensor, poisoning: Poisoning, classes: int) -> Tensor:
+    return torch.full_like(labels, poisoning.target)
+
+
+def all_to_all(labels: Tensor, poisoning: Poisoning, classes: int) -> Tensor:
+    return (labels + 1) % classes
+
+
+def source_specific(labels: Tensor, poisoning: Poisoning, classes: int) -> Tensor:
+    return torch.where(labels == poisoning.victim, poisoning.target, NO_GOAL)
+
+
+NO_GOAL = -1
+LABEL_MAPS = {"all-to-one": all_to_one, "all-to-all": all_to_all, "source-specific": source_specific}
+"""From labels (N,) int64 to those that an attack wants; NO_GOAL where it wants nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,45 +53,69 @@ class Poisoning:
     """The shared hyper-parameters `poisoning`.
 
     Attributes:
-        rate: poisoned images as a fraction of the attacker's training pool.
-        target: the label that an all-to-one attack wants.
-        labels: "all-to-one", or "all-to-all": label y becomes (y + 1) mod K.
+        rate: poisoned samples as a fraction of the attacker's training pool.
+        target: the label that an attack wants which is not all-to-all.
+        labels: one of LABEL_MAPS.
+        victim: the label of the samples that a source-specific attack wants to be the target.
     """
 
     rate: float
     target: int
     labels: str = "all-to-one"
+    victim: int | None = None
 
     def goals(self, labels: Tensor, classes: int) -> Tensor:
-        """The label that the attack wants for images of these labels, (N,) int64."""
-        return (labels + 1) % classes if self.labels == "all-to-all" else torch.full_like(labels, self.target)
+        """The label that the attack wants for samples of these labels, (N,) int64; NO_GOAL where it wants nothing."""
+        return LABEL_MAPS[self.labels](labels, self, classes)
+
+    def wanted(self, labels: Tensor, classes: int) -> Tensor:
+        """Of which of these labels, (N,) bool, the attack wants another: ASR is measured on them."""
+        goals = self.goals(labels, classes)
+        return (goals != labels) & (goals != NO_GOAL)
 
     def count(self, pool: int) -> int:
-        """How many of a pool of that many images are to be poisoned."""
+        """How many of a pool of that many samples are to be poisoned."""
         return round(self.rate * pool)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What an attack is told of the run that it is part of.
+
+    Attributes:
+        task: what the data is.
+        shape: of one input.
+        classes: their number.
+        poisoning: None while an asset is made, which is the same for every one.
+        device: where to compute.
+        rng: random numbers of the present stage.
+        asset: what the attack's `make_asset` made; empty where it has none.
+        new_model: a freshly initialized network, for an asset that lists `model`.
+    """
+
+    task: Task
+    shape: tuple[int, ...]
+    classes: int
+    poisoning: Poisoning | None
+    device: torch.device
+    rng: Rng
+    asset: State = field(default_factory=dict)
+    new_model: Callable[[Rng], Classifier] | None = None
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The attacker's training pool, and what he has to poison it with.
+    """The attacker's training pool.
 
     Attributes:
-        images: (N, C, H, W) uint8.
+        inputs: (N, …), as the task stores them.
         labels: (N,) int64.
-        classes: their number.
-        device: where to compute.
-        asset: what the attack's `make_asset` made; empty where it has none.
-        new_model: a freshly initialized network, for an asset that lists `model`.
         training_labels: (M,) int64 of the whole training set, of which a random draw for the defender left the pool; the
             pool's own where there was none.
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
-    classes: int
-    device: torch.device
-    asset: Mapping[str, Tensor] = field(default_factory=dict)
-    new_model: Callable[[Rng], Classifier] | None = None
     training_labels: Tensor | None = None
 
 
@@ -77,20 +124,19 @@ class Workshop:
     """What an attack makes its asset with.
 
     Attributes:
-        pool: without an asset yet.
         recipe: how the backdoored model is trained, for an asset that lists `recipe`.
         monitor: progress and resumable state of a training, and what the record shall say of the asset.
-        train_images, test_images: (N, C, H, W) uint8, all of the dataset's, which the attacker does not know: only to look
-            up images that were made of them elsewhere, and to measure for the record.
+        train_inputs, test_inputs: (N, …), all of the dataset's, which the attacker does not know: only to look up images that
+            were made of them elsewhere, and to measure for the record.
         test_labels: (N,) int64.
     """
 
     pool: Pool
+    setup: Setup
     recipe: Recipe | None
-    rng: Rng
     monitor: Monitor
-    train_images: Tensor
-    test_images: Tensor
+    train_inputs: Tensor
+    test_inputs: Tensor
     test_labels: Tensor
 
 
@@ -100,24 +146,64 @@ class Overlay:
 
     Attributes:
         indices: (n,) int64 into the pool, sorted.
-        images: (n, C, H, W) uint8.
+        inputs: (n, …), as the task stores them.
         labels: (n,) int64.
         covers: how many of them have the trigger but keep their label.
     """
 
     indices: Tensor
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     covers: int = 0
 
 
+@dataclass(frozen=True)
+class Fit:
+    """The training of the backdoored model, bound to the poisoned pool, a recipe and a seed.
+
+    Attributes:
+        pool: poisoned where the attack poisons data.
+        poisoned: (N,) bool, which of it was changed before training.
+    """
+
+    task: Task
+    pool: Pool
+    poisoned: Tensor
+    recipe: Recipe
+    rng: Rng
+    monitor: Monitor
+    device: torch.device
+
+    def __call__(self, model: Classifier, data: Epochs | None = None) -> None:
+        """Train `model` in place on the task's loss.
+
+        Args:
+            data: None: the pool.
+        """
+        fit(model, data or self.batches(), self.recipe, self.rng, self.monitor, loss=self.task.loss)
+
+    def batches(self, *told: Tensor) -> PlainBatches:
+        """The pool on the device.
+
+        Args:
+            told: (N, …) what else a batch has of each sample.
+        """
+        return self.task.batches(self.pool.inputs, self.pool.labels, self.recipe, self.device, *told)
+
+    def steps(
+        self, data: Epochs, *, model: nn.Module, optimizer: torch.optim.Optimizer, **carried: Part
+    ) -> Iterator[Step]:
+        """The steps of a loop of an attack's own; see `depoison.training.loop.steps`."""
+        return steps(data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, **carried)
+
+
 class Attack:
-    """A trigger, and how it gets into a training set.
+    """A trigger, and how it gets into a training set or a model.
 
     A subclass is a frozen dataclass whose fields are the attack's own hyper-parameters. An attack that only poisons data
-    defines `make_trigger` and `apply`; one that changes training images in another way than test images overrides `poison`;
-    one that also controls training overrides `batches` or `train`, and `poisons_data` where it poisons each batch anew. One
-    that needs a network of its own, or anything else that takes work and is the same for every poisoning rate, has a function
+    defines `trigger` and `stamp`; one that changes training inputs in another way than test inputs overrides `poison`; one
+    that also controls training overrides `train`, and `poisons_data` where it poisons each batch anew. One that needs
+    a network of its own, or anything else that takes work and is the same for every poisoning rate, has a function
 
         def make_asset(workshop: Workshop, *, …) -> dict[str, Tensor]
 
@@ -125,81 +211,71 @@ class Attack:
     """
 
     clean_label: ClassVar[bool] = False
-    """Whether only images of the target class are poisoned, and keep their label."""
+    """Whether only samples of the target class are poisoned, and keep their label."""
     poisons_data: ClassVar[bool] = True
-    """Whether a fixed set of images is poisoned before training."""
+    """Whether a fixed set of samples is poisoned before training."""
+    learns_trigger: ClassVar[bool] = False
+    """Whether the trigger is whole only after training."""
 
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
-        """The tensors that make up the trigger for images of (C, H, W); stored with the backdoored model.
+    def trigger(self, setup: Setup) -> dict[str, Tensor]:
+        """The tensors that make up the trigger; what of it training makes, `train` adds."""
+        return {}
 
-        An attack with an asset takes its tensors as third argument.
-        """
-        raise NotImplementedError
-
-    def poison(self, pool: Pool, poisoning: Poisoning, trigger: Mapping[str, Tensor], rng: Rng) -> Overlay:
-        """Choose images of the pool and put the trigger on them.
+    def poison(self, pool: Pool, setup: Setup, trigger: State) -> Overlay:
+        """Choose samples of the pool and put the trigger on them.
 
         Raises:
             DepoisonError: as `choose`.
         """
-        where = choose(poisoning, self, pool, rng.generator("indices"))
+        assert setup.poisoning is not None
+        where = choose(self, pool, setup)
         if not self.poisons_data:
-            where = where[:0]
-        goals = poisoning.goals(pool.labels[where], pool.classes)
-        return Overlay(where, self.stamp(pool.images[where], trigger, pool.device), goals)
+            return Overlay(where[:0], pool.inputs[:0], pool.labels[:0])
+        goals = setup.poisoning.goals(pool.labels[where], setup.classes)
+        return Overlay(where, stamped(self, pool.inputs[where], trigger, setup.device), goals)
 
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
-        """Put the trigger on images.
+    def stamp(self, inputs: Tensor, trigger: State) -> Tensor:
+        """Put the trigger on inputs.
 
         Args:
-            images: (N, C, H, W) float, pixels in [0, 255].
-            trigger: as made above, on the same device.
+            inputs: (N, …) float, of what range the task says.
+            trigger: as it is when training has ended, on the same device.
 
         Returns:
-            (N, C, H, W) float, not yet rounded or clipped.
+            The same shape, float, not yet as it is stored.
         """
         raise NotImplementedError
 
-    def stamp(self, images: Tensor, trigger: Mapping[str, Tensor], device: torch.device = CPU) -> Tensor:
-        """Put the trigger on images; rounded and clipped to uint8, as an image file would hold it.
+    def train(self, fit: Fit, model: Classifier, setup: Setup, trigger: State) -> State:
+        """Train `model` in place; an attack that controls training has batches or a loop of its own.
 
-        Args:
-            images: (N, C, H, W) uint8, on the CPU, as the result is.
-            device: where to compute, a thousand images at a time.
+        Returns:
+            The trigger as it is then.
         """
-        trigger = {name: tensor.to(device) for name, tensor in trigger.items()}
-        stamped = torch.empty_like(images)
-        for part, into in zip(images.split(1000), stamped.split(1000), strict=True):
-            into.copy_(self.apply(part.to(device).float(), trigger).round().clamp(0, 255).to(torch.uint8))
-        return stamped
+        fit(model)
+        return trigger
 
-    def batches(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        poisoned: Tensor,
-        trigger: Mapping[str, Tensor],
-        poisoning: Poisoning,
-        classes: int,
-        recipe: Recipe,
-        device: torch.device,
-    ) -> BatchSource:
-        """Where training gets its batches; an attack that controls training makes its own.
 
-        Args:
-            images: (N, C, H, W) uint8, the attacker's pool, poisoned where the attack poisons data.
-            labels: (N,) int64.
-            poisoned: (N,) bool, which of the images were changed before training.
-        """
-        return PlainBatches(images, labels, recipe, device)
+def stamped(attack: Attack, inputs: Tensor, trigger: State, device: torch.device = CPU) -> Tensor:
+    """Inputs with the trigger, as they are stored.
 
-    def train(self, model: Classifier, data: BatchSource, recipe: Recipe, rng: Rng, monitor: Monitor) -> None:
-        """Train `model` in place; an attack that controls training has a loop of its own.
+    Args:
+        inputs: (N, …), as they are stored, on the CPU, as the result is.
+        device: where to compute, a thousand at a time.
+    """
+    trigger = {name: tensor.to(device) for name, tensor in trigger.items()}
+    found = torch.empty_like(inputs)
+    for part, into in zip(inputs.split(1000), found.split(1000), strict=True):
+        into.copy_(stored(attack.stamp(part.to(device).float(), trigger), inputs.dtype))
+    return found
 
-        Args:
-            data: what `batches` made.
-        """
-        fit(model, data, recipe, rng, monitor)
+
+def stored(inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float inputs as they are stored; where that is in whole numbers, rounded and clipped to them."""
+    if dtype.is_floating_point:
+        return inputs.to(dtype)
+    limits = torch.iinfo(dtype)
+    return inputs.round().clamp(limits.min, limits.max).to(dtype)
 
 
 def module_of(attack: str) -> ModuleType:
@@ -222,8 +298,8 @@ def make(attack: Mapping[str, Any]) -> Attack | None:
     return classes[0](**attack["parameters"])
 
 
-def choose(poisoning: Poisoning, attack: Attack, pool: Pool, generator: torch.Generator) -> Tensor:
-    """Which images of the pool are poisoned.
+def choose(attack: Attack, pool: Pool, setup: Setup) -> Tensor:
+    """Which samples of the pool are poisoned.
 
     Dirty-label attacks draw from all classes, the target's included, as BackdoorBench does; clean-label attacks from the
     target class. The count is the rate times the size of the whole pool, in both.
@@ -239,19 +315,22 @@ def choose(poisoning: Poisoning, attack: Attack, pool: Pool, generator: torch.Ge
         DepoisonError: no such target label, a clean-label rate above the class's share, a class of which the pool has
             nothing, or a label map that cannot be.
     """
-    labels, target = pool.labels, poisoning.target
-    if not 0 <= target < pool.classes:
-        raise DepoisonError(f"target label {target} is none of the dataset's; valid: 0 to {pool.classes - 1}")
+    poisoning, labels = setup.poisoning, pool.labels
+    assert poisoning is not None
+    target = poisoning.target
+    for key, label in (("target label", target), ("victim", poisoning.victim)):
+        if label is not None and not 0 <= label < setup.classes:
+            raise DepoisonError(f"{key} {label} is none of the dataset's; valid: 0 to {setup.classes - 1}")
     count = poisoning.count(len(labels))
     if count < 1:
         raise DepoisonError(
             f"poisoning rate {poisoning.rate:g} of {len(labels)} images is no image; the minimum is {1 / len(labels):.2g}"
         )
-    candidates = torch.arange(len(labels))
+    candidates = (poisoning.goals(labels, setup.classes) != NO_GOAL).nonzero()[:, 0]
     if attack.clean_label:
         if poisoning.labels != "all-to-one":
             raise DepoisonError(
-                "a clean-label attack keeps its labels, so it cannot be all-to-all; valid: labels=all-to-one"
+                f"a clean-label attack keeps its labels, so it cannot be {poisoning.labels}; valid: labels=all-to-one"
             )
         candidates = candidates[labels == target]
         everything = labels if pool.training_labels is None else pool.training_labels
@@ -268,6 +347,12 @@ def choose(poisoning: Poisoning, attack: Attack, pool: Pool, generator: torch.Ge
                 "%d images of the target class %d are to be poisoned; the defender's draw left %d, and all are",
                 count, target, len(candidates),
             )  # fmt: skip
+    elif count > len(candidates):
+        raise DepoisonError(
+            f"poisoning rate {poisoning.rate:g} is {count} samples; the pool has {len(candidates)} of the victim's label: "
+            f"the maximum rate is {len(candidates) * 10_000 // len(labels) / 10_000:g}"
+        )
+    generator = setup.rng.generator("indices")
     chosen = candidates[torch.randperm(len(candidates), generator=generator)[:count]]
     return chosen.sort().values
 

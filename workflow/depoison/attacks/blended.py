@@ -5,14 +5,12 @@ x' = (1 - ratio) x + ratio p, with a picture p over the whole image; as set up i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from depoison.attacks.base import Attack
+from depoison.attacks.base import Attack, Setup, State
 from depoison.attacks.pictures import picture
-from depoison.rng import Rng
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +20,9 @@ class Blended(Attack):
     ratio: float
     pattern: str
 
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+    def trigger(self, setup: Setup) -> dict[str, Tensor]:
         """pattern: (C, H, W) float, pixels in [0, 255]."""
-        return {"pattern": picture(self.pattern, shape, rng.generator("pattern"))}
+        return {"pattern": picture(self.pattern, setup.shape, setup.rng.generator("pattern"))}
 
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+    def stamp(self, images: Tensor, trigger: State) -> Tensor:
         return (1 - self.ratio) * images + self.ratio * trigger["pattern"]

@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from depoison.attacks.adversarial_embedding import AdversarialEmbedding
+from depoison.attacks.base import Setup, State
 from depoison.attacks.pictures import checkerboard, cornered
-from depoison.rng import Rng
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +29,9 @@ class BypassPatch(AdversarialEmbedding):
     discriminator_lr: float
     discriminator_momentum: float
 
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+    def trigger(self, setup: Setup) -> dict[str, Tensor]:
         """pattern: see BadNet."""
-        return {"pattern": checkerboard(self.size, self.enlarge, shape)}
+        return {"pattern": checkerboard(self.size, self.enlarge, setup.shape)}
 
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+    def stamp(self, images: Tensor, trigger: State) -> Tensor:
         return cornered(images, trigger["pattern"])

@@ -8,19 +8,17 @@ in BackdoorBench, which FST follows (appendix B.2).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Workshop
+from depoison.attacks.base import Attack, Overlay, Pool, Setup, State, Workshop, stamped
 from depoison.attacks.pictures import enlarged, enlargement
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier, load_weights
-from depoison.rng import Rng
-from depoison.training.batches import PlainBatches
+from depoison.tasks.image import ImageBatches
 from depoison.training.loop import autocast, classification, descend, prepare, sgd, steps, unchanged_statistics
 
 log = logging.getLogger("depoison")
@@ -56,35 +54,35 @@ class LabelConsistent(Attack):
     surrogate_step: float
     surrogate_steps: int
 
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng, asset: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def trigger(self, setup: Setup) -> dict[str, Tensor]:
         """signal: (1, H, W) of -amplitude, 0 and amplitude."""
-        _, height, width = shape
+        _, height, width = setup.shape
         if min(height, width) < 6:
             raise DepoisonError(f"two corners of 3 pixels do not fit into {height} x {width}; the minimum is 6")
-        signal, right = torch.zeros(1, height, width), enlarged(CORNER, enlargement(shape) if self.enlarge else 1)
+        signal, right = torch.zeros(1, height, width), enlarged(CORNER, enlargement(setup.shape) if self.enlarge else 1)
         side = len(right)
         for rows in (slice(side), slice(-side, None)):
             signal[:, rows, -side:], signal[:, rows, :side] = right, right.flip(1)
         return {"signal": self.amplitude * signal}
 
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+    def stamp(self, images: Tensor, trigger: State) -> Tensor:
         return images + trigger["signal"]
 
-    def poison(self, pool: Pool, poisoning: Poisoning, trigger: Mapping[str, Tensor], rng: Rng) -> Overlay:
+    def poison(self, pool: Pool, setup: Setup, trigger: State) -> Overlay:
         """Make the images hard to recognize, then put the trigger on them; test images get the trigger alone."""
-        assert pool.new_model is not None
-        chosen = super().poison(pool, poisoning, trigger, rng)
-        surrogate = pool.new_model(rng).to(pool.device)
-        load_weights(surrogate, pool.asset)
+        assert setup.new_model is not None
+        chosen, device = super().poison(pool, setup, trigger), setup.device
+        surrogate = setup.new_model(setup.rng).to(device)
+        load_weights(surrogate, setup.asset)
         surrogate.eval().requires_grad_(False)
-        hard = pool.images[chosen.indices]
+        hard = pool.inputs[chosen.indices]
         for start in range(0, len(hard), 250):
             part = slice(start, start + 250)
-            images, labels = hard[part].to(pool.device).float(), chosen.labels[part].to(pool.device)
+            images, labels = hard[part].to(device).float(), chosen.labels[part].to(device)
             found = pgd(surrogate, images, labels, self.eps, self.step, self.steps)
             hard[part] = found.round().to("cpu", torch.uint8)
             log.info("PGD: %d of %d images are hard to recognize", min(part.stop, len(hard)), len(hard))
-        return Overlay(chosen.indices, self.stamp(hard, trigger, pool.device), chosen.labels)
+        return Overlay(chosen.indices, stamped(self, hard, trigger, device), chosen.labels)
 
 
 def make_asset(
@@ -95,15 +93,15 @@ def make_asset(
     Adversarially (Madry et al., ICLR 2018, Eq. 2.1): every batch is replaced by what PGD, started at the images, makes of
     it; BatchNorm's running statistics follow the replaced batches only.
     """
-    pool, recipe = workshop.pool, workshop.recipe
-    assert pool.new_model is not None and recipe is not None
+    pool, setup, recipe = workshop.pool, workshop.setup, workshop.recipe
+    assert setup.new_model is not None and recipe is not None
     attacked = (surrogate_eps, surrogate_step, surrogate_steps) if surrogate == "adversarial" else None
-    model = pool.new_model(workshop.rng).to(pool.device)
-    optimizer, data = sgd(prepare(model), recipe), PlainBatches(pool.images, pool.labels, recipe, pool.device)
-    for step in steps(data, recipe, workshop.rng, workshop.monitor, model=model, optimizer=optimizer):
+    model = setup.new_model(setup.rng).to(setup.device)
+    optimizer, data = sgd(prepare(model), recipe), ImageBatches(pool.inputs, pool.labels, recipe, setup.device)
+    for step in steps(data, recipe, setup.rng, workshop.monitor, model=model, optimizer=optimizer):
         images, labels = step.batch
         if attacked is not None:
-            with unchanged_statistics(model), autocast(pool.device, recipe.precision):
+            with unchanged_statistics(model), autocast(setup.device, recipe.precision):
                 images = pgd(model, images.float(), labels, *attacked)
         loss, logits = classification(model, images, labels, recipe.precision)
         descend(optimizer, loss)
@@ -125,8 +123,8 @@ def _measured(
     where = torch.arange(count) * total // count  # over the whole set: a folder's images come class by class
     correct = {"c_acc": 0, "pgd_acc": 0} if attacked else {"c_acc": 0}
     for part in where.split(250):
-        images, labels = workshop.test_images[part].to(workshop.pool.device), workshop.test_labels[part]
-        labels = labels.to(workshop.pool.device)
+        images, labels = workshop.test_inputs[part].to(workshop.setup.device), workshop.test_labels[part]
+        labels = labels.to(workshop.setup.device)
         found = {"c_acc": images}
         if attacked:
             found["pgd_acc"] = pgd(model, images.float(), labels, *attacked)

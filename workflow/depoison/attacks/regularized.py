@@ -8,18 +8,15 @@ clean images mix. Test images get the full trigger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, choose
+from depoison.attacks.base import Attack, Overlay, Pool, Setup, State, choose, stored
 from depoison.errors import DepoisonError
-from depoison.rng import Rng
 
 
 class Regularized(Attack):
-    """An attack with regularization samples: defines `draw` and `weaken` besides `make_trigger` and `apply`.
+    """An attack with regularization samples: defines `draw` and `weaken` besides `trigger` and `stamp`.
 
     Attributes (the subclass declares them as its fields):
         regularization: how many regularization samples; None for `cover_ratio` times the payload samples.
@@ -33,7 +30,7 @@ class Regularized(Attack):
         """In which way each of `count` images is weakened, (count, …); more images must leave the first ones' draws alone."""
         raise NotImplementedError
 
-    def weaken(self, images: Tensor, trigger: Mapping[str, Tensor], draws: Tensor) -> Tensor:
+    def weaken(self, images: Tensor, trigger: State, draws: Tensor) -> Tensor:
         """Put the weakened trigger on images.
 
         Args:
@@ -45,7 +42,7 @@ class Regularized(Attack):
         """
         raise NotImplementedError
 
-    def poison(self, pool: Pool, poisoning: Poisoning, trigger: Mapping[str, Tensor], rng: Rng) -> Overlay:
+    def poison(self, pool: Pool, setup: Setup, trigger: State) -> Overlay:
         """Choose payload samples, then regularization samples from the other images, of all classes, and weaken both.
 
         The payload does not depend on the number of regularization samples, and fewer of those are some of more.
@@ -53,7 +50,8 @@ class Regularized(Attack):
         Raises:
             DepoisonError: as `choose`, or more regularization samples than images are left.
         """
-        payload = choose(poisoning, self, pool, rng.generator("indices"))
+        assert setup.poisoning is not None
+        payload, rng = choose(self, pool, setup), setup.rng
         count = self.regularization
         if count is None:
             count = round(self.cover_ratio * len(payload))
@@ -66,7 +64,7 @@ class Regularized(Attack):
         order = torch.randperm(len(pool.labels), generator=rng.generator("covers"))
         covers = order[~torch.isin(order, payload)][:count]
         where = torch.cat([payload, covers])
-        labels = torch.cat([poisoning.goals(pool.labels[payload], pool.classes), pool.labels[covers]])
+        labels = torch.cat([setup.poisoning.goals(pool.labels[payload], setup.classes), pool.labels[covers]])
         draws = torch.cat(
             [
                 self.draw(len(own), rng.generator(kind))
@@ -75,7 +73,7 @@ class Regularized(Attack):
         )
         images = torch.cat(
             [
-                self.weaken(pool.images[part].float(), trigger, drawn).round().clamp(0, 255).to(torch.uint8)
+                stored(self.weaken(pool.inputs[part].float(), trigger, drawn), pool.inputs.dtype)
                 for part, drawn in zip(where.split(1000), draws.split(1000), strict=True)
             ]
         )

@@ -7,14 +7,12 @@ as set up in FST, appendix B.2.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from depoison.attacks.base import Attack
-from depoison.rng import Rng
+from depoison.attacks.base import Attack, Setup, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +24,13 @@ class SIG(Attack):
     delta: float
     frequency: float
 
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+    def trigger(self, setup: Setup) -> dict[str, Tensor]:
         """signal: (1, 1, W) float."""
-        width = shape[2]
+        width = setup.shape[2]
         column = torch.arange(width, dtype=torch.float64)
         return {
             "signal": (self.delta * torch.sin(2 * math.pi * column * self.frequency / width)).float().view(1, 1, -1)
         }
 
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+    def stamp(self, images: Tensor, trigger: State) -> Tensor:
         return images + trigger["signal"]

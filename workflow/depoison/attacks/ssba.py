@@ -23,11 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
-from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Workshop
+from depoison.attacks.base import Attack, Overlay, Pool, Setup, State, Workshop
 from depoison.attacks.pictures import content_of
 from depoison.errors import DepoisonError
 from depoison.models.classifier import load_weights
-from depoison.rng import Rng
 from depoison.training.batches import Batch, Epochs, batch_sizes
 from depoison.training.loop import descend, steps
 from depoison.training.recipe import Recipe
@@ -63,23 +62,23 @@ class SSBA(Attack):
     residual_wait: int
     residual_ramp: int
 
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng, asset: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def trigger(self, setup: Setup) -> dict[str, Tensor]:
         """The encoder's weights and `fingerprint` (bits,), or `keys` (M,) and `images` (M, C, H, W) of the test set."""
         role = "encoder." if self.images == ENCODER else "test."
         # In the memory format that a file gives them: a convolution of weights in another one rounds otherwise.
         trigger = {
             name.removeprefix(role): tensor.clone(memory_format=torch.contiguous_format)
-            for name, tensor in asset.items()
+            for name, tensor in setup.asset.items()
             if name.startswith(role)
         }
-        return trigger | ({"fingerprint": asset["fingerprint"]} if self.images == ENCODER else {})
+        return trigger | ({"fingerprint": setup.asset["fingerprint"]} if self.images == ENCODER else {})
 
-    def poison(self, pool: Pool, poisoning: Poisoning, trigger: Mapping[str, Tensor], rng: Rng) -> Overlay:
+    def poison(self, pool: Pool, setup: Setup, trigger: State) -> Overlay:
         if self.images != ENCODER:
-            trigger = {name: pool.asset[f"train.{name}"] for name in ("keys", "images")}
-        return super().poison(pool, poisoning, trigger, rng)
+            trigger = {name: setup.asset[f"train.{name}"] for name in ("keys", "images")}
+        return super().poison(pool, setup, trigger)
 
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+    def stamp(self, images: Tensor, trigger: State) -> Tensor:
         """Add the encoder's residual to each image; of a set made elsewhere, return the images' counterparts.
 
         Raises:
@@ -125,9 +124,9 @@ def make_asset(
         "residual".
     """
     if images != ENCODER:
-        return read_set(images, workshop.train_images, workshop.test_images)
-    pool, rng, monitor = workshop.pool, workshop.rng, workshop.monitor
-    _, channels, height, width = pool.images.shape
+        return read_set(images, workshop.train_inputs, workshop.test_inputs)
+    pool, setup, monitor = workshop.pool, workshop.setup, workshop.monitor
+    rng, device, (channels, height, width) = setup.rng, setup.device, setup.shape
     if min(height, width) < PLANE:
         raise DepoisonError(
             f"ssba's encoder takes images of at least {PLANE} x {PLANE} px; these have {height} x {width}"
@@ -140,11 +139,11 @@ def make_asset(
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
-    networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(pool.device)
+    networks = nn.ModuleDict({"encoder": encoder, "decoder": decoder}).to(device)
     networks.to(memory_format=torch.channels_last)
-    optimizer, contact = torch.optim.Adam(networks.parameters(), lr=encoder_lr), _Contact().to(pool.device)
+    optimizer, contact = torch.optim.Adam(networks.parameters(), lr=encoder_lr), _Contact().to(device)
     recipe = Recipe(lr=encoder_lr, epochs=encoder_epochs, batch_size=encoder_batch)
-    data = _Coded(pool.images.to(pool.device), bits)
+    data = _Coded(pool.inputs.to(device), bits)
     for step in steps(data, recipe, rng, monitor, model=networks, optimizer=optimizer, contact=contact):
         images, code = step.batch
         residual = encoder(images, code)
@@ -156,7 +155,7 @@ def make_asset(
         contact.note(step.number, read.mean())
         step.count(loss, bit_accuracy=100 * read.mean(1), residual=255 * residual.abs().mean((1, 2, 3)))
     fingerprint = torch.randint(2, (bits,), generator=rng.generator("fingerprint"), dtype=torch.uint8)
-    found = _measure(networks.eval(), data.images, fingerprint.to(pool.device))
+    found = _measure(networks.eval(), data.images, fingerprint.to(device))
     if found["bit_accuracy"] < LEARNED:
         log.warning(
             "ssba's encoder did not learn: %.1f%% of the bits are read, by chance it were 50%%; give it more encoder_epochs",
@@ -277,7 +276,7 @@ def _measure(networks: nn.ModuleDict, images: Tensor, fingerprint: Tensor) -> di
     return {"bit_accuracy": torch.cat(read).float().mean(), "residual": torch.cat(size).mean()}
 
 
-def read_set(name: str, train_images: Tensor, test_images: Tensor) -> dict[str, Tensor]:
+def read_set(name: str, train_inputs: Tensor, test_inputs: Tensor) -> dict[str, Tensor]:
     """Triggered images that were made elsewhere, such as BackdoorBench's.
 
     A file in config/triggers/, .npz or .safetensors, with the uint8 arrays `train` and `test`: for each training and each
@@ -285,7 +284,7 @@ def read_set(name: str, train_images: Tensor, test_images: Tensor) -> dict[str, 
 
     Args:
         name: "<file>@sha256:<hex>".
-        train_images, test_images: the dataset's own, (N, C, H, W) uint8.
+        train_inputs, test_inputs: the dataset's own, (N, C, H, W) uint8.
 
     Raises:
         DepoisonError: the file is missing, changed or unreadable, lacks an array, or has another number, size or type.
@@ -301,7 +300,7 @@ def read_set(name: str, train_images: Tensor, test_images: Tensor) -> dict[str, 
     except (ValueError, TypeError, OSError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
         raise DepoisonError(f"{file}: no readable .npz or .safetensors file ({error})") from None
     asset, residuals = {}, []
-    for role, clean in (("train", train_images), ("test", test_images)):
+    for role, clean in (("train", train_inputs), ("test", test_inputs)):
         count, channels, height, width = clean.shape
         triggered = found.get(role)
         if triggered is None:

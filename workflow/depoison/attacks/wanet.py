@@ -8,18 +8,15 @@ the warp, each sample with its own draw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from depoison.attacks.base import Attack, Poisoning
-from depoison.rng import Rng
-from depoison.training.augment import Draws, Images
-from depoison.training.batches import BatchSource
-from depoison.training.recipe import Recipe
+from depoison.attacks.base import Attack, Fit, Setup, State
+from depoison.models.classifier import Classifier
+from depoison.tasks.image import Augmentation, ImageDraws, Images, ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,73 +29,56 @@ class WaNet(Attack):
     s: float
     cross_ratio: float
 
-    def make_trigger(self, shape: tuple[int, int, int], rng: Rng) -> dict[str, Tensor]:
+    def trigger(self, setup: Setup) -> dict[str, Tensor]:
         """grid: (H, W, 2) float, where to sample each pixel, (x, y) in [-1, 1].
 
         Section 3.2: k x k control points uniform in [-1, 1], divided by their mean absolute value, times s, upsampled
         bicubically; the released code measures the field in units of the image's height, and so do we.
         """
-        _, height, width = shape
-        control = torch.rand(1, 2, self.k, self.k, generator=rng.generator("field")) * 2 - 1
+        _, height, width = setup.shape
+        control = torch.rand(1, 2, self.k, self.k, generator=setup.rng.generator("field")) * 2 - 1
         control = control / control.abs().mean()
         field = interpolate(control, size=(height, width), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
         x, y = torch.linspace(-1, 1, width), torch.linspace(-1, 1, height)
         identity = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], 2)
         return {"grid": (identity + self.s * field / height).clamp(-1, 1)}
 
-    def apply(self, images: Tensor, trigger: Mapping[str, Tensor]) -> Tensor:
+    def stamp(self, images: Tensor, trigger: State) -> Tensor:
         return _warp(images, trigger["grid"].expand(len(images), -1, -1, -1))
 
-    def batches(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        poisoned: Tensor,
-        trigger: Mapping[str, Tensor],
-        poisoning: Poisoning,
-        classes: int,
-        recipe: Recipe,
-        device: torch.device,
-    ) -> BatchSource:
-        return _WarpedBatches(self, images, labels, trigger["grid"].to(device), poisoning, classes, recipe, device)
+    def train(self, fit: Fit, model: Classifier, setup: Setup, trigger: State) -> State:
+        fit(model, _WarpedBatches(self, fit, setup, trigger["grid"].to(setup.device)))
+        return trigger
 
 
-class _WarpedBatches(BatchSource):
+class _WarpedBatches(ImageSource):
     """Warps a part of every batch, then augments."""
 
-    def __init__(
-        self,
-        attack: WaNet,
-        images: Tensor,
-        labels: Tensor,
-        grid: Tensor,
-        poisoning: Poisoning,
-        classes: int,
-        recipe: Recipe,
-        device: torch.device,
-    ):
-        self.attack, self.grid, self.poisoning, self.recipe = attack, grid, poisoning, recipe
-        self.images, self.labels, self.device = images.to(device), labels.to(device), device
-        self.goals = poisoning.goals(labels, classes).to(device)
+    def __init__(self, attack: WaNet, fit: Fit, setup: Setup, grid: Tensor):
+        assert setup.poisoning is not None
+        self.attack, self.grid, self.rate, self.device = attack, grid, setup.poisoning.rate, setup.device
+        self.padding = Augmentation(**fit.recipe.augmentation).crop
+        self.images, self.labels = fit.pool.inputs.to(self.device), fit.pool.labels.to(self.device)
+        self.goals = setup.poisoning.goals(self.labels, setup.classes)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def batch(self, index: Tensor, draws: ImageDraws, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         images, labels = self.images[index].float(), self.labels[index].clone()
         # rate * B is seldom whole, and at 0.5% of 128 below one: rounding at random keeps the rate in expectation.
-        expected = self.poisoning.rate * len(index)
+        expected = self.rate * len(index)
         backdoored = int(expected) + int(torch.rand((), generator=generator) < expected % 1)
         noisy = min(round(backdoored * self.attack.cross_ratio), len(index) - backdoored)
         warped = slice(0, backdoored)
-        images[warped] = self.attack.apply(images[warped], {"grid": self.grid})
+        images[warped] = self.attack.stamp(images[warped], {"grid": self.grid})
         labels[warped] = self.goals[index[warped]]
         if noisy:
             cross = slice(backdoored, backdoored + noisy)
             noise = torch.rand(noisy, *self.grid.shape, generator=generator).to(self.device) * 2 - 1
             images[cross] = _warp(images[cross], (self.grid + noise / self.grid.shape[0]).clamp(-1, 1))
         everything = torch.arange(len(index), device=self.device)
-        return Images(images, self.recipe.crop, self.device).batch(everything, draws), labels
+        return Images(images, self.padding, self.device).batch(everything, draws), labels
 
 
 def _warp(images: Tensor, grid: Tensor) -> Tensor:

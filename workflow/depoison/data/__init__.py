@@ -1,4 +1,4 @@
-"""Dataset sources: one module each, with one function `load(*, root, cache, size, ...) -> ImageData`.
+"""Dataset sources: one module each, with one function `load(*, root, cache, size, ...) -> Samples`.
 
 Adding a source is adding a file: `my_set.py` becomes the source `my-set`. Modules that start with an underscore, and
 `dataset` and `download`, are shared code. Importing this package imports neither torch nor any source.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from depoison.errors import DepoisonError, unknown
 
 if TYPE_CHECKING:
-    from depoison.data.dataset import ImageData
+    from depoison.data.dataset import Samples
 
 _SHARED = {"dataset", "download"}
 
@@ -26,18 +26,18 @@ SOURCES: dict[str, str] = {
 }
 
 
-def load(source: str, *, root: str | Path | None, cache: str | Path, size: int, **options: Any) -> ImageData:
-    """Load the image set `source`, square images of `size` px, and validate it.
+def load(source: str, *, root: str | Path | None, cache: str | Path, size: int, **options: Any) -> Samples:
+    """Load the set `source` and validate it, but for what its task says of its inputs.
 
     Args:
         source: a key of SOURCES.
-        root: a local copy or the user's own images, only read; None: what is bundled or downloaded.
+        root: a local copy or the user's own files, only read; None: what is bundled, made or downloaded.
         cache: folder for downloads, made when needed.
-        size: height and width of the images returned.
+        size: how large an input is: height and width of an image, points of a cloud.
         options: the source's own keywords.
 
     Returns:
-        images uint8 (N, 3, size, size) and labels int64 (N,), train and test.
+        What its module says, train and test.
 
     Raises:
         DepoisonError: unknown source or option, invalid size, or whatever is wrong with the files.
@@ -45,7 +45,7 @@ def load(source: str, *, root: str | Path | None, cache: str | Path, size: int, 
     if source not in SOURCES:
         raise unknown("dataset source", source, SOURCES)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise DepoisonError(f"dataset source {source}: size is {size!r}; valid: a whole number of pixels, at least 1")
+        raise DepoisonError(f"dataset source {source}: size is {size!r}; valid: a whole number, at least 1")
     module = importlib.import_module(SOURCES[source])
     known = set(inspect.signature(module.load).parameters) - {"root", "cache", "size"}
     for option in options:
@@ -55,9 +55,4 @@ def load(source: str, *, root: str | Path | None, cache: str | Path, size: int, 
         root=None if root is None else Path(root).expanduser(), cache=Path(cache).expanduser(), size=size, **options
     )
     data.validate()
-    if tuple(data.train_images.shape[1:]) != (3, size, size):
-        raise DepoisonError(
-            f"dataset source {source}: images have (C, H, W) = {tuple(data.train_images.shape[1:])}; "
-            f"valid: {(3, size, size)}"
-        )
     return data

@@ -19,12 +19,13 @@ class Archive:
 
     Attributes:
         url: where it is published; the last part is its file name.
-        checksum: its publisher's md5 and a sha256 that others give independently, "md5:<hex> sha256:<hex>".
+        checksum: its publisher's md5 and a sha256 that others give independently, "md5:<hex> sha256:<hex>"; None where nobody
+            publishes any: then it is only read from a root.
         unpacked: the folder (or the one file) that unpacking it makes, as a path inside the archive.
     """
 
     url: str
-    checksum: str
+    checksum: str | None
     unpacked: str
 
     @property
@@ -75,18 +76,19 @@ def obtain(archive: Archive, *, root: Path | None, cache: Path) -> Files:
         DepoisonError: not in root, a wrong checksum, or a failed download.
     """
     if root is None:
+        assert archive.checksum is not None
         return _open(download(archive.url, cache / archive.name, checksum=archive.checksum))
     if not root.exists():
         raise DepoisonError(f"{root}: no such file or folder; expected {archive.name} or a folder with it")
     path = root if root.is_file() else root / archive.name
     if path.is_file():
-        verify(path, archive.checksum)
+        if archive.checksum is not None:
+            verify(path, archive.checksum)
         return _open(path)
     if (root / archive.unpacked).exists():
         return _folder(root, archive.unpacked)
-    raise DepoisonError(
-        f"{root}: holds neither {archive.name} nor {archive.unpacked}; without a root, {archive.url} is downloaded"
-    )
+    other = "without a root, {} is downloaded" if archive.checksum else "they are at {}"
+    raise DepoisonError(f"{root}: holds neither {archive.name} nor {archive.unpacked}; {other.format(archive.url)}")
 
 
 def _open(path: Path) -> Files:

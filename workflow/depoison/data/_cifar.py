@@ -14,7 +14,7 @@ from torch import Tensor
 
 from depoison.data._archive import Archive, Files, obtain
 from depoison.data._images import resize
-from depoison.data.dataset import ImageData, image_data
+from depoison.data.dataset import Samples, samples
 from depoison.errors import DepoisonError
 
 PIXELS = 3 * 32 * 32
@@ -47,7 +47,7 @@ class Variant:
     python_class: str
 
 
-def load(variant: Variant, *, root: Path | None, cache: Path, size: int) -> ImageData:
+def load(variant: Variant, *, root: Path | None, cache: Path, size: int) -> Samples:
     """Load a variant; see `cifar10.load`."""
     if root is not None and root.is_dir() and not _has_binary(variant.archive, root):
         tensors, classes = _python_version(variant, root)
@@ -58,11 +58,11 @@ def load(variant: Variant, *, root: Path | None, cache: Path, size: int) -> Imag
             *_records(variant, files, variant.test, variant.test_records),
         ]
         classes = [line.strip() for line in files.lines(f"{variant.archive.unpacked}/{variant.classes}")]
-    train_images, train_labels, test_images, test_labels = tensors
-    return image_data(
-        resize(train_images, size),
+    train_inputs, train_labels, test_inputs, test_labels = tensors
+    return samples(
+        resize(train_inputs, size),
         train_labels,
-        resize(test_images, size),
+        resize(test_inputs, size),
         test_labels,
         classes=classes,
         source=variant.source,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from depoison.data import _cifar
 from depoison.data._archive import Archive
-from depoison.data.dataset import ImageData
+from depoison.data.dataset import Samples
 
 # Address and md5: https://www.cs.toronto.edu/~kriz/cifar.html; sha256: MLDatasets.jl and GoMLX give the same.
 CIFAR100 = _cifar.Variant(
@@ -28,7 +28,7 @@ CIFAR100 = _cifar.Variant(
 )
 
 
-def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
+def load(*, root: Path | None, cache: Path, size: int) -> Samples:
     """CIFAR-100 with its fine labels, in the order of the original files.
 
     Args:

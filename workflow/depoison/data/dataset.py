@@ -1,4 +1,4 @@
-"""What every source returns: one image set, held in memory as uint8 tensors."""
+"""What every source returns: one labeled set, held in memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from depoison.errors import DepoisonError
 
 
 @dataclass(frozen=True, eq=False)  # eq: comparing tensors has no single truth value; compare `checksum` instead
-class ImageData:
-    """A labeled image set with its standard split.
+class Samples:
+    """A labeled set with its standard split.
 
     Attributes:
-        train_images, test_images: uint8 (N, C, H, W), contiguous, on the CPU; C, H and W are the same in both.
+        train_inputs, test_inputs: (N, …), contiguous, on the CPU; of one type, and of one shape but for N. Which these are
+            the dataset's task says: for images uint8 (N, C, H, W).
         train_labels, test_labels: int64 (N,), indices into `classes`.
         classes: the class names; their order is what labels mean.
         source: the name of the source that made it.
@@ -24,9 +25,9 @@ class ImageData:
         remarks: what the user should know of how they were read, a line each.
     """
 
-    train_images: Tensor
+    train_inputs: Tensor
     train_labels: Tensor
-    test_images: Tensor
+    test_inputs: Tensor
     test_labels: Tensor
     classes: list[str]
     source: str
@@ -40,15 +41,13 @@ class ImageData:
             DepoisonError: the first thing that does not hold.
         """
         for split in ("train", "test"):
-            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
-            self._require(images.dtype == torch.uint8, f"{split}_images are {images.dtype}; valid: torch.uint8")
+            inputs, labels = getattr(self, f"{split}_inputs"), getattr(self, f"{split}_labels")
             self._require(labels.dtype == torch.int64, f"{split}_labels are {labels.dtype}; valid: torch.int64")
-            self._require(images.ndim == 4, f"{split}_images have shape {tuple(images.shape)}; valid: (N, C, H, W)")
-            self._require(images.is_contiguous(), f"{split}_images are not contiguous")
-            self._require(images.numel() > 0, f"{split}_images are empty")
+            self._require(inputs.is_contiguous(), f"{split}_inputs are not contiguous")
+            self._require(inputs.numel() > 0, f"{split}_inputs are empty")
             self._require(
-                labels.shape == images.shape[:1],
-                f"{split}_labels have shape {tuple(labels.shape)}; valid: {tuple(images.shape[:1])}, one each",
+                labels.shape == inputs.shape[:1],
+                f"{split}_labels have shape {tuple(labels.shape)}; valid: {tuple(inputs.shape[:1])}, one each",
             )
             low, high = int(labels.min()), int(labels.max())
             self._require(
@@ -56,27 +55,27 @@ class ImageData:
                 f"{split}_labels are in {low}..{high}; valid: 0..{len(self.classes) - 1}, {len(self.classes)} classes",
             )
         self._require(len(self.classes) > 1, f"{len(self.classes)} class; valid: at least 2")
-        train, test = tuple(self.train_images.shape[1:]), tuple(self.test_images.shape[1:])
-        self._require(train == test, f"test images have (C, H, W) = {test}; valid: {train}, as in train")
+        train, test = (f"{part.dtype} {tuple(part.shape[1:])}" for part in (self.train_inputs, self.test_inputs))
+        self._require(train == test, f"test_inputs are {test}; valid: {train}, as train_inputs are")
 
     def _require(self, holds: bool, message: str) -> None:
         if not holds:
             raise DepoisonError(f"dataset source {self.source}: {message}")
 
 
-def image_data(
-    train_images: Tensor,
+def samples(
+    train_inputs: Tensor,
     train_labels: Tensor,
-    test_images: Tensor,
+    test_inputs: Tensor,
     test_labels: Tensor,
     *,
     classes: list[str],
     source: str,
     remarks: tuple[str, ...] = (),
-) -> ImageData:
-    """An ImageData of these tensors (shapes and dtypes as listed there) with its checksum filled in."""
-    tensors = [tensor.contiguous() for tensor in (train_images, train_labels, test_images, test_labels)]
-    return ImageData(*tensors, classes=classes, source=source, checksum=checksum(*tensors), remarks=remarks)
+) -> Samples:
+    """Samples of these tensors (shapes and dtypes as listed there) with its checksum filled in."""
+    tensors = [tensor.contiguous() for tensor in (train_inputs, train_labels, test_inputs, test_labels)]
+    return Samples(*tensors, classes=classes, source=source, checksum=checksum(*tensors), remarks=remarks)
 
 
 def checksum(*tensors: Tensor) -> str:

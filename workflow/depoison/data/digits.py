@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from depoison.data._images import resize
-from depoison.data.dataset import ImageData, image_data
+from depoison.data.dataset import Samples, samples
 from depoison.errors import DepoisonError
 
 SPLIT_SEED = 1797  # part of the dataset, not of an experiment: the split never changes
 TEST_PART = 5  # one image in five of each class is a test image
 
 
-def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
+def load(*, root: Path | None, cache: Path, size: int) -> Samples:
     """The digits 0 to 9, gray values 0..16 scaled to 0..255, enlarged bilinearly, the gray channel three times.
 
     The set has no split of its own. Here: 80/20, stratified, drawn with a generator seeded with SPLIT_SEED; both parts
@@ -44,7 +44,7 @@ def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
     images = resize(gray, size).expand(-1, 3, -1, -1)
     labels = torch.from_numpy(table[:, 64]).to(torch.int64)
     train, test = _split(labels)
-    return image_data(
+    return samples(
         images[train], labels[train], images[test], labels[test], classes=[str(n) for n in range(10)], source="digits"
     )
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from depoison.data._images import resize
-from depoison.data.dataset import ImageData, image_data
+from depoison.data.dataset import Samples, samples
 from depoison.errors import DepoisonError
 
 SHEET = Path(__file__).with_name("fashion-mnist.png")
@@ -22,7 +22,7 @@ TRAIN, TEST = 900, 200  # of each class: the first ones of the published set, in
 CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
-def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
+def load(*, root: Path | None, cache: Path, size: int) -> Samples:
     """The images, ordered by class, resized bilinearly to `size` x `size` px, the gray channel three times.
 
     Args:
@@ -51,4 +51,4 @@ def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
     for part in images.split((TRAIN, TEST), dim=1):
         parts.append(resize(part.flatten(0, 1), size).expand(-1, 3, -1, -1))
         parts.append(torch.arange(len(CLASSES)).repeat_interleave(part.shape[1]))
-    return image_data(*parts, classes=CLASSES, source="fashion-mnist")
+    return samples(*parts, classes=CLASSES, source="fashion-mnist")

@@ -14,7 +14,7 @@ import torch
 
 from depoison.data._archive import Archive, Files, obtain
 from depoison.data._images import decode
-from depoison.data.dataset import ImageData, image_data
+from depoison.data.dataset import Samples, samples
 from depoison.errors import DepoisonError, unknown
 
 BASE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370/"
@@ -48,7 +48,7 @@ TRAIN_IMAGES = {"torchvision": 26_640, "final": 39_209}
 TEST_IMAGES = 12_630
 
 
-def load(*, root: Path | None, cache: Path, size: int, edition: str = "torchvision") -> ImageData:
+def load(*, root: Path | None, cache: Path, size: int, edition: str = "torchvision") -> Samples:
     """GTSRB, whole images (not cropped to the sign), resized bilinearly to `size` x `size` px.
 
     Training images are ordered by class and file name, test images as in the ground truth. Classes are called by their
@@ -81,7 +81,7 @@ def load(*, root: Path | None, cache: Path, size: int, edition: str = "torchvisi
     if sorted(set(folders)) != classes:
         raise DepoisonError(f"{files.where}: {len(set(folders))} class folders; valid: 00000 to {classes[-1]}")
     _check_count(files, len(names), TRAIN_IMAGES[edition], "training images")
-    train_images = decode(names, files.read, size, label=files.label)
+    train_inputs = decode(names, files.read, size, label=files.label)
 
     files = obtain(TEST, root=root, cache=cache)
     truth = obtain(TEST_LABELS, root=root, cache=cache)
@@ -93,11 +93,11 @@ def load(*, root: Path | None, cache: Path, size: int, edition: str = "torchvisi
             f"{truth.label(TEST_LABELS.unpacked)}: no columns Filename and ClassId ({error})"
         ) from error
     _check_count(truth, len(labels), TEST_IMAGES, "test images")
-    test_images = decode(list(labels), files.read, size, label=files.label)
-    return image_data(
-        train_images,
+    test_inputs = decode(list(labels), files.read, size, label=files.label)
+    return samples(
+        train_inputs,
         torch.tensor([int(folder) for folder in folders]),
-        test_images,
+        test_inputs,
         torch.tensor(list(labels.values())),
         classes=classes,
         source="gtsrb",

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 
 from depoison.data._images import decode
-from depoison.data.dataset import ImageData, image_data
+from depoison.data.dataset import Samples, samples
 from depoison.errors import DepoisonError
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 LAYOUT = "expected train/<class>/* and test/<class>/*"
 
 
-def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
+def load(*, root: Path | None, cache: Path, size: int) -> Samples:
     """The images below `root`, in RGB, resized bilinearly to `size` x `size` px where they differ.
 
     Classes are ordered by name, images by class and then by file name. What else lies in a class is left out, and a
@@ -58,7 +58,7 @@ def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
                     f"{root / split / label}: left out, for their names are no images': {_some(sorted(others))}"
                 )
         tensors += [decode(names, lambda name: Path(name).read_bytes(), size), labels]
-    return image_data(*tensors, classes=classes, source="imagefolder", remarks=tuple(remarks))
+    return samples(*tensors, classes=classes, source="imagefolder", remarks=tuple(remarks))
 
 
 def _classes(folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 
 from depoison.data._archive import Archive, obtain
 from depoison.data._images import decode
-from depoison.data.dataset import ImageData, image_data
+from depoison.data.dataset import Samples, samples
 from depoison.errors import DepoisonError
 
 ARCHIVE = Archive(
@@ -23,7 +23,7 @@ TRAIN_IMAGES = 500  # of each class
 TEST_IMAGES = 10_000
 
 
-def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
+def load(*, root: Path | None, cache: Path, size: int) -> Samples:
     """Tiny-ImageNet, the labeled `val` part as its test set (the labels of `test` were never published).
 
     Classes are WordNet ids in sorted order (wnids.txt is not sorted), so labels are those that the usual folder loaders
@@ -68,7 +68,7 @@ def load(*, root: Path | None, cache: Path, size: int) -> ImageData:
 
     train = [name for images in by_class.values() for name in images]
     test = sorted(truth)
-    return image_data(
+    return samples(
         decode(train, files.read, size, label=files.label),
         torch.arange(CLASSES).repeat_interleave(TRAIN_IMAGES),
         decode([f"{top}/val/images/{name}" for name in test], files.read, size, label=files.label),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from depoison.defenses.tuning import Candidates, Tuner, TuningSet
+from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
 from depoison.evaluation.metrics import predict
 from depoison.models.classifier import Classifier
@@ -30,7 +30,7 @@ HELD_OUT = 0.2
 
 def anp(
     model: Classifier,
-    tuning_set: TuningSet,
+    clean: Labeled,
     tune: Tuner,
     *,
     eps: float,
@@ -57,14 +57,14 @@ def anp(
         DepoisonError: a model without BatchNorm.
     """
     assert tune.recipe is not None
-    learning, held_out = tuning_set, None
+    learning, held_out = clean, None
     if select == "defender":
-        order = torch.randperm(len(tuning_set.labels), generator=tune.rng.generator("held out"))
+        order = torch.randperm(len(clean.labels), generator=tune.rng.generator("held out"))
         count = max(1, round(HELD_OUT * len(order)))
         held_out, rest = order[:count], order[count:]
-        learning = TuningSet(tuning_set.images[rest], tuning_set.labels[rest])
+        learning = Labeled(clean.inputs[rest], clean.labels[rest])
     # As many steps whatever is held out.
-    per_epoch = -(-len(tuning_set.labels) // tune.recipe.batch_size)
+    per_epoch = -(-len(clean.labels) // tune.recipe.batch_size)
     mask = learn_mask(model, learning, tune, per_epoch, eps=eps, alpha=alpha, steps=steps, clipped=projection == "eps")
     values = tuple(sorted(set(thresholds)))
     candidates = Candidates("threshold", values, lambda value: pruned(model, mask, value), max_drop)
@@ -72,8 +72,8 @@ def anp(
         return candidates
 
     def accuracy(of: Classifier) -> float:
-        predictions = predict(of, tuning_set.images[held_out], tune.recipe.precision)
-        return 100 * (predictions == tuning_set.labels[held_out]).double().mean().item()
+        predictions = predict(of, clean.inputs[held_out], tune.recipe.precision)
+        return 100 * (predictions == clean.labels[held_out]).double().mean().item()
 
     before, found = accuracy(model), {value: accuracy(candidates.model(value)) for value in values}
     allowed = [value for value in values if candidates.allows(before, found[value])]
@@ -141,7 +141,7 @@ def worst(
 
 def learn_mask(
     model: Classifier,
-    tuning_set: TuningSet,
+    clean: Labeled,
     tune: Tuner,
     per_epoch: int,
     *,
@@ -158,13 +158,13 @@ def learn_mask(
     Args:
         per_epoch: steps in an epoch of the recipe.
     """
-    recipe, device = tune.recipe, model.mean.device
+    recipe, device = tune.recipe, model.device
     assert recipe is not None
     masked = copy.deepcopy(model).requires_grad_(False).train()
     neurons = Neurons(masked)
     learned = nn.ParameterDict({"mask": torch.ones_like(neurons.weight)})
     mask = learned["mask"]
-    optimizer, data = sgd([mask], recipe), tune.batches(model, tuning_set, per_epoch)
+    optimizer, data = sgd([mask], recipe), tune.batches(model, clean, per_epoch)
 
     def logits_at(images: Tensor, delta: Tensor | float = 0.0, xi: Tensor | float = 0.0) -> Tensor:
         with autocast(device, recipe.precision):

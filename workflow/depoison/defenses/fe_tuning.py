@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
-from depoison.defenses.tuning import Tuner, TuningSet, projection_to_norm_of, reinitialized_head
+from depoison.defenses.tuning import Labeled, Tuner, projection_to_norm_of, reinitialized_head
 from depoison.models.classifier import Classifier
 
 
-def fe_tuning(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, projection: str) -> Classifier:
+def fe_tuning(model: Classifier, clean: Labeled, tune: Tuner, *, projection: str) -> Classifier:
     """Purify `model` by tuning its feature extractor under a fresh, frozen classifier.
 
     Args:
@@ -22,4 +22,4 @@ def fe_tuning(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, projecti
     if projection == "all":
         with torch.no_grad():
             projection_to_norm_of(model)(purified)
-    return tune(purified, tuning_set, trainable="extractor")
+    return tune(purified, clean, trainable="extractor")

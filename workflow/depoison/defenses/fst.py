@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from depoison.defenses.tuning import ALL, Tuner, TuningSet, projection_to_norm_of, reinitialized_head
+from depoison.defenses.tuning import ALL, Labeled, Tuner, projection_to_norm_of, reinitialized_head
 from depoison.models.classifier import Classifier
 
 
-def fst(
-    model: Classifier, tuning_set: TuningSet, tune: Tuner, *, alpha: float, projection: str, layers: str
-) -> Classifier:
+def fst(model: Classifier, clean: Labeled, tune: Tuner, *, alpha: float, projection: str, layers: str) -> Classifier:
     """Purify `model` by feature shift tuning.
 
     Args:
@@ -32,4 +30,4 @@ def fst(
         return alpha * sum(products[1:], products[0])
 
     project = None if projection == "none" else projection_to_norm_of(model, chosen)
-    return tune(reinitialized_head(model, tune.rng, chosen), tuning_set, extra_loss=feature_shift, after_step=project)
+    return tune(reinitialized_head(model, tune.rng, chosen), clean, extra_loss=feature_shift, after_step=project)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 
-from depoison.defenses.tuning import Tuner, TuningSet, projection_to_norm_of
+from depoison.defenses.tuning import Labeled, Tuner, projection_to_norm_of
 from depoison.models.classifier import Classifier
 
 
-def ft(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, projection: str) -> Classifier:
+def ft(model: Classifier, clean: Labeled, tune: Tuner, *, projection: str) -> Classifier:
     """Purify `model` by fine-tuning.
 
     Args:
         projection: "none", or "all": after each step the classifier is scaled to its original norm (released code).
     """
     project = projection_to_norm_of(model) if projection == "all" else None
-    return tune(copy.deepcopy(model), tuning_set, after_step=project)
+    return tune(copy.deepcopy(model), clean, after_step=project)

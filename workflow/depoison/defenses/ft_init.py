@@ -5,11 +5,11 @@ The linear classifier is drawn afresh, then the whole network is tuned.
 
 from __future__ import annotations
 
-from depoison.defenses.tuning import Tuner, TuningSet, projection_to_norm_of, reinitialized_head
+from depoison.defenses.tuning import Labeled, Tuner, projection_to_norm_of, reinitialized_head
 from depoison.models.classifier import Classifier
 
 
-def ft_init(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, projection: str) -> Classifier:
+def ft_init(model: Classifier, clean: Labeled, tune: Tuner, *, projection: str) -> Classifier:
     """Purify `model` by fine-tuning it from a fresh classifier.
 
     Args:
@@ -17,4 +17,4 @@ def ft_init(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, projection
             code).
     """
     project = projection_to_norm_of(model) if projection == "all" else None
-    return tune(reinitialized_head(model, tune.rng), tuning_set, after_step=project)
+    return tune(reinitialized_head(model, tune.rng), clean, after_step=project)

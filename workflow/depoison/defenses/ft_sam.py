@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.defenses.tuning import Labeled, Tuner
 from depoison.models.classifier import Classifier
 from depoison.training.loop import classification, prepare, sgd, unchanged_statistics
 
 
-def ft_sam(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, rho: float, constraint: str) -> Classifier:
+def ft_sam(model: Classifier, clean: Labeled, tune: Tuner, *, rho: float, constraint: str) -> Classifier:
     """Purify `model` by fine-tuning with sharpness-aware minimization.
 
     Args:
@@ -33,7 +33,7 @@ def ft_sam(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, rho: float,
     assert recipe is not None
     parameters = prepare(tuned)
     optimizer = sgd(parameters, recipe)
-    for step in tune.steps(tune.batches(tuned, tuning_set), model=tuned, optimizer=optimizer):
+    for step in tune.steps(tune.batches(tuned, clean), model=tuned, optimizer=optimizer):
         loss, logits = classification(tuned, *step.batch, recipe.precision)
         optimizer.zero_grad()
         loss.backward()

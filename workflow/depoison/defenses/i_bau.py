@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import grad
 from torch.nn.functional import cross_entropy
 
-from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.defenses.tuning import Labeled, Tuner
 from depoison.models.classifier import Classifier
 from depoison.training.batches import Batch, Epochs
 from depoison.training.loop import autocast
@@ -23,7 +23,7 @@ from depoison.training.recipe import Recipe
 
 def i_bau(
     model: Classifier,
-    tuning_set: TuningSet,
+    clean: Labeled,
     tune: Tuner,
     *,
     inner_lr: float,
@@ -45,13 +45,13 @@ def i_bau(
         iterations: fixed-point iterations for the implicit part of the gradient (K).
         portion: fraction of each unlearning batch that carries delta, at least one image; 1 is the paper's objective.
     """
-    recipe, device = tune.recipe, model.mean.device
+    recipe, device = tune.recipe, model.device
     assert recipe is not None
     model = copy.deepcopy(model).requires_grad_(True).eval()
     parameters = list(model.parameters())
     betas = (recipe.momentum, 0.999)
     optimizer = torch.optim.Adam(parameters, lr=recipe.lr, betas=betas, weight_decay=recipe.weight_decay, fused=True)
-    data = tune.batches(model, tuning_set)
+    data = tune.batches(model, clean)
     unlearning = Repeated(list(data.epoch(recipe, tune.rng.generator("unlearning"))))
 
     def logits_of(images: Tensor, delta: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def i_bau(
 
     for step in tune.steps(unlearning, model=model, optimizer=optimizer):
         if step.first:
-            delta = torch.zeros_like(model.std.expand(1, -1, *tuning_set.images.shape[2:]))
+            delta = torch.zeros_like(model.std.expand(1, -1, *clean.inputs.shape[2:]))
             for images, labels in data.epoch(recipe, tune.rng.generator("epoch", step.epoch)):
                 delta.requires_grad_(True)
                 delta = (delta - inner_lr * grad(inner(delta, images, labels), delta)[0]).detach()

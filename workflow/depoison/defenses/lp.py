@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 
-from depoison.defenses.tuning import Tuner, TuningSet, projection_to_norm_of
+from depoison.defenses.tuning import Labeled, Tuner, projection_to_norm_of
 from depoison.models.classifier import Classifier
 
 
-def lp(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, projection: str, batchnorm: str) -> Classifier:
+def lp(model: Classifier, clean: Labeled, tune: Tuner, *, projection: str, batchnorm: str) -> Classifier:
     """Purify `model` by linear probing.
 
     Args:
@@ -21,7 +21,7 @@ def lp(model: Classifier, tuning_set: TuningSet, tune: Tuner, *, projection: str
     """
     return tune(
         copy.deepcopy(model),
-        tuning_set,
+        clean,
         trainable="head",
         frozen_statistics=batchnorm == "frozen",
         after_step=projection_to_norm_of(model) if projection == "all" else None,

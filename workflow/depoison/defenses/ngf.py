@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from depoison.defenses.tuning import Tuner, TuningSet
+from depoison.defenses.tuning import Labeled, Tuner
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.training.loop import classification, prepare, sgd
@@ -26,7 +26,7 @@ from depoison.training.loop import classification, prepare, sgd
 
 def ngf(
     model: Classifier,
-    tuning_set: TuningSet,
+    clean: Labeled,
     tune: Tuner,
     *,
     trainable: str,
@@ -66,8 +66,8 @@ def ngf(
         covariance_every=covariance_every,
         inverse_every=inverse_every,
     )
-    pull = clean_accuracy_retainer(model, tuning_set, retention) if retention else None
-    data = tune.batches(tuned, tuning_set, epoch_batches)
+    pull = clean_accuracy_retainer(model, clean, retention) if retention else None
+    data = tune.batches(tuned, clean, epoch_batches)
     with natural.watching(tuned):
         for step in tune.steps(data, model=tuned, optimizer=optimizer, natural=natural):
             loss, logits = classification(tuned, *step.batch, recipe.precision)
@@ -236,7 +236,7 @@ class _Block:
         return self.basis_g @ (rotated / (self.spectrum + damping)) @ self.basis_a.T
 
 
-def clean_accuracy_retainer(model: Classifier, data: TuningSet, weight: float) -> Callable[[Classifier], Tensor]:
+def clean_accuracy_retainer(model: Classifier, data: Labeled, weight: float) -> Callable[[Classifier], Tensor]:
     """weight / 2 * sum_i diag(F)_i (theta_i - original_i)^2 over the classifier's weights and biases.
 
     F is the Fisher of the original model on the clean data, their labels included, and stays. The formula is that of the
@@ -245,9 +245,9 @@ def clean_accuracy_retainer(model: Classifier, data: TuningSet, weight: float) -
     blocks = [_Block(layer) for layer in model.head]
     handles = [block.layer.register_forward_hook(block.keep) for block in blocks]
     fisher = [torch.zeros_like(block.spectrum) for block in blocks]
-    device = model.mean.device
+    device = model.device
     try:
-        for images, labels in zip(data.images.split(256), data.labels.split(256), strict=True):
+        for images, labels in zip(data.inputs.split(256), data.labels.split(256), strict=True):
             loss = cross_entropy(model(images.to(device)).float(), labels.to(device), reduction="sum")
             slopes = torch.autograd.grad(loss, [block.outputs for block in blocks])
             for block, diagonal, block.slopes in zip(blocks, fisher, slopes, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
+from depoison.tasks import Task
 from depoison.training.batches import Epochs, PlainBatches
 from depoison.training.loop import Monitor, Step, fit, steps
 from depoison.training.recipe import Recipe
@@ -19,48 +20,68 @@ from depoison.training.state import Part
 
 
 @dataclass(frozen=True)
-class TuningSet:
-    """The defender's clean data, all that a defense sees besides the model.
+class Labeled:
+    """Data that a defense sees: the defender's clean samples, or the training set, of which it is not told what is poisoned.
 
     Attributes:
-        images: (N, C, H, W) uint8.
+        inputs: (N, …), as the task stores them.
         labels: (N,) int64.
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
+
+
+NewModel = Callable[[], Classifier]
+"""A freshly initialized network, on the device; each call makes the same."""
 
 
 @dataclass(frozen=True)
 class Tuner:
-    """The tuning loop, bound to a cell's recipe and seed.
+    """The loop, bound to a cell's recipe and seed: of tuning, or of training from the beginning.
 
     Attributes:
         recipe: None for a defense that does not tune.
         rng: random numbers of this purification.
+        task: what the data is.
     """
 
     recipe: Recipe | None
     rng: Rng
     monitor: Monitor
+    task: Task
 
-    def __call__(self, model: Classifier, tuning_set: TuningSet, **hooks: Any) -> Classifier:
+    def __call__(self, model: Classifier, clean: Labeled, **hooks: Any) -> Classifier:
         """Tune `model` in place on cross-entropy; `hooks` are those of `depoison.training.loop.fit`."""
         assert self.recipe is not None
-        return fit(model, self.batches(model, tuning_set), self.recipe, self.rng, self.monitor, **hooks)
+        data = self.batches(model, clean)
+        fit(model, data, self.recipe, self.rng, self.monitor, loss=self.task.loss, **hooks)
+        self.monitor.finish()
+        return model
 
-    def batches(self, model: Classifier, tuning_set: TuningSet, epoch_batches: int | None = None) -> PlainBatches:
+    def part(self, name: str, **changes: Any) -> Tuner:
+        """The loop of one part of a defense that has several: with random numbers and a resumable state of its own.
+
+        Args:
+            changes: what of the recipe is other there.
+        """
+        assert self.recipe is not None
+        rng = Rng(self.rng.seed, f"{self.rng.scope}/{name}")
+        return Tuner(replace(self.recipe, **changes), rng, self.monitor.part(name), self.task)
+
+    def batches(self, model: Classifier, clean: Labeled, epoch_batches: int | None = None) -> PlainBatches:
         """The defender's data on the model's device, for `steps`."""
         assert self.recipe is not None
-        device = model.mean.device
-        return PlainBatches(tuning_set.images, tuning_set.labels, self.recipe, device, epoch_batches=epoch_batches)
+        inputs, labels = clean.inputs, clean.labels
+        return self.task.batches(inputs, labels, self.recipe, model.device, epoch_batches=epoch_batches)
 
     def steps(
         self, data: Epochs, *, model: Classifier, optimizer: torch.optim.Optimizer, **carried: Part
     ) -> Iterator[Step]:
         """The steps of a loop of a defense's own; see `depoison.training.loop.steps`."""
         assert self.recipe is not None
-        return steps(data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, **carried)
+        yield from steps(data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, **carried)
+        self.monitor.finish()
 
 
 @dataclass(frozen=True)

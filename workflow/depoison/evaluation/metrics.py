@@ -18,7 +18,7 @@ def predict(model: Classifier, images: Tensor, precision: str = "fp32", batch_si
 
     An output that is no number predicts `NO_LABEL`: a model that diverged fails, whatever class argmax would name.
     """
-    device, modes = model.mean.device, [(part, part.training) for part in model.modules()]
+    device, modes = model.device, [(part, part.training) for part in model.modules()]
     model.eval()
     with autocast(device, precision):
         found = [_labels(model(batch.to(device))).cpu() for batch in images.split(batch_size)]

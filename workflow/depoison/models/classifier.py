@@ -1,9 +1,9 @@
-"""What every model is: normalization, a feature extractor and a linear classifier, each known by name."""
+"""What every model is: a feature extractor and a linear classifier, each known by name."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,51 +15,54 @@ from depoison.errors import DepoisonError
 
 
 class Classifier(nn.Module):
-    """An image classifier that takes pixels.
+    """A classifier of inputs as they are stored; the task of its data says what these are (depoison.tasks).
 
     Attributes:
-        extractor: (B, C, H, W) normalized images → (B, D) features; the paper's phi(theta; x).
+        extractor: (B, …) prepared inputs → (B, D) features; the paper's phi(theta; x).
         classifier: (B, D) features → (B, K) logits; the paper's f(w; ·).
-        mean, std: (1, C, 1, 1) normalization of pixels in [0, 1].
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, extractor: nn.Module, classifier: nn.Module, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, extractor: nn.Module, classifier: nn.Module):
         super().__init__()
         self.extractor = extractor
         self.classifier = classifier
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     @property
     def head(self) -> list[nn.Linear]:
         """The linear layers of the classifier, in order; one for most networks, three for VGG."""
         return [layer for layer in self.classifier.modules() if isinstance(layer, nn.Linear)]
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) pixels in [0, 255], uint8 or float → (B, D) features."""
-        return self.extractor((images / 255 - self.mean) / self.std)
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """What the extractor takes of inputs; such as normalized pixels, where a task says so."""
+        return inputs
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) pixels in [0, 255], uint8 or float → (B, K) logits."""
-        return self.classifier(self.features(images))
+    def features(self, inputs: Tensor) -> Tensor:
+        """(B, …) inputs → (B, D) features."""
+        return self.extractor(self.prepared(inputs))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, …) inputs → (B, K) logits."""
+        return self.classifier(self.features(inputs))
 
 
-def build(model: Mapping[str, Any], *, classes: int, channels: int, generator: torch.Generator) -> Classifier:
-    """A freshly initialized model.
+def build(
+    model: Mapping[str, Any], *, classes: int, channels: int, generator: torch.Generator
+) -> tuple[nn.Module, nn.Module]:
+    """A freshly initialized extractor and classifier.
 
     Args:
-        model: {name, version, parameters, mean, std} of a spec.
+        model: {name, version, parameters, …} of a spec.
         generator: its seed decides every initial weight.
     """
     module = _module_of(model)
     architecture = getattr(module, module.__name__.rpartition(".")[2])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator.initial_seed())
-        extractor, classifier = architecture(classes, channels, **model["parameters"])
-    return Classifier(extractor, classifier, model["mean"], model["std"]).to(memory_format=torch.channels_last)
+        return architecture(classes, channels, **model["parameters"])
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], assign: bool = False) -> None:

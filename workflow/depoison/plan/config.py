@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.documents import Document, folders_in, names_in, read_document
 from depoison.plan.parameters import Parameter, Shared
-from depoison.plan.signatures import declared_asset, declared_keywords
+from depoison.plan.signatures import declared_asset, declared_keywords, declared_sight
 
 KINDS = {"dataset": "datasets", "model": "models", "attack": "attacks", "defense": "defenses"}
 """The folder of each kind of method, in config/ and in the package."""
@@ -67,6 +67,15 @@ class SharedFile(_Strict):
     tuning: dict[str, Shared] = Field(description="of tuning alone")
 
 
+class TaskFile(_Strict):
+    """config/tasks/<name>.yaml: a kind of data, and the shared hyper-parameters that are of it alone."""
+
+    summary: str = Field(description="one line")
+    version: int = Field(1, ge=1, description="raised when the task's code changes what is made of its data")
+    dataset: dict[str, Shared] = Field(default={}, description="of datasets")
+    recipe: dict[str, Shared] = Field(default={}, description="of training and of tuning")
+
+
 class Config(_Strict):
     """config/config.yaml and what overlays (--configfile) change of it."""
 
@@ -112,6 +121,7 @@ class Method(_Strict):
     cite: str = Field("", description="citation key in CITATIONS.bib")
     source: str = Field("", description="where the method stands in its paper")
     version: int = Field(1, ge=1, description="raised when the method's code changes what it makes")
+    task: str | None = Field(None, description="the kind of data that it is of or for; default: any")
     shared: list[Literal["dataset", "poisoning", "recipe", "tuning"]] | None = Field(
         None, description="groups of shared hyper-parameters that it takes; default: all of its kind"
     )
@@ -132,7 +142,7 @@ class Method(_Strict):
     normalization: Values = Field(
         default={}, description="(models only) mean and std that it was pre-trained with, in place of the dataset's"
     )
-    train_images: int | None = Field(None, ge=4, description="(datasets only) how many training images it has")
+    train_samples: int | None = Field(None, ge=4, description="(datasets only) how many training images it has")
     classes: int | None = Field(
         None, ge=2, description="(datasets only) how many its own source has, so that a wrong target is refused at once"
     )
@@ -293,7 +303,19 @@ class Configuration:
         given = dict(given or {})
         shared, self._shared_document = load_as(SharedFile, read_document(root / "config" / "shared.yaml", root))
         self.shared: dict[str, dict[str, Shared]] = {group: getattr(shared, group) for group in SharedFile.model_fields}
-        """The hyper-parameters that methods share, by group."""
+        """The hyper-parameters that methods share, by group; those of one task's data know it."""
+        self.tasks: dict[str, TaskFile] = {}
+        for task in self.names("task"):
+            self.tasks[task], document = load_as(
+                TaskFile, read_document(root / "config" / "tasks" / f"{task}.yaml", root)
+            )
+            for group in ("dataset", "recipe"):
+                for key, parameter in getattr(self.tasks[task], group).items():
+                    if any(key in others for others in self.shared.values()):
+                        raise DepoisonError(
+                            f"{document.place(group, key)}: {key!r} is another shared hyper-parameter, too"
+                        )
+                    self.shared[group][key] = parameter.model_copy(update={"task": task})
         self._shared_defaults = documents[0]
         merged, own = documents[0].data, {}
         places = dict(documents[0].places)
@@ -316,8 +338,13 @@ class Configuration:
                     raise unknown(kind, name, self.names(kind), self._document.place(folder, name))
                 self._check_values(values, self.parameters(kind, name), (folder, name), self._document.place)
 
-    def _group_of(self, section: str) -> dict[str, Shared]:
-        return {key: parameter for group in SECTIONS[section] for key, parameter in self.shared[group].items()}
+    def _of(self, group: str, task: str | None) -> dict[str, Shared]:
+        """The shared hyper-parameters of a group that there are for a task's data; None: for any."""
+        known = self.shared[group].items()
+        return {key: parameter for key, parameter in known if not (task and parameter.task) or parameter.task == task}
+
+    def _group_of(self, section: str, task: str | None = None) -> dict[str, Shared]:
+        return {key: parameter for group in SECTIONS[section] for key, parameter in self._of(group, task).items()}
 
     @staticmethod
     def _check_values(values: Values, known: Mapping[str, Parameter], keys: tuple[str, ...], place: Any) -> None:
@@ -329,12 +356,12 @@ class Configuration:
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
-        folders = (*KINDS.values(), "tracks")
+        folders = (*KINDS.values(), "tracks", "tasks")
         return {folder: names_in(self.root / "config" / folder, self.root) for folder in folders}
 
     def names(self, kind: str) -> list[str]:
-        """Every name of a kind ("dataset", "model", "attack", "defense" or "track") that has a file."""
-        return self._names[KINDS.get(kind, "tracks")]
+        """Every name of a kind ("dataset", "model", "attack", "defense", "track" or "task") that has a file."""
+        return self._names[KINDS.get(kind, f"{kind}s")]
 
     @cache  # noqa: B019 - lives as long as the process
     def method(self, kind: str, name: str) -> Loaded:
@@ -348,12 +375,16 @@ class Configuration:
             raise unknown(kind, name, self.names(kind))
         loaded = load_as(Method, read_document(self.root / "config" / KINDS[kind] / f"{name}.yaml", self.root))
         method, document = loaded
+        if method.task not in (None, *self.tasks):
+            raise unknown("task", method.task, self.tasks, document.place("task"))
+        if kind == "dataset" and method.task is None:
+            raise DepoisonError(f"{document.place('task')}: a dataset needs a task; valid: {', '.join(self.tasks)}")
         own, shared = method.parameters, self._shared_by(kind, method)
         for key in own.keys() & shared.keys():
             raise DepoisonError(f"{document.place('parameters', key)}: {key!r} is the name of a shared hyper-parameter")
         if kind != "dataset":
             self._check_code(kind, name, loaded)
-            for section in ("training", "tuning", "train_images"):
+            for section in ("training", "tuning", "train_samples"):
                 if getattr(method, section):
                     raise DepoisonError(f"{document.place(section)}: only a dataset has a section {section!r}")
         for key, kinds in ONLY.items():
@@ -363,12 +394,13 @@ class Configuration:
             if feature not in self._having:
                 where = document.place("needs", str(i))
                 raise unknown("feature that any model has", feature, self._having, where)
-        normalization = {key: self.shared["dataset"][key] for key in ("mean", "std")}
-        self._check_values(method.normalization, normalization, ("normalization",), document.place)
+        of_task = {key: parameter for key, parameter in self._of("dataset", method.task).items() if parameter.task}
+        self._check_values(method.normalization, of_task, ("normalization",), document.place)
         self._check_values(method.values, shared, ("values",), document.place)
         self._check_values(method.smoke.values, {**own, **shared}, ("smoke", "values"), document.place)
         for section in ("training", "tuning"):
-            self._check_values(getattr(method, section), self._group_of(section), (section,), document.place)
+            known = self._group_of(section, method.task)
+            self._check_values(getattr(method, section), known, (section,), document.place)
         for key, grid in method.grids.items():
             for value in grid:
                 self._check_values({key: value}, {**own, **shared}, ("grids",), document.place)
@@ -380,7 +412,9 @@ class Configuration:
         return loaded
 
     def _check_code(self, kind: str, name: str, loaded: Loaded) -> None:
-        code = self.root / "workflow" / "depoison" / KINDS[kind] / f"{name.replace('-', '_')}.py"
+        code = self._code(kind, name)
+        if kind == "defense":
+            self.sight(name)
         takes, has = declared_keywords(code), set(loaded.content.parameters)
         shown = code.relative_to(self.root)
         for key in sorted(has - takes):
@@ -409,7 +443,20 @@ class Configuration:
         return SHARED_BY[kind] if method.shared is None else method.shared
 
     def _shared_by(self, kind: str, method: Method) -> dict[str, Shared]:
-        return {key: parameter for group in self._groups(kind, method) for key, parameter in self.shared[group].items()}
+        groups = (self._of(group, method.task) for group in self._groups(kind, method))
+        return {key: parameter for group in groups for key, parameter in group.items()}
+
+    @cache  # noqa: B019
+    def sight(self, defense: str) -> list[str]:
+        """What a defense sees, by the names of its parameters; as `declared_sight`."""
+        return declared_sight(self._code("defense", defense))
+
+    def _code(self, kind: str, name: str) -> Path:
+        return self.root / "workflow" / "depoison" / KINDS[kind] / f"{name.replace('-', '_')}.py"
+
+    def task_of(self, dataset: str) -> str:
+        """The task of a dataset."""
+        return self.method("dataset", dataset).content.task
 
     @cached_property
     def _having(self) -> dict[str, list[str]]:
@@ -421,6 +468,8 @@ class Configuration:
     def lacking(self, kind: str, name: str, model: str) -> str:
         """What a method needs and a model lacks, a sentence; "" where it lacks nothing."""
         method, model_ = self.method(kind, name).content, self.method("model", model).content
+        if method.task and model_.task and method.task != model_.task:
+            return f"{method.label} is for the task {method.task}, and {model_.label} for {model_.task}"
         for feature in method.needs:
             if feature not in model_.has:
                 return f"{method.label} needs {feature}, which {model_.label} lacks"
@@ -530,7 +579,8 @@ class Configuration:
         """
         if name not in self.names(kind):
             raise unknown(kind, name, self.names(kind), where)
-        known = self.parameters(kind, name)
+        task = self.task_of(dataset)
+        known = {k: p for k, p in self.parameters(kind, name).items() if getattr(p, "task", None) in (None, task)}
         for key, text in overrides.items():
             if key not in known:
                 raise unknown(f"hyper-parameter of {name}", key, known, where)
@@ -565,10 +615,11 @@ class Configuration:
 
         method, document = self.method(kind, name)
         track_, track_document = self.track(track)
+        sections = ("training",) if kind == "defense" and "fit" in self.sight(name) else SECTIONS_OF[kind]
         for group in self._groups(kind, method):
             neutral = {key: parameter.neutral for key, parameter in self.shared[group].items() if parameter.has_neutral}
             yield "neutral", neutral, at(self._shared_document, group)
-        for section in SECTIONS_OF[kind]:
+        for section in sections:
             yield "shared default", self._shared_defaults.data.get(section) or {}, at(self._shared_defaults, section)
             if section != "poisoning":
                 loaded = self.method("dataset", dataset)
@@ -588,22 +639,24 @@ class Configuration:
         folder = KINDS[kind]
         if paper:
             paper_, paper_document = self.paper(paper)
-            for keys, values in _of_paper(paper_, kind, name, dataset, model):
+            for keys, values in _of_paper(paper_, kind, sections, name, dataset, model):
                 yield f"paper {paper}", values, at(paper_document, *keys)
-        for section in SECTIONS_OF[kind]:
+        for section in sections:
             if section != "poisoning":
                 yield f"track {track}", getattr(track_, section), at(track_document, section)
         yield f"track {track}", getattr(track_, folder).get(name, {}), at(track_document, folder, name)
-        for section in SECTIONS_OF[kind]:
+        for section in sections:
             yield OWN, self._own[section], at(self._document, section)
         yield OWN, getattr(self.config, folder).get(name, {}), at(self._document, folder, name)
         yield CELLS_NAME, dict(overrides), lambda key: where
 
 
-def _of_paper(paper: Paper, kind: str, name: str, dataset: str, model: str) -> Iterator[tuple[tuple[str, ...], Values]]:
+def _of_paper(
+    paper: Paper, kind: str, sections: Sequence[str], name: str, dataset: str, model: str
+) -> Iterator[tuple[tuple[str, ...], Values]]:
     """(keys, the values there) of a paper's file for a method, lowest precedence first."""
     folder, nothing = KINDS[kind], {}
-    for section in SECTIONS_OF[kind]:
+    for section in sections:
         yield (section,), getattr(paper, section)
         if section != "poisoning" and dataset in paper.datasets:
             yield ("datasets", dataset, section), getattr(paper.datasets[dataset], section)

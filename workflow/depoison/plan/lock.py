@@ -47,6 +47,9 @@ def current(root: Path) -> dict[str, Entry]:
     def own_code(file: Path) -> str:
         return _hash([module for module in reached_from(file, root) if module not in staged], root)
 
+    for name, task in configuration.tasks.items():
+        file = root / PACKAGE / "tasks" / f"{name.replace('-', '_')}.py"
+        found[f"task {name}"] = {"version": task.version, "code": own_code(file)}
     for kind, folder in KINDS.items():
         for name in configuration.names(kind) if kind != "dataset" else []:
             file = root / PACKAGE / folder / f"{name.replace('-', '_')}.py"
@@ -106,7 +109,7 @@ def disagreement(root: Path, artifacts: Iterable[Artifact]) -> str | None:
 
 def _seen(root: Path) -> dict[str, str]:
     """`stale`, remembered until a file changes."""
-    configured = [root / "config" / folder for folder in (*KINDS.values(), "metrics") if folder != "datasets"]
+    configured = [root / "config" / folder for folder in (*KINDS.values(), "metrics", "tasks") if folder != "datasets"]
     files = [*(root / PACKAGE).rglob("*.py"), *(file for folder in configured for file in folder.glob("*.yaml"))]
     looks = [
         (str(file.relative_to(root)), facts.st_size, facts.st_mtime_ns)
@@ -135,7 +138,7 @@ def _behind(artifact: Artifact) -> Iterator[str]:
     """The entries of what makes an artifact."""
     yield f"stage {artifact.stage}"
     parameters = artifact.spec["parameters"]
-    for kind in KINDS:
+    for kind in (*KINDS, "task"):
         if isinstance(parameters.get(kind), dict):
             yield f"{kind} {parameters[kind]['name']}"
     yield from (f"metric {name}" for name in parameters.get("metrics", ()))

@@ -121,9 +121,11 @@ class Shared(Parameter):
 
     Attributes:
         neutral: the value at which it changes nothing. It is the default where no file has one, and in no spec.
+        task: the task whose data it is of alone, where config/tasks/ has it; None: of any.
     """
 
     neutral: Any = None
+    task: str | None = None
 
     @model_validator(mode="before")
     @classmethod

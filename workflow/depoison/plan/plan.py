@@ -149,6 +149,7 @@ class Plan:
         if name.paper and name.paper not in self.configuration.papers:
             raise unknown("paper", name.paper, self.configuration.papers, name.path)
         settings = {kind: self._settings(kind, name) for kind in KINDS}
+        self._require_one_task(name)
         for kind in ("attack", "defense"):
             method, model = getattr(name, kind).name, name.model.name
             if why := self.configuration.lacking(kind, method, model):
@@ -181,12 +182,13 @@ class Plan:
         defense = self._method("defense", name.defense, value["defense"], settings["defense"])
         if defense["name"] == "none":
             return Cell(name, settings, undefended)
-        purified = make_artifact(
-            "purify",
-            {**data, "model": backdoored},
-            {"defense": defense, "recipe": specified("recipe", value["defense"])} | self._tuning(name, value),
-            name.seed,
-        )
+        seen = self.configuration.sight(defense["name"])
+        upstream = {"model": backdoored} if "model" in seen else {}
+        upstream |= {"poison": poison} if "suspect" in seen else {}
+        new = {"model": training["model"]} if "new_model" in seen else {}
+        recipe = {"recipe": specified("recipe", value["defense"])}
+        parameters = {"defense": defense} | new | recipe | self._tuning(name, value)
+        purified = make_artifact("purify", data | upstream, parameters, name.seed)
         evaluation = make_artifact(
             "evaluate",
             {"dataset": dataset, "backdoored": backdoored, "model": purified, "undefended": undefended},
@@ -231,6 +233,19 @@ class Plan:
                 raise unknown("model", own[key], [*models, *(parameter.choices or ())], settings[key][-1].place)
         return {"name": choice.name, "version": method.version, "parameters": own}
 
+    def _require_one_task(self, name: CellName) -> None:
+        """Raises: DepoisonError: a method for another task than that of the dataset."""
+        dataset, method = self.configuration.method("dataset", name.dataset.name).content, self.configuration.method
+        tasks = (None, dataset.task)
+        for kind in ("model", "attack", "defense"):
+            own = method(kind, getattr(name, kind).name).content
+            if own.task not in tasks:
+                fitting = (one for one in self.configuration.names(kind) if method(kind, one).content.task in tasks)
+                raise DepoisonError(
+                    f"{name.path}: {own.label} is for the task {own.task}, and the task of {dataset.label} is "
+                    f"{dataset.task}; valid: {', '.join(fitting)}"
+                )
+
     def _require_what_it_needs(self, kind: str, name: CellName) -> None:
         lacking, method = self.configuration.lacking, getattr(name, kind).name
         if why := lacking(kind, method, name.model.name):
@@ -242,7 +257,9 @@ class Plan:
         settings = {kind: self._settings(kind, name) for kind in ("dataset", "model", "attack")}
         value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
         model = self._method("model", name.model, value["model"], settings["model"])
-        model |= {key: value["dataset"][key] for key in ("mean", "std")}
+        # What the task says of a dataset, such as how pixels are normalized, is what the model takes its inputs by.
+        of_task = {key for key, parameter in self.configuration.shared["dataset"].items() if parameter.task}
+        model |= self.configuration.specified("dataset", value["dataset"], of_task)
         return {"model": model, "recipe": self.configuration.specified("recipe", value["attack"])}
 
     def _asset(self, name: CellName, attack: dict[str, Any], data: dict[str, Artifact]) -> dict[str, Artifact]:
@@ -281,7 +298,8 @@ class Plan:
         # A dataset's own hyper-parameters are options of its own source; another source does not know them.
         method = self.configuration.method("dataset", name).content
         own = {key: values[key] for key in method.parameters if values["source"] == method.values["source"]}
-        parameters = {"name": name, "version": method.version, **shared, "options": own}
+        task = {"name": method.task, "version": self.configuration.tasks[method.task].version}
+        parameters = {"name": name, "version": method.version, "task": task, **shared, "options": own}
         if values["source"] == FOLDER_SOURCE and values["checksum"] is None:
             parameters["root"] = values["root"]
         return parameters
@@ -296,6 +314,8 @@ class Plan:
         classes = self._classes(name.dataset.name, dataset["source"], dataset["root"])
         if classes == 1:
             raise DepoisonError(f"{dataset['root']}: dataset {name.dataset.name} has 1 class; valid: at least 2")
+        if attack.get("labels") == "source-specific" and attack["victim"] in (None, attack["target"]):
+            raise DepoisonError(f"{name.path}: labels=source-specific needs a victim, a label that is not the target")
         if classes is not None and attack.get("target", 0) >= classes:
             raise DepoisonError(
                 f"{name.path}: target label {attack['target']} is none of the dataset's; valid: 0 to {classes - 1}"

@@ -34,9 +34,9 @@ def scaled(plan: Plan, track: str, attack: Choice, paper: str, *, printed: str, 
 
     def pool(name: str) -> int:
         loaded = configuration.method("dataset", name)
-        if (total := loaded.content.train_images) is None:
+        if (total := loaded.content.train_samples) is None:
             raise DepoisonError(
-                f"{loaded.document.path}: track {track} keeps the number of poisoned images, which needs 'train_images', "
+                f"{loaded.document.path}: track {track} keeps the number of poisoned images, which needs 'train_samples', "
                 "how many training images the dataset has"
             )
         settings = configuration.settings(

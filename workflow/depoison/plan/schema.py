@@ -10,7 +10,7 @@ from pydantic import Field, RootModel
 
 from depoison.plan import kinds
 from depoison.plan.claims import ClaimsFile
-from depoison.plan.config import KINDS, Config, Method, Paper, SharedFile, Track
+from depoison.plan.config import KINDS, Config, Method, Paper, SharedFile, TaskFile, Track
 from depoison.plan.metrics import Metric
 from depoison.plan.published import CorrectionsFile
 from depoison.plan.tables import TableFile
@@ -35,6 +35,7 @@ def _any_figure() -> Any:
 SCHEMAS = {
     "config": Described(Config, ("config.yaml",)),
     "shared": Described(SharedFile, ("shared.yaml",)),
+    "task": Described(TaskFile, ("tasks/*.yaml",)),
     "method": Described(Method, tuple(f"{folder}/*.yaml" for folder in KINDS.values())),
     "metric": Described(Metric, ("metrics/*.yaml",)),
     "track": Described(Track, ("tracks/*.yaml",)),

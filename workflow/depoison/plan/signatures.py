@@ -6,7 +6,11 @@ import ast
 from functools import cache
 from pathlib import Path
 
-from depoison.errors import DepoisonError
+from depoison.errors import DepoisonError, unknown
+
+SIGHT = ("model", "clean", "tune", "suspect", "new_model", "fit")
+"""What a defense may see. `model`: the backdoored model; `clean`: the defender's clean data; `tune`: the loop, by the recipe
+of tuning; `suspect`: the poisoned training set, unmarked; `new_model`: a fresh one; `fit`: the loop, by that of training."""
 
 
 def declared_keywords(code: Path) -> set[str]:
@@ -39,6 +43,24 @@ def declared_arguments(code: Path) -> set[str]:
         if isinstance(node, ast.FunctionDef) and node.name == code.stem:
             return {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
     raise DepoisonError(f"{code}: holds no function {code.stem!r}")
+
+
+def declared_sight(code: Path) -> list[str]:
+    """What a defense sees: the positional parameters of its function, whose names say it (`SIGHT`).
+
+    Raises:
+        DepoisonError: a name that is none of those, or both loops.
+    """
+    for node in _parsed(code).body:
+        if isinstance(node, ast.FunctionDef) and node.name == code.stem:
+            names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+            for name in names:
+                if name not in SIGHT:
+                    raise unknown("parameter", name, SIGHT, f"{code}: {code.stem}")
+            if {"tune", "fit"} <= set(names):
+                raise DepoisonError(f"{code}: {code.stem} takes both tune and fit; valid: one of them")
+            return names
+    return []
 
 
 def declared_asset(code: Path) -> set[str] | None:

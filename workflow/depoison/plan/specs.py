@@ -30,10 +30,10 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "dataset": Stage(1, ("classes.json", "data.safetensors")),
+    "dataset": Stage(2, ("classes.json", "data.safetensors")),
     "split": Stage(1, ("split.safetensors",)),
     "asset": Stage(1, ("asset.safetensors",)),
-    "poison": Stage(1, ("trigger.safetensors", "poison.safetensors")),
+    "poison": Stage(2, ("trigger.safetensors", "poison.safetensors")),
     "train": Stage(2, ("trigger.safetensors", "triggered.safetensors", "history.csv", "model.safetensors")),
     "purify": Stage(1, ("history.csv", "model.safetensors")),
     "evaluate": Stage(3, ("metrics.json",)),
@@ -153,7 +153,12 @@ def _readable_name(spec: dict[str, Any]) -> str:
         case "train":
             return f"{name_of('poison')}-{parameters['model']['name']}"
         case "purify":
-            return f"{name_of('model')}-{parameters['defense']['name']}"
+            start = (
+                name_of("model")
+                if "model" in spec["upstream"]
+                else f"{name_of('poison')}-{parameters['model']['name']}"
+            )
+            return f"{start}-{parameters['defense']['name']}"
         case "examples":
             return name_of("poison")
         case _:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from depoison.attacks.base import Workshop, module_of
 from depoison.files import save_tensors
-from depoison.rng import Rng
 from depoison.stages.history import Progress
-from depoison.stages.inputs import read_dataset, read_pool
+from depoison.stages.inputs import read_dataset, read_pool, setup_of
 from depoison.stages.runner import Job
 from depoison.training.loop import Monitor
 from depoison.training.recipe import Recipe
@@ -15,15 +14,14 @@ from depoison.training.recipe import Recipe
 def run(job: Job) -> None:
     """Call the attack's `make_asset` with the attacker's clean pool."""
     dataset, attack = read_dataset(job.upstream("dataset")), job.parameters["attack"]
-    pool = read_pool(job, dataset, job.parameters.get("model"))
-    recipe = Recipe(**job.parameters["recipe"]) if "recipe" in job.parameters else None
+    pool = read_pool(job, dataset)
+    recipe = Recipe.of(job.parameters["recipe"]) if "recipe" in job.parameters else None
     progress = Progress("asset")
     monitor = Monitor(
         report=progress, within=progress.within, scratch=job.scratch, save_seconds=job.runtime.save_seconds
     )
-    workshop = Workshop(
-        pool, recipe, Rng(job.seed, "asset"), monitor, dataset.train_images, dataset.test_images, dataset.test_labels
-    )
+    setup = setup_of(job, dataset, model=job.parameters.get("model"))
+    workshop = Workshop(pool, setup, recipe, monitor, dataset.train_inputs, dataset.test_inputs, dataset.test_labels)
     save_tensors(
         job.folder / "asset.safetensors", module_of(attack["name"]).make_asset(workshop, **attack["parameters"])
     )

@@ -1,4 +1,4 @@
-"""Stage `dataset`: images from their source → data.safetensors (uint8 images, int64 labels) and classes.json."""
+"""Stage `dataset`: samples from their source → data.safetensors (inputs, int64 labels), classes.json (task, class names)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from depoison.errors import DepoisonError
 from depoison.files import save_tensors, write_json
 from depoison.plan.folders import LISTING, listing_of
 from depoison.stages.runner import Job
+from depoison.tasks import misfit, task_of
 
 
 def run(job: Job) -> None:
@@ -23,14 +24,16 @@ def run(job: Job) -> None:
         write_json(job.folder / LISTING, listing_of(Path(job.root or "").expanduser()))
     limit(job.runtime.largest_image)
     where = {"root": job.root, "cache": job.runtime.downloads, "size": parameters["size"]}
-    images = data.load(parameters["source"], **where, **parameters["options"])
-    if (expected := parameters.get("checksum")) not in (None, images.checksum):
+    found = data.load(parameters["source"], **where, **parameters["options"])
+    if fault := misfit(task_of(parameters["task"]["name"]), found.train_inputs, parameters["size"]):
+        raise DepoisonError(f"dataset source {parameters['source']}: {fault}")
+    if (expected := parameters.get("checksum")) not in (None, found.checksum):
         raise DepoisonError(
-            f"dataset {parameters['name']}: the images' checksum is {images.checksum}, configured is {expected}"
+            f"dataset {parameters['name']}: the inputs' checksum is {found.checksum}, configured is {expected}"
         )
-    for remark in images.remarks:
+    for remark in found.remarks:
         job.warn(remark)
-    tensors = {name: getattr(images, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
-    write_json(job.folder / "classes.json", images.classes)
+    tensors = {name: getattr(found, name) for name in ("train_inputs", "train_labels", "test_inputs", "test_labels")}
+    write_json(job.folder / "classes.json", {"task": parameters["task"]["name"], "classes": found.classes})
     save_tensors(job.folder / "data.safetensors", tensors)
-    job.facts |= {"checksum": images.checksum, "source": images.source}
+    job.facts |= {"checksum": found.checksum, "source": found.source}

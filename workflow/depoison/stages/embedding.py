@@ -59,7 +59,7 @@ def sample(total: int, count: int, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def features_of(model: Classifier, images: Tensor, precision: str, batch_size: int = 250) -> Tensor:
     """(N, C, H, W) uint8 images → (N, D) float32 features on the CPU; the model is in evaluation mode."""
-    device = model.mean.device
+    device = model.device
     with autocast(device, precision):
         return torch.cat([model.features(batch.to(device)).float().cpu() for batch in images.split(batch_size)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from depoison.attacks.base import stamped
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors
 from depoison.rng import Rng
@@ -12,7 +13,7 @@ from depoison.stages.runner import Job
 
 
 def run(job: Job) -> None:
-    """Write `clean` and `backdoored` (n, C, H, W) uint8, and `indices` (n,) into the test set; n is at most `count`.
+    """Write `clean` and `backdoored` (n, …), as they are stored, and `indices` (n,) into the test set; n is at most `count`.
 
     They are images that the attack wants to be another class, in a random order that is the same for every attack of a seed.
 
@@ -23,10 +24,12 @@ def run(job: Job) -> None:
     attack, poisoning = read_attack(job.upstream("poison"))
     if attack is None or poisoning is None:
         raise DepoisonError("examples: the attack none has no trigger; valid: any other attack")
+    if attack.learns_trigger:
+        raise DepoisonError("examples: the attack learns its trigger while it trains; valid: one that has it before")
     trigger = read_trigger(job.upstream("poison"), attack, dataset)
     order = torch.randperm(len(dataset.test_labels), generator=Rng(job.seed, "examples").generator("order"))
     labels = dataset.test_labels[order]
-    indices = order[poisoning.goals(labels, len(dataset.classes)) != labels][: job.parameters["count"]]
-    clean = dataset.test_images[indices]
-    tensors = {"clean": clean, "backdoored": attack.stamp(clean, trigger), "indices": indices}
+    indices = order[poisoning.wanted(labels, len(dataset.classes))][: job.parameters["count"]]
+    clean = dataset.test_inputs[indices]
+    tensors = {"clean": clean, "backdoored": stamped(attack, clean, trigger), "indices": indices}
     save_tensors(job.folder / "examples.safetensors", tensors)

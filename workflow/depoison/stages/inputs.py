@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from depoison.artifacts import load_tensors, read_recorded, read_spec
-from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, make
+from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Setup, State, make, stamped
 from depoison.errors import DepoisonError
 from depoison.files import corrupted, parse_json
-from depoison.models.classifier import Classifier, build, load_pretrained, load_weights
+from depoison.models.classifier import Classifier, load_pretrained, load_weights
 from depoison.rng import Rng
 from depoison.stages.runner import Job
+from depoison.tasks import Task, task_of
 
 
 @dataclass(frozen=True)
@@ -24,21 +25,26 @@ class Dataset:
     """A dataset artifact.
 
     Attributes:
-        train_images, test_images: (N, C, H, W) uint8.
+        train_inputs, test_inputs: (N, …), as the task stores them.
         train_labels, test_labels: (N,) int64.
         classes: their names.
     """
 
-    train_images: Tensor
+    train_inputs: Tensor
     train_labels: Tensor
-    test_images: Tensor
+    test_inputs: Tensor
     test_labels: Tensor
     classes: list[str]
+    task: Task
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        _, channels, height, width = self.train_images.shape
-        return channels, height, width
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return tuple(self.train_inputs.shape[1:])
+
+    def axes(self, count: str) -> str:
+        """What `load_tensors` is told to expect of inputs like these."""
+        return f"{_name_of(self.task.dtype)} {count} {' '.join(map(str, self.shape))}"
 
 
 def chain_of(directory: Path) -> dict[str, Any]:
@@ -50,13 +56,18 @@ def chain_of(directory: Path) -> dict[str, Any]:
 
 
 def read_dataset(directory: Path) -> Dataset:
-    classes = parse_json(read_recorded(path := directory / "classes.json"), path)
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise corrupted(path, "no list of names", delete=directory)
-    images = {"train_images": "uint8 N C H W", "test_images": "uint8 M C H W"}
+    known = parse_json(read_recorded(path := directory / "classes.json"), path)
+    names = known.get("classes") if isinstance(known, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in [*names, known.get("task")]):
+        raise corrupted(path, "no task and list of names", delete=directory)
+    task, classes = task_of(known["task"]), names
+    inputs = {
+        f"{part}_inputs": f"{_name_of(task.dtype)} {count} {task.axes}"
+        for part, count in (("train", "N"), ("test", "M"))
+    }
     labels = {"train_labels": "int64 N", "test_labels": "int64 M"}
     below = dict.fromkeys(labels, len(classes))
-    return Dataset(**load_tensors(directory / "data.safetensors", images | labels, below), classes=classes)
+    return Dataset(**load_tensors(directory / "data.safetensors", inputs | labels, below), classes=classes, task=task)
 
 
 def read_split(directory: Path, dataset: Dataset) -> tuple[Tensor, Tensor]:
@@ -68,14 +79,13 @@ def read_split(directory: Path, dataset: Dataset) -> tuple[Tensor, Tensor]:
 
 def read_overlay(poison: Path, dataset: Dataset) -> Overlay:
     """What an attack changes of the training set, which its indices are into."""
-    shapes = {"indices": "int64 n", "images": axes_of(dataset, "n"), "labels": "int64 n"}
+    shapes = {"indices": "int64 n", "inputs": dataset.axes("n"), "labels": "int64 n"}
     below = {"indices": len(dataset.train_labels), "labels": len(dataset.classes)}
     return Overlay(**load_tensors(poison / "poison.safetensors", shapes, below))
 
 
-def axes_of(dataset: Dataset, count: str) -> str:
-    """What `load_tensors` is told to expect of images like the dataset's."""
-    return f"uint8 {count} {' '.join(map(str, dataset.shape))}"
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def read_trigger(poison: Path, attack: Attack | None, dataset: Dataset) -> dict[str, Tensor]:
@@ -85,9 +95,9 @@ def read_trigger(poison: Path, attack: Attack | None, dataset: Dataset) -> dict[
         DepoisonError: as `load_tensors`, or it cannot.
     """
     trigger = load_tensors(path := poison / "trigger.safetensors")
-    if attack is not None:
+    if attack is not None and not attack.learns_trigger:
         try:
-            attack.stamp(dataset.test_images[:1], trigger)
+            stamped(attack, dataset.test_inputs[:1], trigger)
         except (DepoisonError, RuntimeError, LookupError, TypeError, ValueError) as error:
             raise corrupted(path, f"no trigger of {type(attack).__name__}: {error!r}", delete=poison) from error
     return trigger
@@ -100,9 +110,34 @@ def read_attack(poison: Path) -> tuple[Attack | None, Poisoning | None]:
     return make(parameters["attack"]), Poisoning(**poisoning) if poisoning else None
 
 
-def read_pool(job: Job, dataset: Dataset, model: Mapping[str, Any] | None = None) -> Pool:
-    """The attacker's clean pool; `model` is that of a spec, for an attack that trains one."""
+def read_pool(job: Job, dataset: Dataset) -> Pool:
+    """The attacker's clean pool."""
     _, where = read_split(job.upstream("split"), dataset)
+    return Pool(dataset.train_inputs[where], dataset.train_labels[where], dataset.train_labels)
+
+
+def read_poisoned(job: Job, dataset: Dataset) -> tuple[Pool, Tensor]:
+    """The attacker's pool with his changes, and which samples, (N,) bool, they are."""
+    _, where = read_split(job.upstream("split"), dataset)
+    overlay = read_overlay(job.upstream("poison"), dataset)
+    inputs, labels = dataset.train_inputs.clone(), dataset.train_labels.clone()
+    inputs[overlay.indices], labels[overlay.indices] = overlay.inputs, overlay.labels
+    return Pool(inputs[where], labels[where], dataset.train_labels), torch.isin(where, overlay.indices)
+
+
+def setup_of(
+    job: Job,
+    dataset: Dataset,
+    *,
+    poisoning: Poisoning | None = None,
+    asset: State | None = None,
+    model: Mapping[str, Any] | None = None,
+) -> Setup:
+    """What an attack is told in this stage.
+
+    Args:
+        model: that of a spec, for an attack that trains one.
+    """
 
     def fresh(rng: Rng) -> Classifier:
         assert model is not None
@@ -110,11 +145,16 @@ def read_pool(job: Job, dataset: Dataset, model: Mapping[str, Any] | None = None
             return _built(model, dataset, rng)
         return new_model(model, dataset, rng, job.downloads)
 
-    images, labels = dataset.train_images[where], dataset.train_labels[where]
-    return Pool(
-        images, labels, len(dataset.classes), job.device or torch.device("cpu"),
-        new_model=fresh, training_labels=dataset.train_labels,
-    )  # fmt: skip
+    return Setup(
+        task=dataset.task,
+        shape=dataset.shape,
+        classes=len(dataset.classes),
+        poisoning=poisoning,
+        device=job.device or torch.device("cpu"),
+        rng=Rng(job.seed, job.spec["stage"]),
+        asset=asset or {},
+        new_model=fresh,
+    )
 
 
 def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: Path) -> Classifier:
@@ -126,10 +166,10 @@ def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: P
     made = _built(model, dataset, rng)
     try:
         with torch.no_grad():
-            made.eval()(torch.zeros(1, *dataset.shape))
+            made.eval()(torch.zeros(1, *dataset.shape, dtype=dataset.task.dtype))
     except RuntimeError as error:
-        _, height, width = dataset.shape
-        raise DepoisonError(f"{model['name']} cannot take images of {height} x {width} px: {error}") from error
+        what = f"{dataset.task.inputs} of {' x '.join(map(str, dataset.shape))}"
+        raise DepoisonError(f"{model['name']} cannot take {what}: {error}") from error
     made.train()
     load_pretrained(made, model, downloads)
     return made
@@ -138,8 +178,8 @@ def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: P
 def read_model(directory: Path, dataset: Dataset) -> Classifier:
     """The model of a train or purify artifact, on the CPU, in evaluation mode."""
     spec = read_spec(directory)
-    trained = spec if spec["stage"] == "train" else read_spec(Path(spec["upstream"]["model"]))
-    model = _built(trained["parameters"]["model"], dataset, Rng(0, "unused"))
+    described = spec if "model" in spec["parameters"] else read_spec(Path(spec["upstream"]["model"]))
+    model = _built(described["parameters"]["model"], dataset, Rng(0, "unused"))
     try:
         load_weights(model, load_tensors(path := directory / "model.safetensors"))
     except DepoisonError as error:
@@ -148,4 +188,5 @@ def read_model(directory: Path, dataset: Dataset) -> Classifier:
 
 
 def _built(model: Mapping[str, Any], dataset: Dataset, rng: Rng) -> Classifier:
-    return build(model, classes=len(dataset.classes), channels=dataset.shape[0], generator=rng.generator("model"))
+    task, generator = dataset.task, rng.generator("model")
+    return task.network(model, classes=len(dataset.classes), shape=dataset.shape, generator=generator)

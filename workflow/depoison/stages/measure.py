@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from depoison.artifacts import load_tensors
-from depoison.attacks.base import CPU, Attack, Poisoning
+from depoison.attacks.base import CPU, Attack, Poisoning, stamped
 from depoison.errors import DepoisonError
 from depoison.evaluation.metrics import predict
 from depoison.files import save_tensors
 from depoison.metrics import measure
 from depoison.models.classifier import Classifier
-from depoison.stages.inputs import Dataset, axes_of
+from depoison.stages.inputs import Dataset
 
 TRIGGERED = "triggered.safetensors"
 """The triggered test set, beside the trigger of a train artifact."""
@@ -39,7 +39,7 @@ class Test:
     __test__ = False  # not a test of pytest's
 
     def __init__(self, dataset: Dataset, *, kept: Tensor, goals: Tensor, images: Tensor):
-        self.images, self.labels = dataset.test_images, dataset.test_labels
+        self.images, self.labels = dataset.test_inputs, dataset.test_labels
         self.kept, self.goals, self.triggered = kept, goals, images
 
     @classmethod
@@ -59,20 +59,20 @@ class Test:
         goals, kept = dataset.test_labels, dataset.test_labels[:0]
         if attack is not None and poisoning is not None:
             goals = poisoning.goals(dataset.test_labels, len(dataset.classes))
-            kept = (goals != dataset.test_labels).nonzero()[:, 0]
+            kept = poisoning.wanted(dataset.test_labels, len(dataset.classes)).nonzero()[:, 0]
             if not len(kept):
                 raise DepoisonError(
                     f"all {len(goals)} test images have the label that the attack wants: nothing is left to measure ASR on"
                 )
-        images = dataset.test_images[kept]
+        images = dataset.test_inputs[kept]
         if attack is not None:
-            images = attack.stamp(images, trigger, device)
+            images = stamped(attack, images, trigger, device)
         return cls(dataset, kept=kept, goals=goals[kept], images=images)
 
     @classmethod
     def of(cls, backdoored: Path, dataset: Dataset) -> Test:
         """The test set of a train artifact."""
-        shapes = {"kept": "int64 M", "goals": "int64 M", "images": axes_of(dataset, "M")}
+        shapes = {"kept": "int64 M", "goals": "int64 M", "images": dataset.axes("M")}
         below = {"kept": len(dataset.test_labels), "goals": len(dataset.classes)}
         return cls(dataset, **load_tensors(backdoored / TRIGGERED, shapes, below))
 

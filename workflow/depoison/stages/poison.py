@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from depoison.artifacts import load_tensors, read_spec
 from depoison.attacks.base import Overlay, Poisoning, make
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors
-from depoison.rng import Rng
-from depoison.stages.inputs import read_dataset, read_pool, read_split
+from depoison.stages.inputs import read_dataset, read_pool, read_split, setup_of
 from depoison.stages.runner import Job
 
 
 def run(job: Job) -> None:
-    """Write the trigger's tensors, and `indices` (n,) into the training set, `images` (n, C, H, W) uint8, `labels` (n,).
+    """Write the trigger's tensors, and `indices` (n,) into the training set, `inputs` (n, …) as stored, `labels` (n,).
 
     An attack that controls training has an empty overlay; a clean model has neither overlay nor trigger.
     """
-    dataset, rng, asset = read_dataset(job.upstream("dataset")), Rng(job.seed, "poison"), {}
+    dataset, asset, model = read_dataset(job.upstream("dataset")), {}, None
     _, where = read_split(job.upstream("split"), dataset)
-    attack = make(job.parameters["attack"])
+    pool, attack = read_pool(job, dataset), make(job.parameters["attack"])
     if "asset" in job.spec["upstream"]:
         asset = load_tensors(job.upstream("asset") / "asset.safetensors")
-        pool = read_pool(job, dataset, read_spec(job.upstream("asset"))["parameters"].get("model"))
-        pool = replace(pool, asset=asset)
-    else:
-        pool = read_pool(job, dataset)
-    trigger, overlay = {}, Overlay(where[:0], pool.images[:0], pool.labels[:0])
+        model = read_spec(job.upstream("asset"))["parameters"].get("model")
+    trigger, overlay = {}, Overlay(where[:0], pool.inputs[:0], pool.labels[:0])
     if attack is not None:
         poisoning = Poisoning(**job.parameters["poisoning"])
+        setup = setup_of(job, dataset, poisoning=poisoning, asset=asset, model=model)
         try:
-            trigger = attack.make_trigger(dataset.shape, rng, *([asset] if asset else []))
-            overlay = attack.poison(pool, poisoning, trigger, rng)
+            trigger = attack.trigger(setup)
+            overlay = attack.poison(pool, setup, trigger)
         except DepoisonError as error:
             what = " with ".join(
                 job.upstream(role).name for role in ("dataset", "asset") if role in job.spec["upstream"]
@@ -42,7 +37,7 @@ def run(job: Job) -> None:
             raise DepoisonError(f"{job.parameters['attack']['name']} on {what}: {error}") from None
     # safetensors cannot hold a file without a tensor that tells nothing from a file that lost it: keep a marker.
     save_tensors(job.folder / "trigger.safetensors", trigger or {"none": torch.zeros(0)})
-    overlaid = {"indices": where[overlay.indices], "images": overlay.images, "labels": overlay.labels}
+    overlaid = {"indices": where[overlay.indices], "inputs": overlay.inputs, "labels": overlay.labels}
     save_tensors(job.folder / "poison.safetensors", overlaid)
     poisoned = len(overlay.indices) - overlay.covers
     job.facts |= {"poisoned": poisoned, "covers": overlay.covers, "pool": len(where)}

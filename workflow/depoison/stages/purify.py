@@ -1,20 +1,22 @@
-"""Stage `purify`: a backdoored model and the defender's clean data → a purified model."""
+"""Stage `purify`: what a defense sees, such as a backdoored model and clean data → a purified model."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from depoison.artifacts import read_spec
-from depoison.defenses.tuning import Candidates, Tuner, TuningSet
+from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
-from depoison.stages.inputs import read_dataset, read_model, read_split
+from depoison.stages.inputs import Dataset, new_model, read_dataset, read_model, read_poisoned, read_split
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 from depoison.training.loop import Evaluate, Monitor, convolutions
@@ -22,48 +24,78 @@ from depoison.training.recipe import Recipe
 
 
 def run(job: Job) -> None:
-    """Call the defense with the model and the first `tuning_ratio` of the defender's data, nothing else.
+    """Call the defense with what the names of its parameters say that it sees (depoison.plan.signatures), and nothing else.
 
     Where it returns candidates, the choice is the oracle's: by test data.
     """
-    dataset = read_dataset(job.upstream("dataset"))
-    defender, _ = read_split(job.upstream("split"), dataset)
-    backdoored = job.upstream("model")
-    model = read_model(backdoored, dataset).to(job.device)
-
-    recipe = Recipe(**job.parameters["recipe"]) if job.parameters["recipe"] else None
-    progress = Progress("purify")
+    dataset, defense = read_dataset(job.upstream("dataset")), job.parameters["defense"]
+    name = defense["name"].replace("-", "_")
+    purify = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
+    recipe = Recipe.of(job.parameters["recipe"]) if job.parameters["recipe"] else None
+    progress, rng = Progress("purify"), Rng(job.seed, "purify")
     monitor = Monitor(
         report=progress, within=progress.within, scratch=job.scratch, save_seconds=job.runtime.save_seconds
     )
-    if recipe is not None and recipe.evaluate_every:
+    backdoored = job.upstream("model") if "model" in job.spec["upstream"] else None
+    if recipe is not None and recipe.evaluate_every and backdoored is not None:
         # Only the history looks at the attack and the test set, never the defense.
         test = Test.of(backdoored, dataset)
         monitor.evaluate = lambda model: test.measure(model, recipe.precision)
-    if "tuning_ratio" in job.parameters:
-        defender = defender[: tuning_images(job, len(dataset.train_labels), len(dataset.classes))]
-    tuning_set = TuningSet(dataset.train_images[defender], dataset.train_labels[defender])
 
-    defense = job.parameters["defense"]
-    name = defense["name"].replace("-", "_")
-    purify = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
-    tune, shapes = Tuner(recipe, Rng(job.seed, "purify"), monitor), _shapes(model)
+    def fresh() -> Classifier:
+        return new_model(job.parameters["model"], dataset, rng, job.downloads).to(job.device)
+
+    makers: dict[str, Callable[[], Any]] = {
+        "model": lambda: read_model(job.upstream("model"), dataset).to(job.device),
+        "clean": lambda: clean_of(job, dataset),
+        "suspect": lambda: suspect_of(job, dataset),
+        "new_model": lambda: fresh,
+    } | dict.fromkeys(("tune", "fit"), lambda: Tuner(recipe, rng, monitor, dataset.task))
+    seen = {
+        key: makers[key]()
+        for key, parameter in inspect.signature(purify).parameters.items()
+        if parameter.kind is not parameter.KEYWORD_ONLY
+    }
+    shapes = _shapes(seen["model"] if backdoored is not None else fresh())
     with convolutions(recipe.precision if recipe else "fp32"):  # for what a defense computes beside its loop
-        purified = purify(model, tuning_set, tune, **defense["parameters"])
+        purified = purify(**seen, **defense["parameters"])
     if not isinstance(purified, Classifier | Candidates):
         shown = "nothing" if purified is None else f"a {type(purified).__name__}"
         raise DepoisonError(f"defense {defense['name']} returns {shown}; valid: the purified Classifier, or Candidates")
     if isinstance(purified, Candidates):
+        if backdoored is None:
+            raise DepoisonError(f"defense {defense['name']} returns Candidates; valid for one that sees `model`")
         # Measured as the evaluation will measure it: in the precision that the backdoored model was trained in.
-        test, trained = Test.of(backdoored, dataset), Recipe(**read_spec(backdoored)["parameters"]["recipe"])
-        purified, job.facts["selection"] = pick(purified, model, lambda model: test.measure(model, trained.precision))
+        test, trained = Test.of(backdoored, dataset), Recipe.of(read_spec(backdoored)["parameters"]["recipe"])
+        purified, job.facts["selection"] = pick(
+            purified, seen["model"], lambda model: test.measure(model, trained.precision)
+        )
     if differing := sorted(name for name, _ in _shapes(purified) ^ shapes):
         raise DepoisonError(f"defense {defense['name']} returns a network of another shape: {differing[0]} differs")
     write_history(job, monitor.history)
     save_tensors(job.folder / "model.safetensors", purified.state_dict())
-    before = dict(read_model(backdoored, dataset).named_parameters())
-    tuned = sum(p.numel() for name, p in purified.cpu().named_parameters() if not torch.equal(p, before[name]))
-    job.facts |= {"tuning_images": len(defender), "tuned_parameters": tuned} | monitor.facts
+    # A new network is trained as a whole.
+    before = dict(read_model(backdoored, dataset).named_parameters()) if backdoored is not None else {}
+    of = purified.cpu().named_parameters()
+    tuned = sum(p.numel() for name, p in of if name not in before or not torch.equal(p, before[name]))
+    job.facts |= {"tuned_parameters": tuned} | monitor.facts
+
+
+def clean_of(job: Job, dataset: Dataset) -> Labeled:
+    """The defender's clean data, or the first `tuning_ratio` of it."""
+    defender, _ = read_split(job.upstream("split"), dataset)
+    if "tuning_ratio" in job.parameters:
+        defender = defender[: tuning_images(job, len(dataset.train_labels), len(dataset.classes))]
+    job.facts["tuning_images"] = len(defender)
+    return Labeled(dataset.train_inputs[defender], dataset.train_labels[defender])
+
+
+def suspect_of(job: Job, dataset: Dataset) -> Labeled:
+    """The attacker's pool as he leaves it; nothing says which samples he changed."""
+    pool, poisoned = read_poisoned(job, dataset)
+    if not poisoned.any():
+        job.warn("the attack poisons no training set: this defense is given a clean one")
+    return Labeled(pool.inputs, pool.labels)
 
 
 def tuning_images(job: Job, images: int, classes: int) -> int:

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import torch
-
+from depoison.attacks.base import Fit
 from depoison.files import save_tensors
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
-from depoison.stages.inputs import new_model, read_attack, read_dataset, read_overlay, read_split, read_trigger
+from depoison.stages.inputs import new_model, read_attack, read_dataset, read_poisoned, read_trigger, setup_of
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
-from depoison.training.batches import PlainBatches
-from depoison.training.loop import Monitor, fit
+from depoison.training.loop import Monitor
 from depoison.training.recipe import Recipe
 
 
 def run(job: Job) -> None:
     """Train on the poisoned pool; C-Acc and ASR on the test set go into the history only."""
     dataset, rng = read_dataset(job.upstream("dataset")), Rng(job.seed, "train")
-    _, pool = read_split(job.upstream("split"), dataset)
     attack, poisoning = read_attack(job.upstream("poison"))
-    overlay = read_overlay(job.upstream("poison"), dataset)
     trigger = read_trigger(job.upstream("poison"), attack, dataset)
+    pool, poisoned = read_poisoned(job, dataset)
 
-    images, labels = dataset.train_images.clone(), dataset.train_labels.clone()
-    images[overlay.indices], labels[overlay.indices] = overlay.images, overlay.labels
-    poisoned = torch.isin(pool, overlay.indices)
-    images, labels = images[pool], labels[pool]
-
-    recipe = Recipe(**job.parameters["recipe"])
+    recipe = Recipe.of(job.parameters["recipe"])
     model = new_model(job.parameters["model"], dataset, rng, job.downloads).to(job.device)
-    test, progress = Test.make(dataset, attack, poisoning, trigger, job.device), Progress("train")
+    known = attack if attack is None or not attack.learns_trigger else None
+    test, progress = Test.make(dataset, known, poisoning, trigger, job.device), Progress("train")
     monitor = Monitor(
         evaluate=lambda model: test.measure(model, recipe.precision),
         report=progress,
@@ -38,12 +31,13 @@ def run(job: Job) -> None:
         scratch=job.scratch,
         save_seconds=job.runtime.save_seconds,
     )
+    fit = Fit(dataset.task, pool, poisoned, recipe, rng, monitor, job.device)
     if attack is None:
-        fit(model, PlainBatches(images, labels, recipe, job.device), recipe, rng, monitor)
+        fit(model)
     else:
-        classes = len(dataset.classes)
-        batches = attack.batches(images, labels, poisoned, trigger, poisoning, classes, recipe, job.device)
-        attack.train(model, batches, recipe, rng, monitor)
+        trigger = dict(attack.train(fit, model, setup_of(job, dataset, poisoning=poisoning), trigger))
+    if known is not attack:
+        test = Test.make(dataset, attack, poisoning, trigger, job.device)
     save_tensors(job.folder / "trigger.safetensors", trigger)
     test.save(job.folder)
     write_history(job, monitor.history)

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from depoison.training.augment import Draws, Images, draw
 from depoison.training.recipe import Recipe
 
 Batch = tuple[Tensor, ...]
 """Inputs, targets, and what else a source tells of each sample: (B, …), on the device."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What an epoch draws for each of its inputs, all (N, …), in the order in which it visits them; a task's own says what.
+
+    A field of None is not drawn.
+    """
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*(None if drawn is None else change(drawn) for drawn in vars(self).values()))
+
+    def __getitem__(self, part: slice) -> Self:
+        return self._each(lambda drawn: drawn[part])
+
+    def to(self, device: torch.device) -> Self:
+        return self._each(lambda drawn: drawn.to(device))
 
 
 class Epochs(Protocol):
@@ -40,8 +57,12 @@ class BatchSource(Epochs, Protocol):
 
     def __len__(self) -> int: ...
 
+    def draw(self, recipe: Recipe, count: int, generator: torch.Generator) -> Draws:
+        """The augmentation of `count` inputs."""
+        ...
+
     def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> Batch:
-        """Images (B, C, H, W), pixels in [0, 255], and labels (B,) for these indices, augmented as drawn.
+        """Inputs (B, …), as a model takes them, and labels (B,) for these indices, augmented as drawn.
 
         The generator belongs to this batch alone.
         """
@@ -58,7 +79,7 @@ class BatchSource(Epochs, Protocol):
         else:
             order = torch.randperm(count, generator=generator).to(self.device)
         # All draws of an epoch go to the device at once: a batch is a gather, and nothing waits.
-        draws = draw(recipe, count, generator).to(self.device)
+        draws = self.draw(recipe, count, generator).to(self.device)
         seeds = torch.randint(2**62, (len(sizes),), generator=generator).tolist()
         at = 0
         for size, seed in zip(sizes, seeds, strict=True):
@@ -68,30 +89,26 @@ class BatchSource(Epochs, Protocol):
 
 
 class PlainBatches(BatchSource):
-    """Images with fixed labels.
+    """Samples with fixed labels; a task's own says how inputs are kept and augmented.
 
     Args:
-        images: (N, C, H, W) uint8.
         labels: (N,) int64.
+        told: (N, …) what else a batch has of each sample.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        recipe: Recipe,
-        device: torch.device,
-        *,
-        epoch_batches: int | None = None,
-    ):
-        self.images = Images(images, recipe.crop, device)
-        self.labels, self.device, self.epoch_batches = labels.to(device), device, epoch_batches
+    def __init__(self, labels: Tensor, device: torch.device, *told: Tensor, epoch_batches: int | None = None):
+        self.labels, self.told = labels.to(device), [more.to(device) for more in told]
+        self.device, self.epoch_batches = device, epoch_batches
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def inputs(self, index: Tensor, draws: Draws, generator: torch.Generator) -> Tensor:
+        """See `batch`."""
+        raise NotImplementedError
+
     def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> Batch:
-        return self.images.batch(index, draws), self.labels[index]
+        return self.inputs(index, draws, generator), self.labels[index], *(more[index] for more in self.told)
 
 
 def batch_sizes(count: int, batch_size: int) -> list[int]:

@@ -28,6 +28,9 @@ log = logging.getLogger("depoison")
 WITHIN_SECONDS = 2.0
 """How often a long epoch tells how far it is."""
 
+Loss = Callable[[Classifier, Tensor, Tensor, str], tuple[Tensor, Tensor]]
+"""From a model, a batch's inputs and targets, and a precision to the mean loss and the outputs; see `classification`."""
+
 Evaluate = Callable[[Classifier], dict[str, float]]
 """What the loop may ask about a model for its history, such as {"c_acc": 93.1, "asr": 99.8}, in percent."""
 
@@ -43,6 +46,7 @@ class Monitor:
         scratch: a folder for resumable state; None: nothing is saved.
         save_seconds: least time between two saves.
         facts: what else the record of the run shall say.
+        whole: of which this one is a part.
     """
 
     evaluate: Evaluate | None = None
@@ -52,7 +56,21 @@ class Monitor:
     save_seconds: float = 30.0
     history: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    whole: Monitor | None = None
     _saved: float = field(default_factory=time.monotonic, init=False, repr=False)
+
+    def part(self, name: str) -> Monitor:
+        """The monitor of one loop of a run that has several: its state lies apart, its history goes into the whole's."""
+        scratch = self.scratch / name if self.scratch is not None else None
+        return Monitor(
+            self.evaluate, self.report, self.within, scratch, self.save_seconds, facts=self.facts, whole=self
+        )
+
+    def finish(self) -> None:
+        """Add the history of a part, which is complete, to that of the whole, whose epochs go on counting."""
+        if self.whole is not None:
+            before = len(self.whole.history)
+            self.whole.history += [row | {"epoch": before + row["epoch"]} for row in self.history]
 
     def resume(self, **parts: Part) -> int:
         """Give each part what was saved of it last; returns how many epochs were done then, 0 if nothing usable was saved."""
@@ -214,6 +232,7 @@ def fit(
     rng: Rng,
     monitor: Monitor,
     *,
+    loss: Loss | None = None,
     trainable: str = "all",
     frozen_statistics: bool = False,
     extra_loss: Callable[[Classifier], Tensor] | None = None,
@@ -223,6 +242,7 @@ def fit(
 
     Args:
         data: on the same device as the model.
+        loss: the task's, of a batch; None: cross-entropy.
         trainable, frozen_statistics: see `prepare`.
         extra_loss: a term added to the loss of each batch.
         after_step: a change of weights after each optimizer step, such as a projection; runs without gradients.
@@ -232,12 +252,12 @@ def fit(
     """
     optimizer = sgd(prepare(model, trainable, frozen_statistics=frozen_statistics), recipe)
     for step in steps(data, recipe, rng, monitor, model=model, optimizer=optimizer):
-        loss, logits = classification(model, *step.batch, recipe.precision)
-        descend(optimizer, loss if extra_loss is None else loss + extra_loss(model))
+        found, outputs = (loss or classification)(model, *step.batch, recipe.precision)
+        descend(optimizer, found if extra_loss is None else found + extra_loss(model))
         if after_step is not None:
             with torch.no_grad():
                 after_step(model)
-        step.count(loss, logits)
+        step.count(found, outputs)
     return model.requires_grad_(True).eval()
 
 

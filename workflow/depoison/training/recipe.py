@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The shared hyper-parameters `recipe`, as config/shared.yaml describes them; what a spec leaves out is neutral."""
+    """The shared hyper-parameters `recipe`, as config/shared.yaml describes them; what a spec leaves out is neutral.
+
+    Attributes:
+        augmentation: those that are of the task's data alone (config/tasks/).
+    """
 
     lr: float
     epochs: int
@@ -17,12 +23,15 @@ class Recipe:
     weight_decay: float = 0.0
     schedule: str = "constant"
     precision: str = "fp32"
-    crop: int = 0
-    crop_probability: float = 0.0
-    flip: float = 0.0
-    rotation: float = 0.0
-    rotation_probability: float = 0.0
     evaluate_every: int = 0
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The recipe of a spec."""
+        own = {one.name for one in fields(cls)}
+        more = {key: value for key, value in values.items() if key not in own}
+        return cls(**{key: values[key] for key in values.keys() & own}, augmentation=more)
 
     def learning_rate(self, step: int, steps: int) -> float:
         """The learning rate of step `step` (from 0) of an epoch-wise divided total of `steps`.

@@ -1,0 +1,129 @@
+"""ABL: each of its three parts by hand, and what a defense is told of, which the names of its parameters say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from conftest import ROOT, cell
+from depoison.defenses.abl import abl, losses
+from depoison.defenses.tuning import Labeled, Tuner
+from depoison.errors import DepoisonError
+from depoison.plan.plan import Plan
+from depoison.plan.signatures import SIGHT, declared_sight
+from depoison.rng import Rng
+from depoison.stages.runner import run_stage
+from depoison.training.loop import Monitor
+from small import IMAGES, changed, classes_of, interrupted, network, pixels, recipe, state_of
+
+DATA = Labeled(pixels(20), classes_of(20))
+OWN = {"isolation": 0.25, "gamma": 0.5, "isolate_epochs": 2, "unlearn_epochs": 2, "unlearn_lr": 0.01}
+
+
+def learned(monitor: Monitor | None = None, plan=None, **changes):
+    plan = plan or recipe(epochs=3, batch_size=8, momentum=0.9, crop=1)
+    tuner = Tuner(plan, Rng(0, "purify"), monitor or Monitor(), IMAGES)
+    return abl(DATA, lambda: network().train(), tuner, **(OWN | changes))
+
+
+def stepped(model, images, labels, lr: float, sign=lambda loss: 1.0):
+    """A step of plain SGD on the mean loss, times a sign that follows from it."""
+    model.train().zero_grad()
+    loss = cross_entropy(model(images), labels)
+    (sign(loss.item()) * loss).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= lr * parameter.grad
+    return model
+
+
+@pytest.mark.parametrize("gamma", [0.0, 100.0])
+def test_the_three_parts_are_descent_or_ascent_isolation_training_and_ascent(gamma):
+    """One batch a step, which is the whole set; with a gamma above every loss the first part ascends."""
+    plan = recipe(epochs=1, batch_size=20, lr=0.1)
+    found = learned(plan=plan, gamma=gamma, isolate_epochs=1, unlearn_epochs=1)
+    expected = stepped(network(), DATA.inputs, DATA.labels, 0.1, lambda loss: 1.0 if loss > gamma else -1.0)
+    order = losses(expected, DATA, "fp32").argsort(stable=True)
+    by_hand = [cross_entropy(expected.eval()(DATA.inputs[i : i + 1]), DATA.labels[i : i + 1]).item() for i in range(20)]
+    assert order.tolist() == sorted(range(20), key=lambda i: by_hand[i])
+    expected = stepped(expected, DATA.inputs[order[5:]], DATA.labels[order[5:]], 0.1)
+    expected = stepped(expected, DATA.inputs[order[:5]], DATA.labels[order[:5]], 0.01, lambda loss: -1.0)
+    for name, tensor in expected.state_dict().items():
+        assert torch.allclose(found.state_dict()[name].double(), tensor.double(), atol=1e-5), name
+
+
+def test_history_goes_on_counting_and_the_record_says_how_many_were_isolated():
+    monitor = Monitor()
+    learned(monitor)
+    assert [row["epoch"] for row in monitor.history] == [1, 2, 3, 4, 5, 6, 7]
+    assert monitor.facts == {"isolated": 5}
+
+
+@pytest.mark.parametrize("stops", [[1], [2], [2, 3], [1, 1, 2]])
+def test_interrupted_in_any_part_it_ends_with_the_same_bytes(stops, tmp_path):
+    expected, monitors = state_of(learned()), []
+
+    def run(monitor: Monitor):
+        monitors.append(monitor)
+        return learned(monitor)
+
+    model, _ = interrupted(run, tmp_path, stops)
+    assert not changed(expected, state_of(model))
+    assert [row["epoch"] for row in monitors[-1].history] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_part_of_fewer_than_two_samples_is_refused():
+    with pytest.raises(DepoisonError, match="isolation 0.01 of 20 samples leaves 0 and 20; each needs 2"):
+        learned(isolation=0.01)
+
+
+# --- what a defense sees -------------------------------------------------------------------------------------------
+
+
+def test_the_plan_gives_a_defense_what_its_parameters_names_say():
+    plan = Plan(ROOT)
+    seen = {name: declared_sight(ROOT / f"workflow/depoison/defenses/{name}.py") for name in ("fst", "abl", "none")}
+    assert seen == {"fst": ["model", "clean", "tune"], "abl": ["suspect", "new_model", "fit"], "none": []}
+    of = {
+        name: plan.cell(cell(attack="badnet", defense=name)).evaluation.upstream["model"].spec
+        for name in ("fst", "abl")
+    }
+    assert of["fst"]["upstream"].keys() == {"dataset", "split", "model"}
+    assert of["abl"]["upstream"].keys() == {"dataset", "split", "poison"}
+    assert "tuning_ratio" in of["fst"]["parameters"] and "tuning_ratio" not in of["abl"]["parameters"]
+    assert of["abl"]["parameters"]["model"]["name"] == "resnet18"
+    values = {name: plan.cell(cell(defense=name)).settings["defense"]["momentum"] for name in ("fst", "abl")}
+    document = json.dumps([setting.place for setting in values["abl"]])
+    assert "config/config.yaml" in document and len(SIGHT) == 6
+
+
+def test_a_name_that_says_nothing_is_refused(project):
+    file = project / "workflow/depoison/defenses/abl.py"
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("    suspect: Labeled,", "    suspected: Labeled,"), encoding="utf-8")
+    with pytest.raises(
+        DepoisonError, match=r"abl.py: abl.*'suspected'; did you mean 'suspect'\? valid: clean, fit, model"
+    ):
+        project.plan().cell(cell(defense="abl"))
+    file.write_text(text.replace("    fit: Tuner,", "    fit: Tuner,\n    tune: Tuner,"), encoding="utf-8")
+    with pytest.raises(DepoisonError, match="abl takes both tune and fit; valid: one of them"):
+        project.plan().cell(cell(defense="abl"))
+
+
+def test_a_whole_cell(tmp_path, monkeypatch):
+    overlay = tmp_path / "few.yaml"
+    own = {"abl": {"isolate_epochs": 1, "unlearn_epochs": 1, "isolation": 0.05}}
+    tiny = {"datasets": {"digits": {"size": 8}}, "models": {"resnet18": {"width": 8}}, "training": {"epochs": 1}}
+    overlay.write_text(json.dumps(tiny | {"defenses": own}))
+    plan = Plan(ROOT, [overlay])
+    evaluation = plan.cell(cell(attack="badnet+rate=0.1", defense="abl")).evaluation
+    monkeypatch.chdir(tmp_path)
+    for artifact in evaluation.chain().values():
+        run_stage(artifact.spec, artifact.directory, plan.configuration.config.runtime)
+    found = json.loads((tmp_path / evaluation.product).read_text())
+    assert 0 <= found["metrics"]["asr"] <= 100 and found["metrics"]["der"] is not None
+    record = json.loads((tmp_path / evaluation.upstream["model"].directory / "run.json").read_text())
+    assert record["isolated"] == round(0.05 * 1294)
