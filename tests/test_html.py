@@ -382,8 +382,10 @@ def test_who_set_a_value_is_told(page, faked):
     values = [line for n in cell["settings"] for line in data["settings"][n]["values"]]
     assert len(values) > 30
     for key, value, layer, place in values:
-        where = re.escape(place or cell["name"].rpartition("/")[0])
-        assert re.search(rf"^  {re.escape(key)} += {re.escape(value)} +{re.escape(layer)}, {where}$", told, re.M)
+        # The page says that a value is in the cell's name, explain by which table.
+        who = rf"{re.escape(layer)}, {re.escape(place)}" if place else r"(table|figure), config/papers/\S+:\d+"
+        assert bool(place) == (layer != "the cell's name")
+        assert re.search(rf"^  {re.escape(key)} += {re.escape(value)} +{who}$", told, re.M)
 
 
 def test_courses_are_those_of_the_histories(page):

@@ -191,8 +191,8 @@ def test_targets():
 
 def test_a_table_cannot_be_called_paper(project):
     (project / "config/papers/fst/paper.yaml").write_text((project / "config/papers/fst/table8.yaml").read_text())
-    with pytest.raises(DepoisonError, match=r"paper\.yaml: 'paper' is the name of another report"):
-        read_report(project.plan(), "reports/table1")
+    with pytest.raises(DepoisonError, match=r"^config/papers/fst/paper\.yaml: label: field required$"):
+        read_paper(project.plan(), "reports/fst/paper")
 
 
 def test_the_source_has_all_that_the_paper_has(paper):

@@ -30,7 +30,9 @@ from depoison.errors import DepoisonError
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.config import KINDS, Runtime
 from depoison.plan.figures import all_figures
+from depoison.plan.index import read_index
 from depoison.plan.lock import PACKAGE, _text_of, current, disagreement, stale
+from depoison.plan.papers import read_paper
 from depoison.plan.parameters import Parameter, text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.published import Key
@@ -38,7 +40,9 @@ from depoison.plan.schema import FOLDER, SCHEMAS, schemas
 from depoison.plan.signatures import _tree
 from depoison.plan.specs import canonical, fingerprint, make_artifact
 from depoison.plan.tables import all_tables, locate, parse_target, read_table
-from depoison.reporting.explain import explain
+from depoison.reporting.explain import explain, reports_with
+from depoison.reporting.html.page import render_index
+from depoison.reporting.paper import render_paper
 
 PLAN = Plan(ROOT)
 STAGES = ("dataset", "split", "asset", "poison", "train", "undefended", "purify", "evaluate")
@@ -508,6 +512,38 @@ def test_a_table_that_says_the_same_overrules_nothing(tiny, rate):
     assert not plan.notes
 
 
+def test_explain_names_the_line_of_the_table_that_sets_a_value(tiny):
+    """And only of one that has the cell: what a user asks for beside it is his own."""
+    tiny.edit("config/papers/fst/small.yaml", lambda data: data["axes"]["columns"].append({"defense": "ft+lr=0.033"}))
+    tiny.edit("config/papers/fst/broken.yaml", lambda data: data.update(title="and nothing else"))
+    (tiny / "mine.yaml").write_text("defenses: {ft: {lr: 0.5, momentum: 0.6}}\n")
+    asked = cell(track="tiny", attack="badnet+rate=0.1", defense="ft+lr=0.033")
+    told = tiny.depoison("explain", "--all", "--configfile", "mine.yaml", asked).stdout
+    for key, value in (("rate", "0.1"), ("lr", "0.033")):
+        (place,) = re.findall(rf"^  {key} += {value} +table, (config/papers/fst/small.yaml:\d+)$", told, re.MULTILINE)
+        assert holds(tiny.path, place, "rates" if key == "rate" else "defense")
+    assert re.search(r"^ +0.5 +overruled: your configuration, mine.yaml:1$", told, re.MULTILINE)
+    assert re.search(r"^  momentum += 0.6 +your configuration, mine.yaml:1$", told, re.MULTILINE)
+    assert "\ntables and figures\n  reports/tiny/fst/small\n\nartifacts\n" in told
+    asked = cell(track="tiny", attack="badnet+rate=0.1", defense="ft+lr=0.034")
+    told = tiny.depoison("explain", asked).stdout
+    assert told.count(f"the cell's name, {asked.rpartition('/')[0]}\n") == 2 and "tables and figures" not in told
+
+
+def test_explain_names_the_figure_and_what_a_track_made_of_a_rate():
+    asked = "results/cells/demo/fashion-mnist/resnet18/badnet+rate=0.06125/fst+alpha=0.1/s0.json"
+    plan = Plan(ROOT)
+    reports = reports_with(plan, CellName.parse(asked))
+    assert reports and all("/figure" in target for target in reports)
+    settings = plan.cell(asked).settings
+    for kind, key, written in (("attack", "rate", "each|rates|attack|rate"), ("defense", "alpha", "defense|each")):
+        *_, (_, layer, place) = settings[kind][key]
+        file, _, scaled_by = place.partition(" scaled by ")
+        line = (ROOT / file.split(":")[0]).read_text(encoding="utf-8").splitlines()[int(file.split(":")[1]) - 1]
+        assert layer == "figure" and re.search(written, line)
+        assert bool(scaled_by) == (key == "rate") and (not scaled_by or holds(ROOT, scaled_by, "poisoning"))
+
+
 def test_what_is_overruled_is_told_once_by_every_command(tiny):
     (tiny / "mine.yaml").write_text("poisoning: {rate: 0.2}\n")
     said = "depoison: mine.yaml:1: rate = 0.2 does not hold where config/papers/fst/small.yaml sets rate itself"
@@ -699,6 +735,19 @@ def test_tables_of_several_papers_may_have_one_name(two):
         assert fsts.evaluations() == read_table(PLAN, f"reports/{where}fst/table1").evaluations()
         assert {c.name.paper for c in fsts.cells()} == {""}
         assert not set(fsts.evaluations()) & set(table.evaluations())
+
+
+def test_the_page_and_the_documents_tell_tables_of_one_name_apart(two, monkeypatch):
+    monkeypatch.chdir(two.path)
+    plan = two.plan()
+    page = render_index(plan, read_index(plan, "reports/digits/index.html"), draw=False)
+    assert page.count('<section id="fst-table1"') == page.count('<section id="other-table1"') == 1
+    assert "Other, Table 1: Small" in page and "FST, Table 1: " in page
+    text = render_paper(plan, read_paper(plan, "reports/digits/other/paper"))
+    assert "\\title{Another paper:" in text and "Every table and figure of Other that" in text
+    text = render_paper(PLAN, read_paper(PLAN, "reports/digits/fst/paper"))
+    assert "\\title{Towards Stable Backdoor Purification through Feature Shift Tuning:" in text
+    assert "of FST~\\cite{min2023fst} that" in text
 
 
 def test_a_users_own_tables_have_the_values_of_the_tracks_paper(project):

@@ -271,9 +271,12 @@ def _tell(plan: Any, options: argparse.Namespace, targets: list[str], makes: boo
 
 
 def _explain(options: argparse.Namespace) -> None:
-    from depoison.reporting.explain import explain
+    from depoison.plan.cells import CellName
+    from depoison.reporting.explain import explain, reports_with
 
-    print(explain(_plan(options).cell(options.target), every=options.all), end="")
+    plan = _plan(options)
+    reports = reports_with(plan, CellName.parse(options.target))
+    print(explain(plan.cell(options.target), options.all, reports), end="")
 
 
 def _check(options: argparse.Namespace) -> None:

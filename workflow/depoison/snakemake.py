@@ -218,7 +218,7 @@ class Lookup:
     def category(self, wildcards: Any) -> str:
         """Where Snakemake's report shows a table or figure: paper and track."""
         paper, track, _ = locate(self.plan, f"reports/{wildcards.where}any")
-        return f"{paper.upper()} on the track {track}"
+        return f"{self.plan.paper_label(paper)} on the track {track}"
 
     @property
     def overlays(self) -> str:

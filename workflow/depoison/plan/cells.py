@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from depoison.errors import DepoisonError
 
@@ -13,10 +13,15 @@ _FORM = "results/cells/{track}/[{paper}/]{dataset}/{model}/{attack}/{defense}/s{
 
 @dataclass(frozen=True)
 class Choice:
-    """A method with overrides, as in `badnet+rate=0.05`."""
+    """A method with overrides, as in `badnet+rate=0.05`.
+
+    Attributes:
+        origins: (key, layer, place) of each override that is not the user's own but a report's, which its file and line set.
+    """
 
     name: str
     overrides: tuple[tuple[str, str], ...] = ()
+    origins: tuple[tuple[str, str, str], ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return "+".join([self.name, *(f"{key}={value}" for key, value in self.overrides)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -568,11 +568,13 @@ class Configuration:
     def settings(
         self, kind: str, name: str, *, dataset: str, model: str, track: str, overrides: Mapping[str, str], where: str,
         paper: str = "",
+        origins: Iterable[tuple[str, str, str]] = (),
     ) -> dict[str, list[Setting]]:  # fmt: skip
         """Every value that somebody sets for each hyper-parameter of a method, lowest precedence first; the last wins.
 
         Args:
             paper: as a cell's name has it; "" for the track's.
+            where: the cell whose name has the overrides, less those of `origins`, which are a `Choice`'s.
 
         Raises:
             DepoisonError: an unknown method, or an override with an unknown key or an invalid value.
@@ -586,27 +588,21 @@ class Configuration:
                 raise unknown(f"hyper-parameter of {name}", key, known, where)
             known[key].check(text, f"{where}: {name}+{key}")
         result: dict[str, list[Setting]] = {key: [] for key in known}
-        for layer, values, place in self._layers(
-            kind, name, dataset, model, self.paper_of(track, paper), track, overrides, where
-        ):
+        given = {key: (layer, place) for key, layer, place in origins}
+        for layer, values, place in self._layers(kind, name, dataset, model, self.paper_of(track, paper), track):
             for key, value in values.items():
                 if key in known:
                     result[key].append(Setting(known[key].check(value, place(key)), layer, place(key)))
+        for key, text in overrides.items():
+            layer, place = given.get(key, (CELLS_NAME, where))
+            result[key].append(Setting(known[key].check(text, where), layer, place))
         for key, settings in result.items():
             if not settings:
                 raise DepoisonError(f"config/{KINDS[kind]}/{name}.yaml: no value for {key!r}; {known[key].help}")
         return result
 
     def _layers(
-        self,
-        kind: str,
-        name: str,
-        dataset: str,
-        model: str,
-        paper: str,
-        track: str,
-        overrides: Mapping[str, str],
-        where: str,
+        self, kind: str, name: str, dataset: str, model: str, paper: str, track: str
     ) -> Iterator[tuple[str, Values, Any]]:
         """(layer, values, place of a key), lowest precedence first: docs/architecture.md lists them."""
 
@@ -648,7 +644,6 @@ class Configuration:
         for section in sections:
             yield OWN, self._own[section], at(self._document, section)
         yield OWN, getattr(self.config, folder).get(name, {}), at(self._document, folder, name)
-        yield CELLS_NAME, dict(overrides), lambda key: where
 
 
 def _of_paper(

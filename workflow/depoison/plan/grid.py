@@ -435,7 +435,10 @@ class Grid:
                 known[key].check(value, f"{places[key]}: {name}+{key}")
         fixed = (self.fixed[kind][""] | self.fixed[kind].get(name, set())) - drawn
         pairs = sorted(values.items())
-        return Choice(name, tuple(pairs)), Choice(name, tuple(pair for pair in pairs if pair[0] not in fixed))
+        kept = tuple(pair for pair in pairs if pair[0] not in fixed)
+        layer = "figure" if self.merge else "table"
+        origins = tuple((key, layer, places[key]) for key, _ in kept)
+        return Choice(name, tuple(pairs)), Choice(name, kept, origins)
 
     def note_overruled(self) -> None:
         """Note where the file overrules values of the user's own."""

@@ -11,7 +11,7 @@ from typing import Any
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
 from depoison.plan.cells import CellName, Choice
-from depoison.plan.config import CELLS_NAME, KINDS, OWN, Configuration, Setting
+from depoison.plan.config import KINDS, OWN, Configuration, Setting
 from depoison.plan.documents import read_document
 from depoison.plan.folders import SOURCE as FOLDER_SOURCE
 from depoison.plan.folders import classes_of, require_root, require_unchanged
@@ -78,7 +78,7 @@ class Plan:
         return self._cells[name]
 
     def note_overruled(self, cells: Iterable[Cell], by: str) -> None:
-        """Note each value of the user's that the name of one of these cells overrules, where a report's file gave the name.
+        """Note each value of the user's that a report's file overrules in one of its cells.
 
         Args:
             by: the report's file, relative to the project's folder.
@@ -86,7 +86,7 @@ class Plan:
         for kind, settings in {id(s): (kind, s) for cell in cells for kind, s in cell.settings.items()}.values():
             for key, history in settings.items():
                 *_, own, last = (None, *history)
-                if own and (own.layer, last.layer) == (OWN, CELLS_NAME) and own.value != last.value:
+                if own and own.layer == OWN and own.value != last.value:  # above it is only what the cell's name says
                     line = f"{own.place}: {key} = {text_of(own.value)} does not hold where {by} sets {key} itself"
                     self.notes.setdefault(f"{kind} {own.place} {key}", line)
 
@@ -122,9 +122,20 @@ class Plan:
             if root and directory in self.artifacts and (gone := require_unchanged(self.artifacts[directory], root)):
                 self.notes[f"folder {root}"] = gone
 
+    def paper_label(self, name: str) -> str:
+        """What reports call a paper, or a folder of tables that is none."""
+        known = name in self.configuration.papers
+        return self.configuration.paper(name).content.label if known else name.upper()
+
     def paper_in_names(self, paper: str, track: str) -> str:
-        """How a paper stands in the names of its cells on a track: not at all where it is the track's own."""
+        """How a paper stands in the names of its cells on a track: not at all where it is the track's own.
+
+        Raises:
+            DepoisonError: a fault in the paper's file.
+        """
         found = self.configuration.paper_of(track, paper)
+        if found:
+            self.configuration.paper(found)
         return "" if found == self.configuration.paper_of(track) else found
 
     @cached_property
@@ -198,7 +209,7 @@ class Plan:
 
     def _settings(self, kind: str, name: CellName) -> dict[str, list[Setting]]:
         choice: Choice = getattr(name, kind)
-        key = (kind, choice, name.dataset.name, name.model.name, name.track, name.paper)
+        key = (kind, choice, choice.origins, name.dataset.name, name.model.name, name.track, name.paper)
         if key not in self._settings_of:
             self._settings_of[key] = self.configuration.settings(
                 kind,
@@ -209,6 +220,7 @@ class Plan:
                 overrides=dict(choice.overrides),
                 where=name.path.rpartition("/")[0],
                 paper=name.paper,
+                origins=choice.origins,
             )
         return self._settings_of[key]
 

@@ -68,4 +68,11 @@ def scaled(plan: Plan, track: str, attack: Choice, paper: str, *, printed: str, 
     cap = min(scaling.cap, scaling.clean_label_cap) if declared_clean_label(code) else scaling.cap
     here = pool(dataset)
     rate = min(max(1, round(found.value * pool(printed))), int(cap * here)) / here
-    return Choice(attack.name, tuple(sorted((overrides | {"rate": text_of(round(rate, DIGITS))}).items())))
+    overrides["rate"] = text_of(round(rate, DIGITS))
+    scaled_by = configuration.track(track).document.place("poisoning")
+    origins = {key: (layer, place) for key, layer, place in attack.origins}
+    layer, place = origins.get("rate", (f"track {track}", ""))
+    origins["rate"] = layer, f"{place} scaled by {scaled_by}" if place else scaled_by
+    return Choice(
+        attack.name, tuple(sorted(overrides.items())), tuple((key, *origin) for key, origin in origins.items())
+    )

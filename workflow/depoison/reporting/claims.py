@@ -17,7 +17,7 @@ from depoison.plan.grid import Place, percent
 from depoison.plan.metrics import Metric
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
-from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK
+from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, paper_of
 from depoison.reporting.figures.epochs import course
 from depoison.reporting.numbers import MINUS, MISSING, Missing, Reader, mean_and_interval, signed
 from depoison.reporting.tables import escape_markdown, untaken_if
@@ -368,7 +368,7 @@ def _verdict(plan: Plan, claims: Claims, claim: Claim, read: _Courses) -> Verdic
         models=models,
         untaken=len(untaken),
         missing=tuple(missing),
-        commands=tuple(_commands(claims, [*claim.over, *claim.minus], missing)),
+        commands=tuple(_commands(plan, claims, [*claim.over, *claim.minus], missing)),
         left_out=tuple(dict.fromkeys(reasons)),
     )
 
@@ -412,7 +412,7 @@ def _published(plan: Plan, claim: Claim) -> Outcome:
         return Outcome(UNPRINTED)
 
 
-def _commands(claims: Claims, places: Iterable[Chosen], missing: Sequence[str]) -> list[str]:
+def _commands(plan: Plan, claims: Claims, places: Iterable[Chosen], missing: Sequence[str]) -> list[str]:
     """What makes missing cells: they themselves where they are few, else their tables and figures."""
     if not missing:
         return []
@@ -420,7 +420,7 @@ def _commands(claims: Claims, places: Iterable[Chosen], missing: Sequence[str]) 
     if len(missing) <= FEW and not more:  # a cell alone makes no embedding, and no history that was removed
         return [shlex.join(["snakemake", "--", *missing])]
     where = "" if claims.track == DEFAULT_TRACK else f"{claims.track}/"
-    where += "" if claims.paper == DEFAULT_PAPER else f"{claims.paper}/"
+    where += "" if claims.paper == paper_of(plan, claims.track) else f"{claims.paper}/"
     wanted, found = set(missing), {}
     for one in places:
         if any(cell.name.path in wanted for cell in one.place.cells):
@@ -540,7 +540,7 @@ def _page(plan: Plan, claims: Claims, found: list[Verdict]) -> str:
     track = plan.configuration.track(claims.track).content
     several = any(verdict.ours.interval is not None for verdict in found)
     interval = " (mean over seeds ± half its 95% confidence interval)" if several else ""
-    lines = [f"# {escape_markdown(claims.paper.upper())}: claims", ""]
+    lines = [f"# {escape_markdown(plan.paper_label(claims.paper))}: claims", ""]
     lines += [f"Track {escape_markdown(claims.track)}: {escape_markdown(track.summary)}.", ""]
     if not is_papers_setting(plan, claims.track):
         instead = _replaced(plan, claims.track)

@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
+from depoison.errors import DepoisonError
+from depoison.plan.cells import CellName
+from depoison.plan.figures import all_figures, read_figure
 from depoison.plan.parameters import text_of
-from depoison.plan.plan import Cell
+from depoison.plan.plan import Cell, Plan
+from depoison.plan.tables import all_tables, locate, paper_of, read_table
 
 
-def explain(cell: Cell, every: bool = False) -> str:
+def reports_with(plan: Plan, name: CellName) -> list[str]:
+    """The tables and figures that have a cell, those of the track's paper first.
+
+    In a plan that has resolved no cell before, the cell then has the first one's file and lines for what that sets.
+    """
+    own, found = paper_of(plan, name.track), []
+    for targets, cells_of in ((all_tables(plan), _in_table), (all_figures(plan), _in_figure)):
+        here = [target for target in targets if locate(plan, target)[1] == name.track]
+        for target in sorted(here, key=lambda target: locate(plan, target)[0] != own):
+            with contextlib.suppress(DepoisonError):  # a fault in a file that has nothing to do with the cell
+                if any(cell.name == name for cell in cells_of(plan, target)):
+                    found.append(target)
+    return found
+
+
+def _in_table(plan: Plan, target: str) -> list[Cell]:
+    return read_table(plan, target).cells()
+
+
+def _in_figure(plan: Plan, target: str) -> list[Cell]:
+    return [cell for place in read_figure(plan, target).places for cell in place.cells]
+
+
+def explain(cell: Cell, every: bool = False, reports: list[str] | None = None) -> str:
     """A text for a terminal.
 
     Args:
         every: whether to list the values that were overruled, too.
+        reports: that have the cell.
     """
     lines = [cell.name.path, ""]
     for kind, settings in cell.settings.items():
@@ -26,6 +55,8 @@ def explain(cell: Cell, every: bool = False) -> str:
                     lines.append(f"  {'':<{width}}   {text_of(value):<12} overruled: {layer}, {place}")
         lines.append("")
     lines.append(f"seed {cell.name.seed}")
+    if reports:
+        lines += ["", "tables and figures", *(f"  {target}" for target in reports)]
     lines += ["", "artifacts"]
     for artifact in cell.evaluation.chain().values():
         there = "made " if Path(artifact.product).exists() else "to do"

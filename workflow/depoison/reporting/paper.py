@@ -81,13 +81,16 @@ def render_paper(plan: Plan, paper: Paper) -> str:
     methods = _methods(plan, paper)
     path = plan.root / BIBLIOGRAPHY
     entries = read_bibliography(path.read_text(encoding="utf-8")) if path.exists() else {}
-    printed = plan.configuration.method("defense", paper.paper).content.cite if _is_method(plan, paper.paper) else ""
-    cited = dict.fromkeys([printed, *(cite for found in methods.values() for _, cite, _ in found)])
+    configuration, label = plan.configuration, plan.paper_label(paper.paper)
+    own = configuration.paper(paper.paper).content if paper.paper in configuration.papers else None
+    cite = own.cite if own else ""
+    cited = dict.fromkeys([cite, *(cite for found in methods.values() for _, cite, _ in found)])
     content = {
         "paper": paper,
-        "printed": entries.get(printed, {}).get("title", ""),
-        "printed_key": printed if printed in entries else "",
-        "track": plan.configuration.track(paper.track).content,
+        "label": label,
+        "title": own.title if own else label,
+        "cite": cite if cite in entries else "",
+        "track": configuration.track(paper.track).content,
         "replaced": _replaced(plan, paper),
         "seeds": sorted({seed for table in paper.tables.tables for seed in table.seeds}),
         "metrics": (shown := list(dict.fromkeys(metric for table in paper.tables.tables for metric in table.metrics))),
@@ -181,10 +184,6 @@ def _figure(plan: Plan, figure: Figure) -> dict[str, Any]:
         "gaps": figure.gaps(),
         "makes": command(plan, str(path)),
     }
-
-
-def _is_method(plan: Plan, name: str) -> bool:
-    return name in plan.configuration.names("defense")
 
 
 def _replaced(plan: Plan, paper: Paper) -> dict[str, list[str]]:

@@ -360,7 +360,9 @@ def render(plan: Plan, table: Table | Tables, partial: bool = False) -> dict[str
     contents = [content_of(plan, each, f"{folder}/{each.name}.md", same) for each, same in told_apart(table.tables)]
     entries = [f"- [{escape_markdown(content['title'])}](#{content['table'].name})" for content in contents]
     pages = [f'<a id="{c["table"].name}"></a>\n\n{_page(".md", c, level="##", collapse=True)}' for c in contents]
-    head = f"<!-- made from {made_from} -->\n# {escape_markdown(table.tables[0].paper.upper())}, all tables\n\n"
+    head = (
+        f"<!-- made from {made_from} -->\n# {escape_markdown(plan.paper_label(table.tables[0].paper))}, all tables\n\n"
+    )
     return {
         ".md": head + "\n".join(entries) + "\n\n" + "\n".join(pages),
         ".tex": f"% made from {made_from}\n{NEEDS}" + "\n".join(_page(".tex", c, collapse=True) for c in contents),
@@ -407,8 +409,8 @@ def content_of(
     return {
         "table": table,
         "shown": shown,
-        "title": f"{heading(table)}: {table.file.title}",
-        "heading": heading(table),
+        "title": f"{heading(plan, table)}: {table.file.title}",
+        "heading": heading(plan, table),
         "setting": ", ".join(" and ".join(names) for names in labels.values()),
         "lines": lines,
         "comparisons": comparisons,
@@ -612,9 +614,9 @@ def _metrics(content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def heading(table: Table) -> str:
+def heading(plan: Plan, table: Table) -> str:
     """FST, Table 2."""
-    return f"{table.paper.upper()}, {name_of(table)}"
+    return f"{plan.paper_label(table.paper)}, {name_of(table)}"
 
 
 def name_of(table: Table) -> str:

@@ -116,7 +116,11 @@ def page_is_current(plan: Plan, page: Page) -> bool:
 def render_page(plan: Plan, page: Page) -> str:
     """All figures of a paper, one below the other."""
     track = plan.configuration.track(page.track).content
-    lines = [f"# {page.paper.upper()}: figures", "", f"Track {page.track}: {escape_markdown(track.summary)}."]
+    lines = [
+        f"# {plan.paper_label(page.paper)}: figures",
+        "",
+        f"Track {page.track}: {escape_markdown(track.summary)}.",
+    ]
     for figure in page.figures:
         name, file = figure.name, figure.file
         number = f"Figure {name.removeprefix('figure')}"

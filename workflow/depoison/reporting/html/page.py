@@ -185,7 +185,7 @@ class _Builder:
             }  # fmt: skip
 
         return {
-            "id": f"{claims.paper}-claims", "heading": f"{claims.paper.upper()}: claims",
+            "id": f"{claims.paper}-claims", "heading": f"{self.plan.paper_label(claims.paper)}: claims",
             "untestable": untestable_in_words(self.plan, "Not testable here"),
             "ours": counts_of(found, lambda verdict: verdict.ours.state),
             "published": counts_of(found, lambda verdict: verdict.published.state),
@@ -292,7 +292,8 @@ class _Builder:
         absent = [artifact for artifact in needed if not Path(artifact.product).exists()]
         words = f"Figure {figure.name.removeprefix('figure')}"
         content = {
-            "id": f"{figure.paper}-{figure.name}", "paper": figure.paper, "heading": f"{figure.paper.upper()}, {words}",
+            "id": f"{figure.paper}-{figure.name}", "paper": figure.paper,
+            "heading": f"{self.plan.paper_label(figure.paper)}, {words}",
             "title": figure.file.title, "caption": figure.file.caption, "setting": setting(self.plan, figure),
             "kind": figure.file.kind, "width": figure.file.width, "gaps": figure.gaps(), "picture": None,
             "made": len(needed) - len(absent), "total": len(needed), "command": command(self.plan, f"{figure.target}.png"),

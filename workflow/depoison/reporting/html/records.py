@@ -8,6 +8,7 @@ from typing import Any
 
 from depoison.artifacts import read_evaluation, read_record, read_rows
 from depoison.files import RUN
+from depoison.plan.config import CELLS_NAME
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell
 from depoison.plan.specs import Artifact
@@ -17,8 +18,6 @@ POINTS = 60
 
 SHARED = ("recipe", "packages")
 """What most specs or records have in common; each is kept once, and elsewhere stands its number."""
-
-OWN = "the cell's name"
 
 
 class Records:
@@ -59,12 +58,13 @@ class Records:
         """Of each kind of method, every value and who set it."""
         numbers = []
         for kind, settings in cell.settings.items():
-            lines = []
+            lines, choice = [], getattr(cell.name, kind)
             for key, history in settings.items():
                 value, layer, place = history[-1]
-                # Which cell was resolved first is told by its place, not who set the value.
-                lines.append((key, text_of(value), layer, "" if layer == OWN else str(place)))
-            content = {"kind": kind, "name": getattr(cell.name, kind).name, "values": lines}
+                if key in dict(choice.overrides):  # which report was resolved first is no content of the page
+                    layer, place = CELLS_NAME, ""
+                lines.append((key, text_of(value), layer, str(place)))
+            content = {"kind": kind, "name": choice.name, "values": lines}
             numbers.append(self._number("settings", repr(content), content))
         return numbers
 
