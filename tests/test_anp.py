@@ -348,7 +348,7 @@ def test_defender_takes_the_highest_threshold_that_costs_little_on_images_the_ma
     facts = tune.monitor.facts["selection"]
 
     assert all(torch.equal(part, measured[0]) for part in measured) and len(measured[0]) == 8  # a fifth
-    both = torch.cat([learned[0].images, measured[0]]).flatten(1)
+    both = torch.cat([learned[0].inputs, measured[0]]).flatten(1)
     assert torch.equal(both.unique(dim=0), images.flatten(1).unique(dim=0)) and len(both) == 40  # disjoint
     drops = {}
     for threshold in THRESHOLDS:
