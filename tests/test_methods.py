@@ -19,10 +19,15 @@ from photographs import write_photographs
 pytestmark = pytest.mark.methods
 
 CONFIGURATION = Plan(ROOT).configuration
-SMOKE = {
-    kind: {name: CONFIGURATION.method(kind, name).content.smoke for name in CONFIGURATION.names(kind) if name != "none"}
+METHODS = {
+    kind: {name: CONFIGURATION.method(kind, name).content for name in CONFIGURATION.names(kind) if name != "none"}
     for kind in ("attack", "defense")
 }
+SMOKE = {
+    kind: {name: method.smoke for name, method in methods.items() if method.task in (None, "image")}
+    for kind, methods in METHODS.items()
+}
+"""Of what works on images."""
 ATTACKS, DEFENSES = SMOKE["attack"], SMOKE["defense"]
 DATASET = {
     "summary": "6,000 photographs of clothes",
@@ -41,7 +46,7 @@ TRACK = {
     "training": {"epochs": 12, "precision": "fp32", "schedule": "onecycle", "evaluate_every": 5},
     "tuning": {"epochs": 10, "precision": "fp32"},
 }
-IMPLANTED, ACCURATE = 60, 80
+IMPLANTED, ACCURATE = 40, 80
 """Least ASR of an attack that took, of 0 to 5 where none did, and least C-Acc of a defended model, of 10 by chance."""
 
 
