@@ -328,7 +328,7 @@ def test_spellings_of_one_value_are_one_artifact():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_version_of_a_method_moves_what_follows_from_it(kind, project):
     first = {"dataset": "dataset", "model": "train", "attack": "poison", "defense": "purify"}[kind]
-    project.set(f"config/{KINDS[kind]}/{CHOSEN[kind]}.yaml", "version", to=2)
+    project.set(f"config/{KINDS[kind]}/{CHOSEN['image'][kind]}.yaml", "version", to=2)
     before = PLAN.cell(cell())
     assert moved(before, project.plan().cell(cell())) == from_stage(first, before)
 
@@ -558,7 +558,7 @@ def test_what_is_overruled_is_told_once_by_every_command(tiny):
 @pytest.mark.parametrize("track", PLAN.configuration.names("track"))
 @pytest.mark.parametrize(("kind", "name"), METHODS)
 def test_explain_names_lines_that_hold_the_key(track, kind, name):
-    for settings in PLAN.cell(cell(track=track, **CHOSEN | {kind: name})).settings.values():
+    for settings in PLAN.cell(named(kind, name).replace("/digits/", f"/{track}/", 1)).settings.values():
         for key, history in settings.items():
             assert all(holds(ROOT, setting.place, key) for setting in history), history
 

@@ -316,6 +316,7 @@ class Configuration:
                             f"{document.place(group, key)}: {key!r} is another shared hyper-parameter, too"
                         )
                     self.shared[group][key] = parameter.model_copy(update={"task": task})
+                    self._shared_document.places[group, key] = document.place(group, key)
         self._shared_defaults = documents[0]
         merged, own = documents[0].data, {}
         places = dict(documents[0].places)
