@@ -212,7 +212,7 @@ TENSORS = [  # file, tensor, changes, and what is made of it again
     ("split/*/split", "defender", (reshaped, widened, raised, torch.neg), "purify"),
     ("split/*/split", "attacker", (reshaped, widened, raised), "poison"),
     ("poison/*badnet*/poison", "indices", (reshaped, widened, shortened, raised), "train"),
-    ("poison/*badnet*/poison", "images", (reshaped, widened, shortened), "train"),
+    ("poison/*badnet*/poison", "inputs", (reshaped, widened, shortened), "train"),
     ("poison/*badnet*/poison", "labels", (raised,), "train"),
     ("poison/*badnet*/trigger", "pattern", (None,), "train"),
     ("train/*badnet*/triggered", "kept", (reshaped, widened, raised), "evaluate"),
