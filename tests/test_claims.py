@@ -623,7 +623,7 @@ def test_papers_and_targets(here):
     )
     assert not is_claims("results/claims.md") and not is_claims("reports/claimsx.md")
     assert all_claims(here.plan()) == [
-        f"reports/{where}fst/claims" for where in ("cifar10-cpu/", "demo/", "digits/", "", "tiny/")
+        f"reports/{where}fst/claims" for where in ("cifar10-cpu/", "demo/", "digits/", "", "solids/", "tiny/")
     ]
     (here / "config/papers/other").mkdir()
     with pytest.raises(DepoisonError, match=r"other has no claims; write config/papers/other/claims\.yaml"):

@@ -481,7 +481,9 @@ def test_outputs(two):
     [
         (
             "no-such",
-            ("'no-such' is neither a track (cifar10-cpu, demo, digits, paper, tiny), nor a folder, nor a revision",),
+            (
+                "'no-such' is neither a track (cifar10-cpu, demo, digits, paper, solids, tiny), nor a folder, nor a revision",
+            ),
         ),
         ("--output=x", ("unrecognized arguments",)),
         ("paper", ("track paper: holds no evaluation of a cell, below results/ or in reports/*.json",)),
@@ -518,7 +520,7 @@ def test_a_broken_table_is_named(two):
     measure(two[0])
     write_table(two[0].plan(), read_table(two[0].plan(), "reports/tiny/small"))
     path = two[0] / "reports/tiny/small.json"
-    write_json(path, read_json(path) | {"lines": []})
+    write_json(path, read_json(path) | {"cells": [{}]})
     with pytest.raises(DepoisonError, match=r"small\.json: is no table of this project"):
         compared(two[0], ".", ".")
 

@@ -566,8 +566,8 @@ def test_purify_gives_the_defense_the_first_images_of_the_defender_and_no_others
     backdoored = write_artifact(tmp_path / "train", {"model.safetensors": contiguous}, {"spec.json": trained})
     seen = []
 
-    def spy(model, clean, tune, **parameters):
-        seen.append((clean, parameters))
+    def spy(model, clean, tune, *, alpha, projection):
+        seen.append((clean, {"alpha": alpha, "projection": projection}))
         return model
 
     monkeypatch.setattr("depoison.defenses.fst.fst", spy)
@@ -578,7 +578,7 @@ def test_purify_gives_the_defense_the_first_images_of_the_defender_and_no_others
         "upstream": {"dataset": str(dataset), "split": str(divided), "model": str(backdoored)},
         "parameters": {
             "defense": {"name": "fst", "version": 1, "parameters": {"alpha": 0.2, "projection": "fst"}},
-            "recipe": recipe().__dict__,
+            "recipe": {"crop": 1, "flip": 0.5, **{k: v for k, v in recipe().__dict__.items() if k != "augmentation"}},
             "tuning_ratio": 0.1,
         },
         "seed": 0,

@@ -93,10 +93,13 @@ class InputAware(Attack):
             images, partners = images.float() / 255, partners.float() / 255
             draws = fit.rng.generator("counts", step.number)
             triggered = whole(rate * len(images), draws)
-            crossed = min(whole(self.cross_rate * len(images), draws), len(images) - triggered)
+            crossed = (
+                min(whole(self.cross_rate * len(images), draws), len(images) - triggered) if len(images) > 1 else 0
+            )
             own, foreign = images[:triggered], images[triggered : triggered + crossed]
             # One pattern of a partner is pushed away from that of an image, and another image gets it as a foreign one.
-            partners = partners[: max(triggered, crossed)]
+            # BatchNorm, of pixels so few as one, needs two of them.
+            partners = partners[: max(triggered, crossed, 2 if crossed and not triggered else 0)]
             with autocast(device, recipe.precision):
                 # A generator that normalizes by the batch sees all patterns of a step at once.
                 made = pattern(generator, torch.cat([own, partners]))

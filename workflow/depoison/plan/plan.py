@@ -162,14 +162,7 @@ class Plan:
         settings = {kind: self._settings(kind, name) for kind in KINDS}
         self._require_one_task(name)
         for kind in ("attack", "defense"):
-            method, model = getattr(name, kind).name, name.model.name
-            if why := self.configuration.lacking(kind, method, model):
-                valid = (
-                    one
-                    for one in self.configuration.names("model")
-                    if not self.configuration.lacking(kind, method, one)
-                )
-                raise DepoisonError(f"{name.path}: {why}; valid: {', '.join(valid)}")
+            self._require_what_it_needs(kind, name)
         value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
         self._require_fit(name, value)
         dataset = make_artifact("dataset", {}, self._dataset_parameters(name.dataset.name, value["dataset"]))
@@ -261,7 +254,12 @@ class Plan:
     def _require_what_it_needs(self, kind: str, name: CellName) -> None:
         lacking, method = self.configuration.lacking, getattr(name, kind).name
         if why := lacking(kind, method, name.model.name):
-            valid = [model for model in self.configuration.names("model") if not lacking(kind, method, model)]
+            task, of = self.configuration.task_of(name.dataset.name), self.configuration.method
+            valid = [
+                model
+                for model in self.configuration.names("model")
+                if of("model", model).content.task in (None, task) and not lacking(kind, method, model)
+            ]
             raise DepoisonError(f"{name.path}: {why}; valid: {', '.join(valid)}")
 
     def _training(self, name: CellName) -> dict[str, Any]:
