@@ -33,6 +33,7 @@ DATASET = {
     "summary": "6,000 photographs of clothes",
     "label": "Photographs",
     "cite": "",
+    "task": "image",
     "values": {
         "source": "imagefolder", "size": 32, "root": "photographs", "checksum": "none",
         "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "reserve": 0.1, "stratified": False,

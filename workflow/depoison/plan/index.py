@@ -65,7 +65,8 @@ def is_index(target: str) -> bool:
 def read_index(plan: Plan, target: str) -> Index:
     """Resolve every table, figure and claim of the project on the track that reports/[{track}/]index.html names.
 
-    A user's own tables come first, and so do papers of none but these, as far as there is anything of them.
+    What has no cell there is left out. A user's own tables come first, and so do papers of none but these, as far as there is
+    anything of them.
 
     Raises:
         DepoisonError: not of that form, an unknown track, or as `read_table`, `read_figure` and `read_claims`.
@@ -79,16 +80,13 @@ def read_index(plan: Plan, target: str) -> Index:
     papers, default = [], paper_of(plan, track)
     for name in sorted(papers_of(plan.root), key=lambda name: (name != default, name)):
         folder = f"reports/{f'{match[1]}/' if match[1] else ''}{'' if name == default else f'{name}/'}"
-        papers.append(
-            Paper(
-                name,
-                tuple(
-                    sorted((read_table(plan, folder + table) for table in tables_of(plan.root, name)), key=_after_own)
-                ),
-                tuple(read_figure(plan, folder + figure) for figure in figures_of(plan.root, name)),
-                read_claims(plan, folder + CLAIMS) if has_claims(plan.root, name) else None,
-            )
-        )
+        tables = [read_table(plan, folder + table) for table in tables_of(plan.root, name)]
+        figures = [read_figure(plan, folder + figure) for figure in figures_of(plan.root, name)]
+        # What has no cell on the track, such as a table of point clouds on one of images, has nothing to show.
+        tables, figures = [one for one in tables if one.cells()], [one for one in figures if one.artifacts()]
+        if tables or figures:
+            claims = read_claims(plan, folder + CLAIMS) if has_claims(plan.root, name) else None
+            papers.append(Paper(name, tuple(sorted(tables, key=_after_own)), tuple(figures), claims))
     papers.sort(key=lambda paper: not paper.tables or any(map(_after_own, paper.tables)))
     return Index(f"{target.removesuffix('.html')}.html", track, tuple(papers))
 
