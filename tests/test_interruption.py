@@ -231,11 +231,15 @@ def test_what_somebody_finished_while_a_job_waited_for_it_stays_when_that_job_di
 DRILLED = SMALL | {
     "title": "Drilled",
     "caption": "Each loop over epochs that saves its state",
-    "columns": [{"defense": name, "label": name} for name in ("none", "lp", "ft-sam", "fst", "anp", "i-bau", "ngf")],
-    "rows": [
-        {"attack": attack, "label": attack, "rates": [rate]}
-        for attack, rate in (("badnet", 0.1), ("bypass-patch", 0.1), ("label-consistent", 0.01))
-    ],
+    "axes": {
+        "columns": [
+            {"defense": name, "label": name} for name in ("none", "lp", "ft-sam", "fst", "anp", "i-bau", "ngf")
+        ],
+        "rows": [
+            {"attack": attack, "label": attack, "rates": [rate]}
+            for attack, rate in (("badnet", 0.1), ("bypass-patch", 0.1), ("label-consistent", 0.01))
+        ],
+    },
 }
 
 
