@@ -47,7 +47,7 @@ TRACK = {
     "training": {"epochs": 12, "precision": "fp32", "schedule": "onecycle", "evaluate_every": 5},
     "tuning": {"epochs": 10, "precision": "fp32"},
 }
-IMPLANTED, ACCURATE = 40, 80
+IMPLANTED, ACCURATE = 60, 80
 """Least ASR of an attack that took, of 0 to 5 where none did, and least C-Acc of a defended model, of 10 by chance."""
 
 
@@ -82,7 +82,9 @@ def left_of(project: Project, attack: str, defense: str) -> str:
     return "fell" if asr(project, at(attack, defense)) <= asr(project, at(attack, "none")) / 3 else "kept"
 
 
-@pytest.mark.parametrize(("attack", "takes"), [(name, smoke.takes) for name, smoke in ATTACKS.items()])
+@pytest.mark.parametrize(
+    ("attack", "takes"), [(name, smoke.takes) for name, smoke in ATTACKS.items() if smoke.takes is not None]
+)
 def test_an_attack_implants(attack, takes, measured):
     assert (asr(measured, at(attack, "none")) >= IMPLANTED) == takes
 

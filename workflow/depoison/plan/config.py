@@ -105,7 +105,9 @@ class Smoke(_Strict):
 
     images: Literal["digits", "photographs"] = Field("digits", description="what it is tried on")
     values: Values = Field(default={}, description="with which values")
-    takes: bool = Field(True, description="(attacks only) whether it implants its trigger there")
+    takes: bool | None = Field(
+        True, description="(attacks only) whether it implants its trigger there; null: one or the other"
+    )
     leaves: Literal["fell", "kept"] | None = Field(
         None,
         description="what FST leaves of this attack's success, or this defense of BadNet's; fell: at most a third, "
