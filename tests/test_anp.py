@@ -341,9 +341,9 @@ def test_defender_takes_the_highest_threshold_that_costs_little_on_images_the_ma
         measured.append(images)
         return model(images).argmax(1)
 
-    monkeypatch.setattr(module, "learn_mask", known)
-    monkeypatch.setattr(module, "predict", spy)
     tune = tuner()
+    monkeypatch.setattr(module, "learn_mask", known)
+    monkeypatch.setattr(type(tune.task), "predict", staticmethod(spy))
     found = anp(network(), data, tune, **(PAPER | {"max_drop": max_drop}), select="defender")
     facts = tune.monitor.facts["selection"]
 

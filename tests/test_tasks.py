@@ -20,10 +20,12 @@ from depoison.attacks.pointba_o import PointBAO
 from depoison.data import solids
 from depoison.errors import DepoisonError
 from depoison.plan.plan import Plan
+from depoison.stages.inputs import Dataset
+from depoison.stages.measure import Test
 from depoison.stages.runner import run_stage
 from depoison.tasks import misfit, task_of
 from depoison.training.recipe import Recipe
-from small import CPU, MEAN, STD, pixels, setup_of
+from small import CPU, MEAN, STD, classes_of, network, pixels, setup_of
 
 PLAN = Plan(ROOT)
 IMAGES, POINTS = task_of("image"), task_of("points")
@@ -270,3 +272,14 @@ def test_a_source_specific_attack_poisons_its_victims_alone_and_is_measured_on_t
 def test_a_source_specific_attack_needs_a_victim(victim):
     with pytest.raises(DepoisonError, match="labels=source-specific needs a victim, a label that is not the target$"):
         PLAN.cell(cell(attack=f"badnet+labels=source-specific{victim}"))
+
+
+def test_what_is_predicted_is_the_tasks_to_say(monkeypatch):
+    """A task whose predictions are no likeliest classes is measured by its own."""
+    dataset = Dataset(pixels(4), classes_of(4), pixels(6), classes_of(6), ["a", "b", "c"], IMAGES)
+    monkeypatch.setattr(
+        type(IMAGES), "predict", staticmethod(lambda model, inputs, precision: torch.full((len(inputs),), 2))
+    )
+    test = Test.make(dataset, None, None, {})
+    clean, _ = test.predictions(network())
+    assert clean.tolist() == [2] * 6

@@ -20,7 +20,6 @@ from torch.nn.functional import cross_entropy
 
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
-from depoison.evaluation.metrics import predict
 from depoison.models.classifier import Classifier
 from depoison.training.loop import autocast, descend, sgd
 
@@ -72,7 +71,7 @@ def anp(
         return candidates
 
     def accuracy(of: Classifier) -> float:
-        predictions = predict(of, clean.inputs[held_out], tune.recipe.precision)
+        predictions = tune.task.predict(of, clean.inputs[held_out], tune.recipe.precision)
         return 100 * (predictions == clean.labels[held_out]).double().mean().item()
 
     before, found = accuracy(model), {value: accuracy(candidates.model(value)) for value in values}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from torch import Tensor
 from depoison.artifacts import load_tensors
 from depoison.attacks.base import CPU, Attack, Poisoning, stamped
 from depoison.errors import DepoisonError
-from depoison.evaluation.metrics import predict
 from depoison.files import save_tensors
 from depoison.metrics import measure
 from depoison.models.classifier import Classifier
@@ -39,7 +39,7 @@ class Test:
     __test__ = False  # not a test of pytest's
 
     def __init__(self, dataset: Dataset, *, kept: Tensor, goals: Tensor, images: Tensor):
-        self.images, self.labels = dataset.test_inputs, dataset.test_labels
+        self.task, self.images, self.labels = dataset.task, dataset.test_inputs, dataset.test_labels
         self.kept, self.goals, self.triggered = kept, goals, images
 
     @classmethod
@@ -88,11 +88,11 @@ class Test:
     def predictions(self, model: Classifier, precision: str = "fp32") -> tuple[Tensor, Tensor]:
         """The labels that a model gives the plain test images, (N,) int64, and the triggered ones, (M,)."""
         # Not every network takes a batch of no image, as a clean model's triggered ones are.
-        triggered = predict(model, self.triggered, precision) if len(self.kept) else self.kept
-        return predict(model, self.images, precision), triggered
+        triggered = self.task.predict(model, self.triggered, precision) if len(self.kept) else self.kept
+        return self.task.predict(model, self.images, precision), triggered
 
-    def seen(self, clean: Tensor, triggered: Tensor) -> dict[str, Tensor | None]:
-        """What metrics look at, of these predictions; without an attack there are no triggered images."""
+    def seen(self, clean: Tensor, triggered: Tensor) -> dict[str, Any]:
+        """What metrics look at, of these predictions or images; without an attack there are no triggered images."""
         of_attack = (triggered, self.goals, self.labels[self.kept]) if len(self.kept) else (None, None, None)
         return {"clean": clean, "labels": self.labels} | dict(
             zip(("triggered", "goals", "truth"), of_attack, strict=True)

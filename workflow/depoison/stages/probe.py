@@ -23,14 +23,10 @@ def run(job: Job) -> None:
     dataset = read_dataset(job.upstream("dataset"))
     test = Test.of(job.upstream("backdoored"), dataset)
     model = read_model(job.upstream("model"), dataset).to(job.device).eval()
-    of_attack = (test.triggered, test.goals, test.labels[test.kept]) if len(test.kept) else (None, None, None)
-    seen = {
-        "model": model,
-        "images": test.images,
-        "labels": test.labels,
-        "generator": Rng(job.seed, "probe").generator("metric"),
-    }
-    seen |= dict(zip(("triggered_images", "goals", "truth"), of_attack, strict=True))
+    seen = {"model": model, "generator": Rng(job.seed, "probe").generator("metric")}
+    seen |= test.seen(test.images, test.triggered)
+    # A probe looks at the images where an evaluation looks at what was predicted of them.
+    seen |= {"images": seen.pop("clean"), "triggered_images": seen.pop("triggered")}
     (name,) = job.parameters["metrics"]
     found = value_of(name, seen, **job.parameters["parameters"])
     if found is not None and not (isinstance(found, int | float) and math.isfinite(found)):
