@@ -10,7 +10,7 @@ import yaml
 from depoison.errors import DepoisonError
 from depoison.plan.figures import all_figures
 from depoison.plan.plan import Plan
-from depoison.plan.tables import DEFAULT_TRACK, all_tables, locate, paper_of
+from depoison.plan.tables import all_tables, folder_of, locate
 
 DVC_FILE = "dvc.yaml"
 
@@ -69,9 +69,8 @@ def _items(plan: Plan, targets: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for target in targets:
         paper, track, name = locate(plan, target)
-        where = ("" if track == DEFAULT_TRACK else track, "" if paper == paper_of(plan, track) else paper, name)
-        parts = list(filter(None, where))
-        stage, item = "-".join(parts), "/".join(parts)
+        item = folder_of(plan, track, paper) + name
+        stage = item.replace("/", "-")
         if stage in found:
             raise DepoisonError(
                 f"{DVC_FILE}: {found[stage]} and {item} would both be {stage!r}; rename a track, paper or report"

@@ -7,6 +7,8 @@ are isolated. Then the model is trained on the others, and at last unlearns what
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -46,24 +48,26 @@ def abl(
         )
     model = new_model()
     first = fit.part("isolate", epochs=isolate_epochs, schedule="constant")
-    optimizer = sgd(prepare(model), first.recipe)
-    for step in first.steps(first.batches(model, suspect), model=model, optimizer=optimizer):
-        loss, outputs = fit.task.loss(model, *step.batch, first.recipe.precision)
-        descend(optimizer, (loss.detach() - gamma).sign() * loss)
-        step.count(loss, outputs)
+    _train(first, model, suspect, lambda loss: (loss.detach() - gamma).sign() * loss)
 
     order = losses(model, suspect, first.recipe.precision).argsort(stable=True)
     isolated, others = (Labeled(suspect.inputs[part], suspect.labels[part]) for part in (order[:count], order[count:]))
     fit.part("train")(model, others)
 
     last = fit.part("unlearn", epochs=unlearn_epochs, lr=unlearn_lr, schedule="constant")
-    optimizer = sgd(prepare(model), last.recipe)
-    for step in last.steps(last.batches(model, isolated), model=model, optimizer=optimizer):
-        loss, outputs = fit.task.loss(model, *step.batch, last.recipe.precision)
-        descend(optimizer, -loss)
-        step.count(loss, outputs)
+    _train(last, model, isolated, torch.neg)
     fit.monitor.facts["isolated"] = count
     return model.eval()
+
+
+def _train(part: Tuner, model: Classifier, data: Labeled, objective: Callable[[Tensor], Tensor]) -> None:
+    """Train `model` in place, down what `objective` makes of the loss."""
+    assert part.recipe is not None
+    optimizer = sgd(prepare(model), part.recipe)
+    for step in part.steps(part.batches(model, data), model=model, optimizer=optimizer):
+        loss, outputs = part.task.loss(model, *step.batch, part.recipe.precision)
+        descend(optimizer, objective(loss))
+        step.count(loss, outputs)
 
 
 @torch.no_grad()

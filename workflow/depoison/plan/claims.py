@@ -10,11 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.cells import Choice
-from depoison.plan.config import Loaded, load_as
+from depoison.plan.config import Loaded, Strict, load_as
 from depoison.plan.documents import Document, read_document
 from depoison.plan.figures import figures_of, read_figure
 from depoison.plan.grid import Place
@@ -110,10 +110,6 @@ def _several(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", populate_by_name=False)
-
-
 Names = Annotated[list[str], BeforeValidator(_several, json_schema_input_type=str | list[str]), Field(min_length=1)]
 Numbers = Annotated[
     list[float], BeforeValidator(_several, json_schema_input_type=float | list[float]), Field(min_length=1)
@@ -127,7 +123,7 @@ StatisticText = Annotated[str, _parsed_by(Statistic.parse)]
 ConditionText = Annotated[str, _parsed_by(Condition.parse)]
 
 
-class _PlacesFile(_Strict):
+class _PlacesFile(Strict):
     rows: Names | None = Field(None, description="labels")
     columns: Names | None = Field(None, description="of a table: defenses, or labels; of a figure: labels")
     lines: Names | None = Field(None, description="labels of a figure's lines or bars")
@@ -177,12 +173,12 @@ class MinusFile(_PlacesFile):
     """What is subtracted: from each number the one of the place, or group, that differs only in what is named here."""
 
 
-class StepFile(_Strict):
+class StepFile(Strict):
     statistic: StatisticText
     per: Names = Field(description="one number for each of these: " + ", ".join(dict.fromkeys(sum(KEYS.values(), ()))))
 
 
-class ClaimFile(_Strict):
+class ClaimFile(Strict):
     """A statement and the rule that decides it.
 
     `of` the places `over`, take `each` step's statistic, subtract `minus`, take the `statistic` of what is left, and
@@ -197,14 +193,16 @@ class ClaimFile(_Strict):
         Field(min_length=1),
     ]
     of: str = Field(description="a metric")
-    each: Annotated[list[StepFile], BeforeValidator(_several, json_schema_input_type=StepFile | list[StepFile])] = []
+    each: Annotated[list[StepFile], BeforeValidator(_several, json_schema_input_type=StepFile | list[StepFile])] = (
+        Field(default=[])
+    )
     minus: MinusFile | None = None
     statistic: StatisticText
     is_: ConditionText = Field(alias="is", description="a comparison, such as '> 90'")
     why: str = Field("", description="why this limit, where the paper gives no number")
 
 
-class ClaimsFile(_Strict):
+class ClaimsFile(Strict):
     """config/papers/<paper>/claims.yaml"""
 
     claims: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")], ClaimFile] = Field(min_length=1)

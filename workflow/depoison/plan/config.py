@@ -37,11 +37,11 @@ OWN, CELLS_NAME = "your configuration", "the cell's name"
 Values = dict[str, Any]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Runtime(_Strict):
+class Runtime(Strict):
     """How work is done; none of it is in a spec, so none of it moves a path.
 
     CPU results are bitwise equal for an equal number of `threads` only, which is why a stage always uses this number,
@@ -58,7 +58,7 @@ class Runtime(_Strict):
     )
 
 
-class SharedFile(_Strict):
+class SharedFile(Strict):
     """config/shared.yaml: the hyper-parameters that methods share, in groups."""
 
     dataset: dict[str, Shared] = Field(description="of datasets")
@@ -67,7 +67,7 @@ class SharedFile(_Strict):
     tuning: dict[str, Shared] = Field(description="of tuning alone")
 
 
-class TaskFile(_Strict):
+class TaskFile(Strict):
     """config/tasks/<name>.yaml: a kind of data, and the shared hyper-parameters that are of it alone."""
 
     summary: str = Field(description="one line")
@@ -76,7 +76,7 @@ class TaskFile(_Strict):
     recipe: dict[str, Shared] = Field(default={}, description="of training and of tuning")
 
 
-class Config(_Strict):
+class Config(Strict):
     """config/config.yaml and what overlays (--configfile) change of it."""
 
     seeds: list[NonNegativeInt] = Field(
@@ -100,7 +100,7 @@ class Config(_Strict):
     defenses: dict[str, Values] = Field(default={}, description="your values for a defense")
 
 
-class Smoke(_Strict):
+class Smoke(Strict):
     """How `make test-methods` tries an attack or a defense on small real images, and what came out on every processor."""
 
     images: Literal["digits", "photographs"] = Field("digits", description="what it is tried on")
@@ -115,7 +115,7 @@ class Smoke(_Strict):
     )
 
 
-class Method(_Strict):
+class Method(Strict):
     """A dataset, model, attack or defense: config/<kind>s/<name>.yaml."""
 
     summary: str = Field(description="one line")
@@ -161,7 +161,7 @@ ONLY = {
 """The kinds of methods that have these keys."""
 
 
-class Replace(_Strict):
+class Replace(Strict):
     """What a track puts in place of a paper's datasets and models; "*" stands for all others."""
 
     datasets: dict[str, str] = {}
@@ -173,7 +173,7 @@ class Replace(_Strict):
         return names.get(name, names.get("*", name))
 
 
-class Scaling(_Strict):
+class Scaling(Strict):
     """What becomes of the poisoning rates of a paper's tables and figures where a track has other datasets."""
 
     scale: Literal["rate", "images"] = Field(
@@ -186,7 +186,7 @@ class Scaling(_Strict):
     )
 
 
-class Track(_Strict):
+class Track(Strict):
     """config/tracks/<name>.yaml: at what budget a table is made. It sets dataset, model, budget and scale, nothing else."""
 
     summary: str = Field(description="one line")
@@ -225,7 +225,7 @@ class OfMethod(BaseModel):
     models: dict[str, Values] = {}
 
 
-class Paper(_Strict):
+class Paper(Strict):
     """config/papers/<paper>/paper.yaml: what a paper is called, and the values that are its own choice."""
 
     title: str

@@ -14,7 +14,7 @@ from depoison.plan.config import load_as
 from depoison.plan.documents import Document, names_in, read_document
 from depoison.plan.grid import AxisFile, Grid, Part, Place
 from depoison.plan.metrics import Metric
-from depoison.plan.plan import Plan
+from depoison.plan.plan import Cell, Plan
 from depoison.plan.published import Key, read_published
 from depoison.plan.specs import Artifact, chain_of, fingerprint
 from depoison.plan.tables import PAPERS, locate, on_every_track, stem_of
@@ -58,10 +58,14 @@ class Figure:
     definition: str
     published_of: tuple[tuple[str, str], ...] = ()
 
+    def cells(self) -> list[Cell]:
+        """Every cell."""
+        return [cell for place in self.places for cell in place.cells]
+
     def artifacts(self) -> list[Artifact]:
         """Every artifact that the figure reads, each once."""
         kind = kinds.kind_of(self.file.kind, self.name)
-        needs = getattr(kind, "needs", lambda place: (one for i in range(len(place.cells)) for one in place.read(i)))
+        needs = getattr(kind, "needs", Place.needs)
         return list({artifact.directory: artifact for place in self.places for artifact in needs(place)}.values())
 
     def gaps(self) -> list[str]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.cells import CellName, Choice
+from depoison.plan.config import Strict
 from depoison.plan.documents import Document
 from depoison.plan.metrics import Metric
 from depoison.plan.parameters import text_of
@@ -25,11 +26,7 @@ UNIMPLEMENTED: Any = Field(
 )
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class EachFile(_Strict):
+class EachFile(Strict):
     """A hyper-parameter and the values that a part is repeated for."""
 
     attack: str | None = Field(None, description="a hyper-parameter of the attack")
@@ -62,7 +59,7 @@ class AxisFile(EachFile):
     scale: Literal["linear", "log"] = "linear"
 
 
-class PartFile(_Strict):
+class PartFile(Strict):
     """What a row, a column, a line or a group of bars has in common; later ones of these win, in this order.
 
     A method is written as in a cell's name, fst+alpha=0.1; without the name, +alpha=0.1, it adds to a method that another
@@ -220,6 +217,10 @@ class Place:
             *(self.source(i, metric) for metric in self.metrics),
             *self.artifacts[i : i + 1],
         ]
+
+    def needs(self) -> list[Artifact]:
+        """Whatever is read of all its cells."""
+        return [artifact for i in range(len(self.cells)) for artifact in self.read(i)]
 
 
 def percent(rate: float | None) -> str:

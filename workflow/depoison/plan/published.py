@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.cells import Choice
-from depoison.plan.config import load_as
+from depoison.plan.config import Strict, load_as
 from depoison.plan.documents import Document, read_document
 from depoison.plan.metrics import Metrics
 
@@ -38,11 +38,7 @@ Number = tuple[Key, str]
 """What tells one number: what it is of, and its metric."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class NumbersFile(_Strict):
+class NumbersFile(Strict):
     """Columns of a transcription and their values: a row without `defense`, a cell with it, a number with `metric`, too."""
 
     dataset: str | None = None
@@ -59,14 +55,14 @@ class NumbersFile(_Strict):
         return value
 
 
-class MoveFile(_Strict):
+class MoveFile(Strict):
     printed: NumbersFile = Field(description="what the paper says that these numbers are of")
     belongs: NumbersFile | None = Field(
         description="what they are of, as far as it differs; null: they belong to nothing, such as a row printed twice"
     )
 
 
-class CorrectionsFile(_Strict):
+class CorrectionsFile(Strict):
     """config/papers/<paper>/published/corrections/<table>.yaml: which printed numbers stand in the wrong place.
 
     All are moved at once: what is moved away makes room for what comes there.

@@ -39,10 +39,9 @@ def declared_arguments(code: Path) -> set[str]:
     Raises:
         DepoisonError: no such file, or no function of its name in it.
     """
-    for node in _parsed(code).body:
-        if isinstance(node, ast.FunctionDef) and node.name == code.stem:
-            return {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
-    raise DepoisonError(f"{code}: holds no function {code.stem!r}")
+    if (function := _function(_parsed(code), code.stem)) is None:
+        raise DepoisonError(f"{code}: holds no function {code.stem!r}")
+    return {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
 
 
 def declared_sight(code: Path) -> list[str]:
@@ -51,16 +50,15 @@ def declared_sight(code: Path) -> list[str]:
     Raises:
         DepoisonError: a name that is none of those, or both loops.
     """
-    for node in _parsed(code).body:
-        if isinstance(node, ast.FunctionDef) and node.name == code.stem:
-            names = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
-            for name in names:
-                if name not in SIGHT:
-                    raise unknown("parameter", name, SIGHT, f"{code}: {code.stem}")
-            if {"tune", "fit"} <= set(names):
-                raise DepoisonError(f"{code}: {code.stem} takes both tune and fit; valid: one of them")
-            return names
-    return []
+    if (function := _function(_parsed(code), code.stem)) is None:
+        return []
+    names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
+    for name in names:
+        if name not in SIGHT:
+            raise unknown("parameter", name, SIGHT, f"{code}: {code.stem}")
+    if {"tune", "fit"} <= set(names):
+        raise DepoisonError(f"{code}: {code.stem} takes both tune and fit; valid: one of them")
+    return names
 
 
 def declared_asset(code: Path) -> set[str] | None:
@@ -75,11 +73,13 @@ def declared_clean_label(code: Path) -> bool:
     return any(ast.unparse(item) == "clean_label = True" for item in items)
 
 
-def _keywords_of(tree: ast.Module, function: str) -> set[str] | None:
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            return {argument.arg for argument in node.args.kwonlyargs}
-    return None
+def _keywords_of(tree: ast.Module, name: str) -> set[str] | None:
+    function = _function(tree, name)
+    return None if function is None else {argument.arg for argument in function.args.kwonlyargs}
+
+
+def _function(tree: ast.Module, name: str) -> ast.FunctionDef | None:
+    return next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
 
 
 def _parsed(code: Path) -> ast.Module:

@@ -9,11 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
-from depoison.plan.config import DEFAULT_PAPER, PAPERS, load_as
+from depoison.plan.config import DEFAULT_PAPER, PAPERS, Strict, load_as
 from depoison.plan.documents import Document, folders_in, names_in, read_document
 from depoison.plan.grid import UNIMPLEMENTED, Grid, Part, PartFile, Place
 from depoison.plan.metrics import Metric
@@ -30,29 +30,25 @@ PAPER = "paper"
 """The name of the document of all tables and figures of a paper (plan/papers.py)."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class AxesFile(_Strict):
+class AxesFile(Strict):
     rows: list[PartFile] = Field(min_length=1)
     columns: list[PartFile] = Field(min_length=1)
 
 
-class ShownFile(_Strict):
+class ShownFile(Strict):
     """Which metrics a table shows: one column, or row, for each, of every part that names none itself."""
 
     in_: Literal["columns", "rows"] = Field("columns", alias="in")
     show: list[str] = Field(min_length=1)
 
 
-class DropFile(_Strict):
+class DropFile(Strict):
     drop_from: str = Field(
         alias="drop-from", description="a defense: by how much the others are below it, on the average of the rows"
     )
 
 
-class TableFile(_Strict):
+class TableFile(Strict):
     """config/papers/<paper>/<table>.yaml"""
 
     title: str
@@ -137,9 +133,7 @@ class Table:
 
     def artifacts(self) -> list[Artifact]:
         """Whatever its numbers are read from, each once."""
-        read = (
-            artifact for place in self.places.values() for i in range(len(place.cells)) for artifact in place.read(i)
-        )
+        read = (artifact for place in self.places.values() for artifact in place.needs())
         return list({artifact.directory: artifact for artifact in read}.values())
 
     def products(self) -> list[str]:
@@ -243,6 +237,12 @@ def locate(plan: Plan, target: str) -> tuple[str, str, str]:
             raise unknown("track or paper", part, [*papers, *tracks], target)
     track = track or DEFAULT_TRACK
     return paper or paper_of(plan, track), track, match[2]
+
+
+def folder_of(plan: Plan, track: str, paper: str) -> str:
+    """Where reports of a paper on a track are, below reports/, as shortly as may be: "", or names that end in a slash."""
+    named = "" if track == DEFAULT_TRACK else f"{track}/"
+    return named + ("" if paper == paper_of(plan, track) else f"{paper}/")
 
 
 def paper_of(plan: Plan, track: str) -> str:

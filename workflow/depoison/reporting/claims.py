@@ -17,7 +17,7 @@ from depoison.plan.grid import Place, percent
 from depoison.plan.metrics import Metric
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
-from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, paper_of
+from depoison.plan.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, folder_of
 from depoison.reporting.figures.epochs import course
 from depoison.reporting.numbers import MINUS, MISSING, Missing, Reader, mean_and_interval, signed
 from depoison.reporting.tables import escape_markdown, untaken_if
@@ -419,8 +419,7 @@ def _commands(plan: Plan, claims: Claims, places: Iterable[Chosen], missing: Seq
     more = any(one.source in ("epochs", "tsne") for one in places)
     if len(missing) <= FEW and not more:  # a cell alone makes no embedding, and no history that was removed
         return [shlex.join(["snakemake", "--", *missing])]
-    where = "" if claims.track == DEFAULT_TRACK else f"{claims.track}/"
-    where += "" if claims.paper == paper_of(plan, claims.track) else f"{claims.paper}/"
+    where = folder_of(plan, claims.track, claims.paper)
     wanted, found = set(missing), {}
     for one in places:
         if any(cell.name.path in wanted for cell in one.place.cells):

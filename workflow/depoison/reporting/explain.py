@@ -19,21 +19,13 @@ def reports_with(plan: Plan, name: CellName) -> list[str]:
     In a plan that has resolved no cell before, the cell then has the first one's file and lines for what that sets.
     """
     own, found = paper_of(plan, name.track), []
-    for targets, cells_of in ((all_tables(plan), _in_table), (all_figures(plan), _in_figure)):
+    for targets, read in ((all_tables(plan), read_table), (all_figures(plan), read_figure)):
         here = [target for target in targets if locate(plan, target)[1] == name.track]
         for target in sorted(here, key=lambda target: locate(plan, target)[0] != own):
             with contextlib.suppress(DepoisonError):  # a fault in a file that has nothing to do with the cell
-                if any(cell.name == name for cell in cells_of(plan, target)):
+                if any(cell.name == name for cell in read(plan, target).cells()):
                     found.append(target)
     return found
-
-
-def _in_table(plan: Plan, target: str) -> list[Cell]:
-    return read_table(plan, target).cells()
-
-
-def _in_figure(plan: Plan, target: str) -> list[Cell]:
-    return [cell for place in read_figure(plan, target).places for cell in place.cells]
 
 
 def explain(cell: Cell, every: bool = False, reports: list[str] | None = None) -> str:

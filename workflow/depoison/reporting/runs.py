@@ -137,11 +137,9 @@ def _runs(root: Path, plan: Plan | None = None) -> tuple[dict[CellName, Run], tu
 
 def _planned(plan: Plan) -> dict[CellName, str]:
     """The evaluation's directory of each cell of all tables and figures on all tracks."""
-    cells = [cell for target in all_tables(plan) for cell in read_table(plan, target).cells()]
-    places = (place for target in all_figures(plan) for place in read_figure(plan, target).places)
-    return {
-        cell.name: cell.evaluation.directory for cell in [*cells, *(cell for place in places for cell in place.cells)]
-    }
+    found = [read_table(plan, target) for target in all_tables(plan)]
+    found += [read_figure(plan, target) for target in all_figures(plan)]
+    return {cell.name: cell.evaluation.directory for report in found for cell in report.cells()}
 
 
 def _run(root: Path, directory: str, otherwise: Mapping[str, Any] | None = None) -> Run:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from depoison.errors import DepoisonError
+from depoison.files import write_bytes
 from depoison.running.estimate import duration
 
 log = logging.getLogger("depoison")
@@ -46,11 +47,8 @@ class LogFile(logging.FileHandler):
         super().emit(record)
         said = {key: getattr(record, key) for key in ("course", "cause") if hasattr(record, key)}
         if said:
-            beside = _beside(Path(self.baseFilename))
             with contextlib.suppress(OSError):  # whoever shows the run does without
-                half = beside.with_suffix(".partial")
-                half.write_text(json.dumps(said), encoding="utf-8")
-                half.replace(beside)
+                write_bytes(_beside(Path(self.baseFilename)), json.dumps(said).encode())
 
     def handleError(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR and logging.StreamHandler not in map(type, log.handlers):

@@ -138,24 +138,10 @@ class ImageSource(BatchSource):
 
 
 class ImageBatches(ImageSource, PlainBatches):
-    """Images with fixed labels.
+    """Images with fixed labels, (N, C, H, W) uint8."""
 
-    Args:
-        images: (N, C, H, W) uint8.
-        labels, told, epoch_batches: see `PlainBatches`.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        recipe: Recipe,
-        device: torch.device,
-        *told: Tensor,
-        epoch_batches: int | None = None,
-    ):
-        super().__init__(labels, device, *told, epoch_batches=epoch_batches)
-        self.images = Images(images, Augmentation(**recipe.augmentation).crop, device)
+    def keep(self, inputs: Tensor, recipe: Recipe) -> None:
+        self.images = Images(inputs, Augmentation(**recipe.augmentation).crop, self.device)
 
     def inputs(self, index: Tensor, draws: Draws, generator: torch.Generator) -> Tensor:
         assert isinstance(draws, ImageDraws)

@@ -50,24 +50,10 @@ class CloudDraws(Draws):
 
 
 class CloudBatches(PlainBatches):
-    """Clouds with fixed labels.
+    """Clouds with fixed labels, (N, P, 3) float32."""
 
-    Args:
-        clouds: (N, P, 3) float32.
-        labels, told, epoch_batches: see `PlainBatches`.
-    """
-
-    def __init__(
-        self,
-        clouds: Tensor,
-        labels: Tensor,
-        recipe: Recipe,
-        device: torch.device,
-        *told: Tensor,
-        epoch_batches: int | None = None,
-    ):
-        super().__init__(labels, device, *told, epoch_batches=epoch_batches)
-        self.clouds, self.plan = clouds.to(device), Augmentation(**recipe.augmentation)
+    def keep(self, inputs: Tensor, recipe: Recipe) -> None:
+        self.clouds, self.plan = inputs.to(self.device), Augmentation(**recipe.augmentation)
 
     def draw(self, recipe: Recipe, count: int, generator: torch.Generator) -> CloudDraws:
         def between(low: float, high: float, *shape: int) -> Tensor:

@@ -92,13 +92,27 @@ class PlainBatches(BatchSource):
     """Samples with fixed labels; a task's own says how inputs are kept and augmented.
 
     Args:
+        inputs: (N, …), as the task stores them.
         labels: (N,) int64.
         told: (N, …) what else a batch has of each sample.
     """
 
-    def __init__(self, labels: Tensor, device: torch.device, *told: Tensor, epoch_batches: int | None = None):
+    def __init__(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        recipe: Recipe,
+        device: torch.device,
+        *told: Tensor,
+        epoch_batches: int | None = None,
+    ):
         self.labels, self.told = labels.to(device), [more.to(device) for more in told]
         self.device, self.epoch_batches = device, epoch_batches
+        self.keep(inputs, recipe)
+
+    def keep(self, inputs: Tensor, recipe: Recipe) -> None:
+        """Keep the inputs on the device, as this recipe's augmentation needs them."""
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.labels)

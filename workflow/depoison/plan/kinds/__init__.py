@@ -16,14 +16,11 @@ import pkgutil
 from types import ModuleType
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from depoison.errors import unknown
+from depoison.plan.config import Strict
 from depoison.plan.grid import UNIMPLEMENTED, AxisFile, PartFile
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 class AnyFile(Strict):

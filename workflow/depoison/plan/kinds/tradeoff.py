@@ -9,9 +9,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from depoison.errors import unknown
+from depoison.plan.config import Strict
 from depoison.plan.documents import Document
 from depoison.plan.grid import Part, Place
-from depoison.plan.kinds import AnyFile, Strict
+from depoison.plan.kinds import AnyFile
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, fingerprint
 from depoison.plan.tables import locate, read_table, tables_of
@@ -57,4 +58,4 @@ def places(plan: Plan, target: str, file: File, document: Document) -> dict[str,
 
 def needs(place: Place) -> Iterable[Artifact]:
     """The evaluations, and those without the defense."""
-    return [*(artifact for i in range(len(place.cells)) for artifact in place.read(i)), *place.undefended()]
+    return [*place.needs(), *place.undefended()]
