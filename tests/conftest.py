@@ -82,6 +82,18 @@ MANY = SMALL | {
     },
 }
 
+LAMBDA = {
+    "summary": "largest weight", "label": "λ max", "unit": "", "better": "lower", "decimals": 1, "from": "probe",
+    "parameters": {"power": 2},
+}  # fmt: skip
+LAMBDA_CODE = '''"""For a test: the largest weight of a model, to a power."""
+
+def lambda_max(model, labels, *, power):
+    """The number; `labels` only to see that they are there."""
+    assert len(labels)
+    return max(float(p.abs().max()) for p in model.parameters()) ** power
+'''
+
 LONGEST = (
     "test_interruption",
     "test_share",
@@ -173,6 +185,13 @@ def cell(
     track="digits", dataset="digits", model="resnet18", attack="badnet", defense="fst", seed: int | str = 0
 ) -> str:
     return f"results/cells/{track}/{dataset}/{model}/{attack}/{defense}/s{seed}.json"
+
+
+OF_TASK = {
+    "image": {"dataset": "digits", "model": "resnet18", "attack": "badnet", "defense": "fst"},
+    "points": {"dataset": "solids", "model": "pointnet2", "attack": "pointba-o", "defense": "fst"},
+}
+"""What goes with a method of a task in `cell`."""
 
 
 def seldom(*values: Any) -> list[Any]:
@@ -308,6 +327,13 @@ def with_tiny(project: Project) -> Project:
     project.edit("config/tracks/tiny.yaml", lambda data: data.update(TINY))
     project.edit("config/papers/fst/small.yaml", lambda data: data.update(SMALL))
     project.edit("config/papers/fst/many.yaml", lambda data: data.update(MANY))
+    return project
+
+
+def with_lambda(project: Project) -> Project:
+    """The project with a metric that a test brings."""
+    project.edit("config/metrics/lambda-max.yaml", lambda data: data.update(LAMBDA))
+    (project / "workflow/depoison/metrics/lambda_max.py").write_text(LAMBDA_CODE)
     return project
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from conftest import ROOT, Project, cell, with_tiny
+from conftest import OF_TASK, ROOT, Project, cell, with_tiny
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.tasks.image import ImageBatches
@@ -21,19 +21,29 @@ from pretend_gpu import pretend_gpu
 from small import classes_of, interrupted, network, pixels, recipe, state_of
 
 CONFIGURATION = Plan(ROOT).configuration
-MODELS = {
-    "densenet161": "+growth=2",
-    "preactresnet18": "+width=8",
-    "resnet18": "+width=8",
-    "resnet50": "+width=8",
-    "swin-t": "+weights=none+size=32+width=12+depth=1+window=2",
-    "vgg19-bn": "+width=2+hidden=8",
+SMALLEST = {
+    "densenet161": "growth=2",
+    "preactresnet18": "width=8",
+    "resnet18": "width=8",
+    "resnet50": "width=8",
+    "swin-t": "weights=none+size=32+width=12+depth=1+window=2",
+    "vgg19-bn": "width=2+hidden=8",
+    "pointnet2": "width=4+centers1=16+centers2=8+neighbors1=4+neighbors2=4",
 }
 """Each as small as it gets; others as they are."""
+FEW_STEPS = {"ssba": "encoder_epochs=1+encoder_batch=512", "label-consistent": "steps=3"}
+LARGER = {"ssba": "digits+size=16", "densenet161": "digits+size=32"}
+"""Images for those that halve their sides more often than the smallest allow."""
 
 
-def names(kind: str) -> list[str]:
-    return [name for name in CONFIGURATION.names(kind) if name != "none"]
+def small_cell(kind: str, name: str) -> str:
+    """A cell of the track `tiny` with a method, and with LP (or no defense) and whatever else goes with its task."""
+    chosen = OF_TASK[CONFIGURATION.method(kind, name).content.task or "image"]
+    chosen = chosen | {"defense": "none" if kind == "attack" else "lp", kind: name}
+    chosen["dataset"] = LARGER.get(name, chosen["dataset"])
+    for part, added in (("attack", "rate=0.05"), ("attack", FEW_STEPS.get(name)), ("model", SMALLEST[chosen["model"]])):
+        chosen[part] += f"+{added}" if added else ""
+    return cell(track="tiny", **chosen)
 
 
 # What the pretended device refuses, as a real one does.
@@ -90,27 +100,13 @@ def test_an_interrupted_training_goes_on_there(tmp_path):
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
 
 
-FEW_STEPS = {"ssba": "+encoder_epochs=1+encoder_batch=512", "label-consistent": "+steps=3"}
-
-
-def of_attack(name: str) -> str:
-    dataset = "digits+size=16" if name == "ssba" else "digits"  # its encoder halves the sides four times
-    return cell(track="tiny", dataset=dataset, attack=f"{name}+rate=0.05{FEW_STEPS.get(name, '')}", defense="none")
-
-
-def of_defense(name: str) -> str:
-    return cell(track="tiny", attack="badnet+rate=0.05", defense=name)
-
-
-def of_model(name: str) -> str:
-    dataset = "digits+size=32" if name == "densenet161" else "digits"
-    return cell(
-        track="tiny", dataset=dataset, model=f"{name}{MODELS.get(name, '')}", attack="badnet+rate=0.05", defense="lp"
-    )
-
-
-CELLS = [*map(of_attack, names("attack")), *map(of_defense, names("defense")), *map(of_model, names("model"))]
-ALWAYS = [of_attack("wanet"), of_defense("fst"), of_defense("anp")]
+CELLS = [
+    small_cell(kind, name)
+    for kind in ("attack", "defense", "model")
+    for name in CONFIGURATION.names(kind)
+    if name != "none"
+]
+ALWAYS = [small_cell("attack", "wanet"), small_cell("defense", "fst"), small_cell("defense", "anp")]
 """An attack that makes its own batches, and a defense with the common loop and one with its own."""
 
 
@@ -121,7 +117,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     made = []
     for where, command in (("cpu", ["-m", "depoison"]), ("gpu", [str(ROOT / "tests/pretend_gpu.py")])):
         project = with_tiny(Project(tmp_path_factory.mktemp(where) / "project"))
-        project.edit("config/tracks/tiny.yaml", lambda data: data["replace"].pop("models"))
+        project.edit("config/tracks/tiny.yaml", lambda data: data.pop("replace"))
         for part in ("training", "tuning"):  # few steps: each operation on the pretended device takes a while
             project.set("config/tracks/tiny.yaml", part, "batch_size", to=512)
         done = project.run(sys.executable, *command, "run", *cells)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import ROOT, Project, lines_of, put_recorded
+from conftest import ROOT, Project, lines_of, put_recorded, with_lambda
 from depoison.errors import DepoisonError
 from depoison.plan.metrics import metrics_of
 from depoison.plan.published import read_published
@@ -29,26 +29,6 @@ BADNETS = [
 ]
 """Two label maps of one attack at one rate."""
 ALPHAS = {"label": "FST", "defense": "fst", "each": {"defense": "alpha", "values": [0.1, 0.2], "label": "α"}}
-
-LAMBDA = {
-    "summary": "largest weight", "label": "λ max", "unit": "", "better": "lower", "decimals": 1, "from": "probe",
-    "parameters": {"power": 2},
-}  # fmt: skip
-LAMBDA_CODE = '''"""For a test: the largest weight of a model, to a power."""
-
-
-def lambda_max(model, labels, *, power):
-    """The number; `labels` only to see that they are there."""
-    assert len(labels)
-    return max(float(p.abs().max()) for p in model.parameters()) ** power
-'''
-
-
-def with_lambda(project: Project) -> Project:
-    """The project with a metric that a test brings."""
-    project.edit("config/metrics/lambda-max.yaml", lambda data: data.update(LAMBDA))
-    (project / "workflow/depoison/metrics/lambda_max.py").write_text(LAMBDA_CODE)
-    return project
 
 
 def paper(

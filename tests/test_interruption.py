@@ -22,12 +22,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import SMALL, Project, cell, seldom, wait_until, with_tiny
+from conftest import SMALL, Project, cell, seldom, wait_until, with_lambda, with_tiny
+from depoison import metrics
 from depoison.errors import DepoisonError
 from depoison.files import RUN, only_maker, sha256_of
 from depoison.plan.config import Runtime
 from depoison.plan.figures import read_figure
 from depoison.plan.specs import STAGES, Artifact, chain_of
+from depoison.plan.tables import read_table
 from depoison.stages.runner import run_stage
 
 pytestmark = pytest.mark.pipeline
@@ -396,18 +398,18 @@ def test_a_disk_that_is_full_at_any_moment_of_any_stage_costs_nothing_but_that_s
     disk, tmp_path, monkeypatch, capsys
 ):
     """Each kind of artifact with no page of room, with one too few, and with some number between."""
-    whole, project, moments = (
-        with_tiny(Project(tmp_path / "whole")),
-        with_tiny(Project(tmp_path / "project")),
-        random.Random(7),
-    )
-    plan, runtime = project.plan(), Runtime(save_seconds=0)
+    whole, project = (with_lambda(with_tiny(Project(tmp_path / name))) for name in ("whole", "project"))
+    for one in (whole, project):
+        one.set("config/papers/fst/small.yaml", "metrics", "show", to=["c-acc", "asr", "lambda-max"])
+    plan, runtime, moments = project.plan(), Runtime(save_seconds=0), random.Random(7)
     lc = plan.cell(cell(track="tiny", attack="label-consistent+epochs=4+rate=0.01", defense="lp+epochs=4"))
     figures = (read_figure(plan, f"reports/tiny/fst/{name}") for name in ("figure3", "figure9"))
     drawn = {artifact.stage: artifact for figure in figures for artifact in figure.artifacts()}
-    wanted = chain_of([lc.evaluation, drawn["embedding"], drawn["examples"]]).values()
+    shown = {artifact.stage: artifact for artifact in read_table(plan, "reports/tiny/small").artifacts()}
+    wanted = chain_of([lc.evaluation, drawn["embedding"], drawn["examples"], shown["probe"]]).values()
     assert {artifact.stage for artifact in wanted} == set(STAGES)
     disk(project / "results", "32m")
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(project / "workflow/depoison/metrics")])
     for stage in STAGES:  # once, as the warm worker does, and not in each process
         importlib.import_module(f"depoison.stages.{stage}")
     refused = 0

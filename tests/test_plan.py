@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import ROOT, SMALL, Project, cell
+from conftest import OF_TASK, ROOT, SMALL, Project, cell
 from depoison.dvc_file import dvc_file
 from depoison.errors import DepoisonError
 from depoison.plan.cells import CellName, Choice
@@ -160,10 +160,6 @@ def test_intervals(interval, inside, outside):
 
 # --- which value moves which path --------------------------------------------------------------------------------
 
-CHOSEN = {
-    "image": {"dataset": "digits", "model": "resnet18", "attack": "badnet", "defense": "fst"},
-    "points": {"dataset": "solids", "model": "pointnet2", "attack": "pointba-o", "defense": "fst"},
-}
 METHODS = [
     (kind, name)
     for kind in KINDS
@@ -184,7 +180,7 @@ def named(kind: str, name: str, key: str = "", text: str = "", seed: int = 0) ->
     """A cell with a method, of its task's data or of those that a hyper-parameter is for, with a value of it if given."""
     parameter = PLAN.configuration.parameters(kind, name).get(key)
     task = getattr(parameter, "task", None) or PLAN.configuration.method(kind, name).content.task or "image"
-    return cell(**CHOSEN[task] | {kind: f"{name}+{key}={text}" if text else name}, seed=seed)
+    return cell(**OF_TASK[task] | {kind: f"{name}+{key}={text}" if text else name}, seed=seed)
 
 
 def another(parameter: Parameter, value: Any) -> Any:
@@ -328,7 +324,7 @@ def test_spellings_of_one_value_are_one_artifact():
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_version_of_a_method_moves_what_follows_from_it(kind, project):
     first = {"dataset": "dataset", "model": "train", "attack": "poison", "defense": "purify"}[kind]
-    project.set(f"config/{KINDS[kind]}/{CHOSEN['image'][kind]}.yaml", "version", to=2)
+    project.set(f"config/{KINDS[kind]}/{OF_TASK['image'][kind]}.yaml", "version", to=2)
     before = PLAN.cell(cell())
     assert moved(before, project.plan().cell(cell())) == from_stage(first, before)
 
