@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace, seeds: int) -> dict[str, Any]:
     with project_copy() as copy:
         (copy / "seeds.yaml").write_text(f"seeds: {list(range(seeds))}\n")
         if options.cold:
-            worker = copy / "workflow/depoison/worker.py"
+            worker = copy / "workflow/depoison/running/worker.py"
             worker.write_text(worker.read_text().replace("SUPPORTED = ", "SUPPORTED = False and "))
         command = [sys.executable, "-m", "snakemake", "--cores", str(options.cores), "--configfile", "seeds.yaml", "--"]
         environ = environment(copy)

@@ -31,7 +31,7 @@ from depoison.files import RUN, read_json, save_tensors, write_json
 from depoison.models.classifier import Classifier
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical
-from depoison.worker import ask, start_worker
+from depoison.running.worker import ask, start_worker
 from loops import BATCH, SIZE, Work, ours, pictures, plain
 from sharing import complete
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common import environment, machine, parser, project_copy, report, spread, table
+from depoison.papers.tables import all_tables
 from depoison.plan.plan import Plan
-from depoison.plan.tables import all_tables
-from depoison.share import evaluations
+from depoison.running.share import evaluations
 
 GROWTH = (1_000, 5_000, 10_000, 50_000)
 TARGETS = {

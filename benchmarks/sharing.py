@@ -17,7 +17,7 @@ from common import environment, machine, parser, project_copy, report, spread, t
 from depoison.files import RUN, SPEC, sha256_of, write_json
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact
-from depoison.share import evaluations, heavy_files
+from depoison.running.share import evaluations, heavy_files
 
 TARGET = "reports/table2.md"
 

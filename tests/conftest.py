@@ -27,9 +27,9 @@ from depoison.plan.lock import SEEN, disagreement
 from depoison.plan.metrics import metrics_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import chain_of
-from depoison.reporting.comparison import compare
-from depoison.reporting.tables import Shown
-from depoison.share import artifacts
+from depoison.reports.comparison import compare
+from depoison.reports.tables import Shown
+from depoison.running.share import artifacts
 
 settings.register_profile("few", deadline=None, derandomize=True, max_examples=25)
 settings.register_profile("many", deadline=None, derandomize=True)

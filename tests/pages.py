@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import put_recorded
-from depoison.plan.index import Index
+from depoison.papers.index import Index
 from test_figures import fake as fake_figure
 
 PACKAGES = {"depoison": "0.1.0", "numpy": "2.4.6", "python": "3.11.7", "torch": "2.15.0"}

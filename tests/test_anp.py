@@ -20,10 +20,10 @@ from depoison.defenses import anp as module
 from depoison.defenses.anp import Neurons, anp, learn_mask, pruned, worst
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
+from depoison.papers.tables import read_table
 from depoison.plan.config import Runtime
 from depoison.plan.plan import Plan
-from depoison.plan.tables import read_table
-from depoison.reporting.tables import render
+from depoison.reports.tables import render
 from depoison.rng import Rng
 from depoison.stages import purify
 from depoison.stages.purify import pick

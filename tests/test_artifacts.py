@@ -29,17 +29,17 @@ from depoison.artifacts import (
     read_spec,
 )
 from depoison.errors import DepoisonError
-from depoison.plan.claims import read_claims
-from depoison.plan.figures import read_figure
-from depoison.plan.index import read_index
+from depoison.papers.claims import read_claims
+from depoison.papers.figures import read_figure
+from depoison.papers.index import read_index
+from depoison.papers.tables import read_table
 from depoison.plan.specs import directory_of
-from depoison.plan.tables import read_table
-from depoison.reporting.cells import render_cell
-from depoison.reporting.claims import verdicts
-from depoison.reporting.figures import tradeoff
-from depoison.reporting.html.page import render_index
-from depoison.reporting.runs import read_side
-from depoison.reporting.tables import render
+from depoison.reports.cells import render_cell
+from depoison.reports.claims import verdicts
+from depoison.reports.figures import tradeoff
+from depoison.reports.html.page import render_index
+from depoison.reports.runs import read_side
+from depoison.reports.tables import render
 from depoison.stages.runner import run_stage
 from test_errors import refused
 

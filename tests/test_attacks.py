@@ -24,10 +24,10 @@ from depoison.attacks.pictures import picture
 from depoison.attacks.sig import SIG
 from depoison.attacks.wanet import WaNet
 from depoison.errors import DepoisonError
+from depoison.papers.figures import all_figures, read_figure
+from depoison.papers.tables import Table, all_tables, read_table
 from depoison.plan.config import Runtime
-from depoison.plan.figures import all_figures, read_figure
 from depoison.plan.plan import Plan
-from depoison.plan.tables import Table, all_tables, read_table
 from depoison.rng import Rng
 from depoison.stages import poison
 from depoison.stages.runner import Job

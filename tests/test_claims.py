@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from conftest import ROOT, Project, job_counts, long, printed_lines, put_recorded
 from depoison.errors import DepoisonError
 from depoison.metrics.mixing import mixing as mixing_of
-from depoison.plan.claims import Claims, Condition, Statistic, all_claims, is_claims, read_claims
-from depoison.plan.figures import read_figure
-from depoison.plan.grid import Place
-from depoison.plan.kinds.epochs import history_of
+from depoison.papers.claims import Claims, Condition, Statistic, all_claims, is_claims, read_claims
+from depoison.papers.figures import read_figure
+from depoison.papers.grid import Place
+from depoison.papers.kinds.epochs import history_of
+from depoison.papers.tables import all_tables, read_report, read_table
 from depoison.plan.metrics import metrics_of
 from depoison.plan.plan import Plan
-from depoison.plan.tables import all_tables, read_report, read_table
-from depoison.reporting import claims as reporting
-from depoison.reporting.claims import (
+from depoison.reports import claims as reports
+from depoison.reports.claims import (
     FAILS,
     HOLDS,
     LACKING,
@@ -43,7 +43,7 @@ from depoison.reporting.claims import (
     verdicts,
     write_claims,
 )
-from depoison.reporting.numbers import Reader
+from depoison.reports.numbers import Reader
 
 FST = "config/papers/fst/claims.yaml"
 SMALL = "config/papers/fst/small.yaml"
@@ -133,7 +133,7 @@ def test_statistics_are_numpys(name, values):
     ("name", "values"), [("mean", []), ("max", []), ("standard-deviation", [1.0]), ("share < 1", [])]
 )
 def test_too_few_numbers_have_no_statistic(name, values):
-    with pytest.raises(reporting._TooFewError):
+    with pytest.raises(reports._TooFewError):
         statistic_of(Statistic.parse(name), values)
 
 
@@ -859,7 +859,7 @@ def test_rendering_imports_neither_torch_nor_all_of_scipy(here):
     put(here, it=claim())
     measure(here, {("badnet", "lp"): [1, 1, 1], ("blended", "lp"): [2, 2, 2]})
     code = (
-        "import sys\nfrom depoison.plan.plan import Plan\nfrom depoison.reporting.claims import claims_of\n"
+        "import sys\nfrom depoison.plan.plan import Plan\nfrom depoison.reports.claims import claims_of\n"
         "assert claims_of(Plan('.'), 'tiny')[0].ours.interval == 0\n"
         "assert not {'torch', 'scipy.stats', 'pandas', 'matplotlib'} & set(sys.modules)"
     )

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from conftest import Project, put_recorded, with_tiny
 from depoison.errors import DepoisonError
 from depoison.files import read_json, write_json
-from depoison.plan.tables import read_table
-from depoison.reporting.cells import write_cell
-from depoison.reporting.changes import Comparison, as_json, as_text, compare_sides
-from depoison.reporting.noise import holm, newcombe, welch, wilson
-from depoison.reporting.runs import read_side
-from depoison.reporting.tables import write_table
+from depoison.papers.tables import read_table
+from depoison.reports.cells import write_cell
+from depoison.reports.changes import Comparison, as_json, as_text, compare_sides
+from depoison.reports.noise import holm, newcombe, welch, wilson
+from depoison.reports.runs import read_side
+from depoison.reports.tables import write_table
 
 SMALL = "config/papers/fst/small.yaml"
 IMAGES = {"c_acc": 1000, "asr": 900}

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from depoison.papers.tables import read_table
 from depoison.plan.cells import CellName
 from depoison.plan.plan import Plan
-from depoison.plan.tables import read_table
 
 ROOT = Path(__file__).parents[1]
 SMALL = """

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from conftest import Project, cell, with_tiny
 from depoison.errors import DepoisonError
-from depoison.plan.claims import read_claims
+from depoison.papers.claims import read_claims
+from depoison.papers.published import read_published
+from depoison.papers.tables import read_table
 from depoison.plan.documents import DEEPEST, MOST, read_document
-from depoison.plan.published import read_published
-from depoison.plan.tables import read_table
 
 SECONDS = 5
 """Of the processor; the slowest example takes a tenth of that."""

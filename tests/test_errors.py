@@ -22,10 +22,10 @@ from depoison.attacks.pictures import checkerboard
 from depoison.cli import main
 from depoison.errors import DepoisonError
 from depoison.files import write_json
-from depoison.plan.check import check
+from depoison.papers.check import check
+from depoison.papers.parts import check_form
 from depoison.plan.config import Runtime
 from depoison.plan.lock import stale
-from depoison.plan.parts import check_form
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import canonical
 from depoison.stages.purify import tuning_images
@@ -806,7 +806,7 @@ def test_a_lock_that_is_none_is_named_and_written_anew(text, project, monkeypatc
 
 def test_any_other_want_of_memory_is_a_line(untouched, monkeypatch, capsys):
     monkeypatch.chdir(untouched.path)
-    monkeypatch.setattr("depoison.plan.check.check", lambda plan: bytearray(2**62))
+    monkeypatch.setattr("depoison.papers.check.check", lambda plan: bytearray(2**62))
     assert main(["check"]) == 1
     assert re.fullmatch(r"depoison: error: out of memory \(\S*test_errors\.py, line \d+\)\n", capsys.readouterr().err)
 

@@ -21,14 +21,14 @@ from safetensors.numpy import load_file, save
 import small
 from conftest import ROOT, Project, job_counts, printed_lines, put_recorded, seldom
 from depoison.errors import DepoisonError
-from depoison.plan.figures import Figure, all_figures, read_figure, read_page
-from depoison.plan.kinds.epochs import history_of
+from depoison.papers.figures import Figure, all_figures, read_figure, read_page
+from depoison.papers.kinds.epochs import history_of
 from depoison.plan.plan import Plan
-from depoison.reporting.figures import bars, examples, sweep
-from depoison.reporting.figures.examples import amplification
-from depoison.reporting.figures.style import footnotes
-from depoison.reporting.figures.write import figure_is_current, page_is_current, render_figure, write_figure, write_page
-from depoison.share import artifacts
+from depoison.reports.figures import bars, examples, sweep
+from depoison.reports.figures.examples import amplification
+from depoison.reports.figures.style import footnotes
+from depoison.reports.figures.write import figure_is_current, page_is_current, render_figure, write_figure, write_page
+from depoison.running.share import artifacts
 from depoison.stages.embedding import embed, features_of, sample
 from depoison.stages.runner import run_stage
 
@@ -530,7 +530,7 @@ def test_a_figure_is_current_until_something_changes(change, drawn):
 def test_the_look_has_a_version(drawn, monkeypatch):
     figure, _ = made(drawn, "figure8")
     write_figure(figure)
-    monkeypatch.setattr("depoison.reporting.figures.write.VERSION", 1000)
+    monkeypatch.setattr("depoison.reports.figures.write.VERSION", 1000)
     assert not figure_is_current(figure)
 
 
@@ -556,8 +556,8 @@ def test_planning_and_the_check_of_files_draw_nothing(drawn):
     figure, _ = made(drawn, "figure8")
     write_figure(figure)
     code = (
-        "import sys; from depoison.plan.plan import Plan; from depoison.plan.figures import read_figure\n"
-        "from depoison.reporting.figures.write import figure_is_current\n"
+        "import sys; from depoison.plan.plan import Plan; from depoison.papers.figures import read_figure\n"
+        "from depoison.reports.figures.write import figure_is_current\n"
         "assert figure_is_current(read_figure(Plan('.'), 'reports/tiny/figure8'))\n"
         "assert not {'torch', 'matplotlib', 'sklearn'} & set(sys.modules)"
     )

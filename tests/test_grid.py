@@ -15,11 +15,11 @@ import yaml
 
 from conftest import ROOT, Project, lines_of, put_recorded, with_lambda
 from depoison.errors import DepoisonError
+from depoison.papers.published import read_published
+from depoison.papers.tables import Table, read_table
 from depoison.plan.metrics import metrics_of
-from depoison.plan.published import read_published
-from depoison.plan.tables import Table, read_table
-from depoison.reporting.claims import claims_of
-from depoison.reporting.tables import render
+from depoison.reports.claims import claims_of
+from depoison.reports.tables import render
 
 PAPER = "config/papers/made"
 NONE, FT = {"label": "None", "defense": "none"}, {"label": "FT", "defense": "ft"}
@@ -323,12 +323,13 @@ NAMES = (
 """Keys, names and labels; `seconds` and `memory` are words of other things, too."""
 FREE = (
     "plan",
-    "reporting",
+    "papers",
+    "reports",
     "artifacts.py",
     "cli.py",
-    "verify.py",
-    "share.py",
-    "snakemake.py",
+    "running/verify.py",
+    "running/share.py",
+    "running/lookup.py",
     "stages/evaluate.py",
     "stages/probe.py",
 )

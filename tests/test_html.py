@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, Project, job_counts, printed_lines, put_recorded, with_tiny
 from depoison.errors import DepoisonError
-from depoison.plan.index import Index, read_index
+from depoison.papers.index import Index, read_index
+from depoison.papers.parts import parts_of
+from depoison.papers.tables import read_table, tables_of
 from depoison.plan.metrics import metrics_of
-from depoison.plan.parts import parts_of
 from depoison.plan.plan import Plan
-from depoison.plan.tables import read_table, tables_of
-from depoison.reporting.claims import FAILS, HOLDS, LACKING, UNPRINTED, UNTESTABLE, claims_of
-from depoison.reporting.html.page import embedded, index_is_current, render_index, shade, write_index
-from depoison.reporting.html.records import POINTS, thinned
-from depoison.reporting.numbers import Number
-from depoison.share import artifacts
+from depoison.reports.claims import FAILS, HOLDS, LACKING, UNPRINTED, UNTESTABLE, claims_of
+from depoison.reports.html.page import embedded, index_is_current, render_index, shade, write_index
+from depoison.reports.html.records import POINTS, thinned
+from depoison.reports.numbers import Number
+from depoison.running.share import artifacts
 from pages import COMMIT, PACKAGES, Element, data_of, fake_artifact, fake_run, parsed, put, row_of
 
 TARGET = "reports/tiny/index.html"

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from conftest import Project, put_recorded
-from depoison.plan.index import read_index
-from depoison.reporting.html.page import write_index
+from depoison.papers.index import read_index
+from depoison.reports.html.page import write_index
 from pages import fake_run
 
 pytestmark = pytest.mark.browser

@@ -26,10 +26,10 @@ from conftest import SMALL, Project, cell, seldom, wait_until, with_lambda, with
 from depoison import metrics
 from depoison.errors import DepoisonError
 from depoison.files import RUN, only_maker, sha256_of
+from depoison.papers.figures import read_figure
+from depoison.papers.tables import read_table
 from depoison.plan.config import Runtime
-from depoison.plan.figures import read_figure
 from depoison.plan.specs import STAGES, Artifact, chain_of
-from depoison.plan.tables import read_table
 from depoison.stages.runner import run_stage
 
 pytestmark = pytest.mark.pipeline

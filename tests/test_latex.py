@@ -24,12 +24,12 @@ from PIL import Image
 
 from conftest import ROOT, Project, job_counts, put_recorded
 from depoison.errors import DepoisonError
-from depoison.plan.figures import read_figure
-from depoison.plan.papers import is_paper, read_paper
+from depoison.papers.figures import read_figure
+from depoison.papers.pdf import is_paper, read_paper
+from depoison.papers.tables import read_report, read_table
 from depoison.plan.plan import Plan
-from depoison.plan.tables import read_report, read_table
-from depoison.reporting.figures.write import render_figure
-from depoison.reporting.latex import (
+from depoison.reports.figures.write import render_figure
+from depoison.reports.latex import (
     SHOWN,
     compile_latex,
     escape_latex,
@@ -39,8 +39,8 @@ from depoison.reporting.latex import (
     reference,
     typewriter,
 )
-from depoison.reporting.paper import paper_is_current, render_paper, write_paper
-from depoison.reporting.tables import no_formula, render, write_table
+from depoison.reports.paper import paper_is_current, render_paper, write_paper
+from depoison.reports.tables import no_formula, render, write_table
 from test_tables_fst import fake
 
 SMALL = "config/papers/fst/small.yaml"
@@ -270,7 +270,7 @@ def test_a_target_that_is_no_paper(project):
 
 
 def test_a_paper_is_a_target_of_what_takes_targets(paper):
-    from depoison.share import artifacts, need
+    from depoison.running.share import artifacts, need
 
     asked = artifacts(paper.plan(), ["reports/tiny/mini/paper.pdf"])
     assert len(asked) == 20 and not need(asked).compute

@@ -16,13 +16,14 @@ from torch import nn
 from depoison.artifacts import load_tensors
 from depoison.attacks.base import Attack, Poisoning
 from depoison.errors import DepoisonError
-from depoison.evaluation.metrics import NO_LABEL, predict
 from depoison.files import read_json
 from depoison.metrics import measure
 from depoison.metrics.der import der
 from depoison.models.classifier import Classifier
 from depoison.stages.inputs import Dataset, read_dataset, read_model
 from depoison.stages.measure import Test
+from depoison.tasks import NO_LABEL
+from depoison.tasks._classification import predict
 from small import IMAGES, forward_by_hand, network, pixels, state_of
 
 

@@ -13,11 +13,11 @@ import yaml
 
 from conftest import ROOT, Project, long, printed_lines
 from depoison.errors import DepoisonError
+from depoison.papers.published import Key, Published, read_published
+from depoison.papers.tables import read_table
 from depoison.plan.metrics import metrics_of
 from depoison.plan.plan import Plan
-from depoison.plan.published import Key, Published, read_published
-from depoison.plan.tables import read_table
-from depoison.reporting.papers import errata
+from depoison.reports.papers import errata
 
 
 @pytest.fixture

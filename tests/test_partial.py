@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from conftest import Project, by_part, comparisons_of, job_counts, lines_of, put_recorded
 from depoison.errors import DepoisonError
-from depoison.plan.tables import Table, read_report, read_table, told_apart
-from depoison.reporting.tables import render, table_is_current
+from depoison.papers.tables import Table, read_report, read_table, told_apart
+from depoison.reports.tables import render, table_is_current
 
 TARGET = "reports/tiny/small"
 SMALL = "config/papers/fst/small.yaml"

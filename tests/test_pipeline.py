@@ -14,8 +14,8 @@ import yaml
 
 from conftest import ROOT, Project, cell, job_counts, put_recorded, with_tiny
 from depoison.cli import main
-from depoison.plan.tables import read_table
-from depoison.reporting.tables import write_table
+from depoison.papers.tables import read_table
+from depoison.reports.tables import write_table
 
 pytestmark = pytest.mark.pipeline
 

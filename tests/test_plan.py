@@ -25,24 +25,24 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from conftest import OF_TASK, ROOT, SMALL, Project, cell
-from depoison.dvc_file import dvc_file
 from depoison.errors import DepoisonError
+from depoison.papers.figures import all_figures
+from depoison.papers.index import read_index
+from depoison.papers.pdf import read_paper
+from depoison.papers.published import Key
+from depoison.papers.schema import FOLDER, SCHEMAS, schemas
+from depoison.papers.tables import all_tables, locate, parse_target, read_table
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.config import KINDS, Runtime
-from depoison.plan.figures import all_figures
-from depoison.plan.index import read_index
 from depoison.plan.lock import PACKAGE, _text_of, current, disagreement, stale
-from depoison.plan.papers import read_paper
 from depoison.plan.parameters import Parameter, text_of
 from depoison.plan.plan import Cell, Plan
-from depoison.plan.published import Key
-from depoison.plan.schema import FOLDER, SCHEMAS, schemas
 from depoison.plan.signatures import _tree
 from depoison.plan.specs import canonical, fingerprint, make_artifact
-from depoison.plan.tables import all_tables, locate, parse_target, read_table
-from depoison.reporting.explain import explain, reports_with
-from depoison.reporting.html.page import render_index
-from depoison.reporting.paper import render_paper
+from depoison.reports.explain import explain, reports_with
+from depoison.reports.html.page import render_index
+from depoison.reports.paper import render_paper
+from depoison.running.dvc_file import dvc_file
 
 PLAN = Plan(ROOT)
 STAGES = ("dataset", "split", "asset", "poison", "train", "undefended", "purify", "evaluate")
@@ -862,7 +862,7 @@ def test_planning_imports_no_torch(arguments, project):
 
 
 def test_what_the_snakefile_imports_imports_no_torch(project):
-    code = "import sys, depoison.snakemake; assert 'torch' not in sys.modules"
+    code = "import sys, depoison.running.lookup; assert 'torch' not in sys.modules"
     assert project.run(sys.executable, "-c", code).returncode == 0
 
 
@@ -1021,7 +1021,7 @@ def test_code_that_changed_behind_a_cell_is_told_in_a_line(project):
     assert told(project, cell()).startswith(
         f"defense fst: is version {version + 1}, and {version} in workflow/depoison.lock.json; run `depoison lock`"
     )
-    change(project, "evaluation/metrics.py")
+    change(project, "stages/measure.py")
     assert re.match(
         r"stage \w+: its code changed .* raise its version in .*specs\.py", told(project, cell(defense="ft"))
     )

@@ -11,11 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import ROOT, Project, cell
-from depoison.evaluation.metrics import predict
 from depoison.plan.config import Runtime
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages.runner import run_stage
+from depoison.tasks._classification import predict
 from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor, convolutions, fit
 from small import CPU, changed, classes_of, network, pixels, recipe, state_of

@@ -503,7 +503,7 @@ def test_a_file_gets_a_line_for_each_job_and_no_control_characters(made):
 def test_a_terminal_tells_a_cause_once_and_last_and_is_left_clean(made):
     for path in made.path.glob("results/evaluate/*/metrics.json"):
         path.unlink()
-    module = made / "workflow/depoison/evaluation/metrics.py"
+    module = made / "workflow/depoison/stages/measure.py"
     crash = 'import sys\nprint("a line on stderr " + "x" * 100, file=sys.stderr)\nraise RuntimeError("made to fail")\n'
     module.write_text(crash)
     command = (sys.executable, "-m", "snakemake", "--cores", "1", TABLE)
@@ -515,7 +515,7 @@ def test_a_terminal_tells_a_cause_once_and_last_and_is_left_clean(made):
     first, second, third, fourth = text.splitlines()[-4:]
     assert first == "depoison: 5 of 5 jobs are not done: 2 failed, 3 need what those make; what was made is kept"
     assert second == f"depoison: not made: {TABLE}, which lacks 4 of 4 results"
-    cause = r"RuntimeError: made to fail \(workflow/depoison/evaluation/metrics\.py, line 3\)"
+    cause = r"RuntimeError: made to fail \(workflow/depoison/stages/measure\.py, line 3\)"
     for line in (third, fourth):
         assert re.fullmatch(rf"depoison: error: evaluate digits-\S+ \(logs/evaluate/\S+\.log\): {cause}", line)
     assert text.count("made to fail") == 2

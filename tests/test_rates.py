@@ -12,14 +12,14 @@ from conftest import ROOT, SMALL, TINY, Project
 from depoison import data
 from depoison.attacks.base import make
 from depoison.errors import DepoisonError
+from depoison.papers.figures import read_figure
+from depoison.papers.rates import scaled
+from depoison.papers.tables import locate, read_table
 from depoison.plan.cells import Choice
 from depoison.plan.config import KINDS
-from depoison.plan.figures import read_figure
 from depoison.plan.plan import Plan
-from depoison.plan.rates import scaled
 from depoison.plan.signatures import declared_clean_label
-from depoison.plan.tables import locate, read_table
-from depoison.reporting.tables import rates, rates_here, render
+from depoison.reports.tables import rates, rates_here, render
 
 PLAN = Plan(ROOT)
 DIGITS_POOL, CIFAR_POOL, GTSRB_POOL = 1438 - 144, 49_000, 39_209 - 784

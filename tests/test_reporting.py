@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, Project, lines_of, long, printed_lines, put_recorded
 from depoison.files import read_json
-from depoison.plan.grid import percent
+from depoison.papers.grid import percent
+from depoison.papers.tables import Table, read_table
 from depoison.plan.plan import Plan
-from depoison.plan.tables import Table, read_table
-from depoison.reporting.cells import write_cell
-from depoison.reporting.numbers import mean_and_interval, signed
-from depoison.reporting.tables import FUNCTIONS, Line, escape_markdown, no_formula, render, write_table
+from depoison.reports.cells import write_cell
+from depoison.reports.numbers import mean_and_interval, signed
+from depoison.reports.tables import FUNCTIONS, Line, escape_markdown, no_formula, render, write_table
 
 TARGET = "reports/tiny/small"
 OURS = {  # (C-Acc, ASR)

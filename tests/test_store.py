@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depoison.errors import DepoisonError
-from depoison.store import Fault, Pointer, Store, open_store, pointer, published
+from depoison.running.store import Fault, Pointer, Store, open_store, pointer, published
 from sharing import USER, WebFolder, Wire, s3_service, serving
 
 FILE = Path("results/purify/digits-fst-0123456789/model.safetensors")

@@ -30,9 +30,8 @@ from conftest import (
     with_tiny,
 )
 from depoison.errors import DepoisonError
-from depoison.plan.grid import Place, percent
-from depoison.plan.plan import Plan
-from depoison.plan.tables import (
+from depoison.papers.grid import Place, percent
+from depoison.papers.tables import (
     Table,
     Tables,
     all_tables,
@@ -41,9 +40,10 @@ from depoison.plan.tables import (
     read_table,
     told_apart,
 )
-from depoison.reporting.comparison import sign_test
-from depoison.reporting.numbers import mean_and_interval
-from depoison.reporting.tables import NARROW, p_value, render, table_is_current
+from depoison.plan.plan import Plan
+from depoison.reports.comparison import sign_test
+from depoison.reports.numbers import mean_and_interval
+from depoison.reports.tables import NARROW, p_value, render, table_is_current
 
 PLAN = Plan(ROOT)
 TABLES = [f"table{i}" for i in range(1, 12)]
@@ -750,8 +750,8 @@ def test_p_values(p, text):
 
 def test_rendering_imports_no_torch_and_not_all_of_scipy(faked):
     code = (
-        "import sys\nfrom depoison.plan.plan import Plan\nfrom depoison.plan.tables import read_report\n"
-        "from depoison.reporting.tables import render\nplan = Plan('.')\n"
+        "import sys\nfrom depoison.plan.plan import Plan\nfrom depoison.papers.tables import read_report\n"
+        "from depoison.reports.tables import render\nplan = Plan('.')\n"
         "render(plan, read_report(plan, 'reports/tiny/all'))\n"
         "assert not {'torch', 'scipy.stats', 'pandas'} & set(sys.modules)"
     )

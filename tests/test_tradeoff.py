@@ -10,9 +10,9 @@ import pytest
 
 from conftest import SMALL, Project, put_recorded
 from depoison.errors import DepoisonError
-from depoison.plan.figures import Figure, read_figure
-from depoison.reporting.figures.tradeoff import FILLS, draw, drawn, numbers
-from depoison.reporting.figures.write import figure_is_current, render_figure, write_figure
+from depoison.papers.figures import Figure, read_figure
+from depoison.reports.figures.tradeoff import FILLS, draw, drawn, numbers
+from depoison.reports.figures.write import figure_is_current, render_figure, write_figure
 
 FILE = "config/papers/fst/figures/figure99.yaml"
 CONTENT = {

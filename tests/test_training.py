@@ -18,10 +18,10 @@ from torch.nn.functional import conv2d
 from depoison.defenses.fst import fst
 from depoison.defenses.ft_sam import ft_sam
 from depoison.defenses.tuning import Labeled, Tuner
-from depoison.evaluation.metrics import predict
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.stages.history import Progress
+from depoison.tasks._classification import predict
 from depoison.tasks.image import ImageBatches, ImageClassifier, Images, draw, rotate
 from depoison.tasks.image import ImageDraws as Draws
 from depoison.training.loop import Monitor, classification, fit, steps

@@ -15,11 +15,11 @@ from conftest import Project, cell, put_recorded
 from depoison.cli import main
 from depoison.errors import DepoisonError
 from depoison.files import sha256_of
-from depoison.plan.index import read_index
-from depoison.reporting.html.page import index_is_current, render_index, write_index
-from depoison.reporting.tables import command
-from depoison.reporting.verification import Recomputed, path_of, read_verification
-from depoison.verify import check, recompute
+from depoison.papers.index import read_index
+from depoison.reports.html.page import index_is_current, render_index, write_index
+from depoison.reports.tables import command
+from depoison.reports.verification import Recomputed, path_of, read_verification
+from depoison.running.verify import check, recompute
 from pages import parsed
 from test_artifacts import only, product_of
 from test_errors import refused

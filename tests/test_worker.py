@@ -24,14 +24,14 @@ from hypothesis import strategies as st
 
 from conftest import Project, cell, seldom, wait_until
 from depoison.plan.specs import canonical
-from depoison.worker import ADDRESS, PREFIX, SUPPORTED, parse
+from depoison.running.worker import ADDRESS, PREFIX, SUPPORTED, parse
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(not SUPPORTED, reason="the worker needs pidfds")]
 
 START = """
 import os, sys
 from pathlib import Path
-from depoison.worker import start_worker
+from depoison.running.worker import start_worker
 os.umask(int(sys.argv[1], 8))
 worker = start_worker(Path("."), 1)
 print(os.environ["DEPOISON_WORKER"], worker.pid, flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from depoison.errors import INTERRUPTED, TOLD, DepoisonError, told, unknown
 from depoison.running.logs import LogFile, log_of
-from depoison.worker import ARGUMENTS, ask
+from depoison.running.worker import ARGUMENTS, ask
 
 TOLERANCE = 1.0
 """Percentage points that a number may be off when it is made anew: on another kind of processor sums round otherwise."""
@@ -251,7 +251,7 @@ def _log_alone(text: str, **said: str) -> None:
 
 
 def _plan(options: argparse.Namespace) -> Any:
-    from depoison.plan.parts import check_form
+    from depoison.papers.parts import check_form
     from depoison.plan.plan import Plan
 
     for target in getattr(options, "targets", [getattr(options, "target", "")]):
@@ -262,7 +262,7 @@ def _plan(options: argparse.Namespace) -> Any:
 
 def _tell(plan: Any, options: argparse.Namespace, targets: list[str], makes: bool = False) -> None:
     """Say what planning noted and files cannot show, but for a job of Snakemake's, which said it when it planned."""
-    from depoison.share import notices
+    from depoison.running.share import notices
 
     if getattr(options, "log", None) is None:
         plan.require_unchanged()
@@ -272,7 +272,7 @@ def _tell(plan: Any, options: argparse.Namespace, targets: list[str], makes: boo
 
 def _explain(options: argparse.Namespace) -> None:
     from depoison.plan.cells import CellName
-    from depoison.reporting.explain import explain, reports_with
+    from depoison.reports.explain import explain, reports_with
 
     plan = _plan(options)
     reports = reports_with(plan, CellName.parse(options.target))
@@ -280,7 +280,7 @@ def _explain(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from depoison.plan.check import check
+    from depoison.papers.check import check
     from depoison.plan.lock import stale
 
     print(check(plan := _plan(options)))
@@ -377,15 +377,15 @@ Report = tuple[str, list[str], Callable[[], None]]
 
 def _resolve(plan: Any, targets: Sequence[str]) -> tuple[list[Any], list[Report]]:
     """The artifacts behind targets, and the reports, each after those that it shows."""
-    from depoison.plan.claims import is_claims
-    from depoison.plan.figures import is_figure, is_page, read_figures, read_page
-    from depoison.plan.papers import is_paper, read_paper
-    from depoison.plan.parts import is_view
-    from depoison.plan.tables import read_report
-    from depoison.reporting.cells import read_cell, write_cell
-    from depoison.reporting.figures.write import write_figure, write_page
-    from depoison.reporting.paper import write_paper
-    from depoison.reporting.tables import write_table
+    from depoison.papers.claims import is_claims
+    from depoison.papers.figures import is_figure, is_page, read_figures, read_page
+    from depoison.papers.parts import is_view
+    from depoison.papers.pdf import is_paper, read_paper
+    from depoison.papers.tables import read_report
+    from depoison.reports.cells import read_cell, write_cell
+    from depoison.reports.figures.write import write_figure, write_page
+    from depoison.reports.paper import write_paper
+    from depoison.reports.tables import write_table
 
     views = list(filter(is_view, targets))
     papers = [read_paper(plan, target) for target in targets if is_paper(target)]
@@ -417,29 +417,29 @@ def _resolve(plan: Any, targets: Sequence[str]) -> tuple[list[Any], list[Report]
 
 
 def _write_claims(plan: Any, target: str) -> None:
-    from depoison.plan.claims import read_claims
-    from depoison.reporting.claims import write_claims
+    from depoison.papers.claims import read_claims
+    from depoison.reports.claims import write_claims
 
     write_claims(plan, read_claims(plan, target))
 
 
 def _write_index(plan: Any, target: str) -> None:
-    from depoison.plan.index import read_index
-    from depoison.reporting.html.page import write_index
+    from depoison.papers.index import read_index
+    from depoison.reports.html.page import write_index
 
     write_index(plan, read_index(plan, target))
 
 
 def _progress(options: argparse.Namespace) -> None:
+    from depoison.running.share import artifacts
     from depoison.running.watch import follow
-    from depoison.share import artifacts
 
     follow(artifacts(_plan(options), options.targets) if options.targets else [])
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from depoison.reporting.verification import write_verification
-    from depoison.verify import check, recompute, track_of
+    from depoison.reports.verification import write_verification
+    from depoison.running.verify import check, recompute, track_of
 
     plan = _plan(options)
     tell = partial(print, flush=True)
@@ -455,14 +455,14 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _share(options: argparse.Namespace) -> int:
-    from depoison import share
+    from depoison.running import share
 
     chosen = {} if options.action == "push" else {"models": options.models}
     return _say(*getattr(share, options.action)(_plan(options), options.targets, **chosen))
 
 
 def _gc(options: argparse.Namespace) -> int:
-    from depoison.share import collect
+    from depoison.running.share import collect
 
     return _say(*collect(_plan(options), options.targets, options.remove, options.unshared_too))
 
@@ -476,7 +476,7 @@ def _say(text: str, faults: Sequence[str]) -> int:
 
 
 def _cell(options: argparse.Namespace) -> None:
-    from depoison.reporting.cells import read_cell, write_cell
+    from depoison.reports.cells import read_cell, write_cell
 
     plan = _plan(options)
     cell = read_cell(plan, options.target)
@@ -486,8 +486,8 @@ def _cell(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from depoison.plan.tables import read_report
-    from depoison.reporting.tables import write_table
+    from depoison.papers.tables import read_report
+    from depoison.reports.tables import write_table
 
     plan = _plan(options)
     table = read_report(plan, options.target)
@@ -497,8 +497,8 @@ def _table(options: argparse.Namespace) -> None:
 
 
 def _figure(options: argparse.Namespace) -> None:
-    from depoison.plan.figures import is_page, read_figure, read_page
-    from depoison.reporting.figures.write import refuse_missing, write_figure, write_page
+    from depoison.papers.figures import is_page, read_figure, read_page
+    from depoison.reports.figures.write import refuse_missing, write_figure, write_page
 
     plan = _plan(options)
     page = is_page(options.target)
@@ -510,8 +510,8 @@ def _figure(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from depoison.reporting.changes import as_json, as_text, compare_sides
-    from depoison.reporting.runs import read_side
+    from depoison.reports.changes import as_json, as_text, compare_sides
+    from depoison.reports.runs import read_side
 
     plan = _plan(options)
     found = compare_sides(plan, *(read_side(plan, name) for name in (options.first, options.second)))
@@ -520,7 +520,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _claims(options: argparse.Namespace) -> None:
-    from depoison.plan.claims import is_claims
+    from depoison.papers.claims import is_claims
 
     if not is_claims(options.target):
         raise DepoisonError(f"{options.target}: the claims of a paper are reports/[track/][paper/]claims.md")
@@ -536,8 +536,8 @@ def _html(options: argparse.Namespace) -> None:
 
 
 def _paper(options: argparse.Namespace) -> None:
-    from depoison.plan.papers import is_paper, read_paper
-    from depoison.reporting.paper import write_paper
+    from depoison.papers.pdf import is_paper, read_paper
+    from depoison.reports.paper import write_paper
 
     if not is_paper(options.target):
         raise DepoisonError(f"{options.target}: the document of a paper is reports/[track/][paper/]paper.pdf (or .tex)")
@@ -568,7 +568,7 @@ def _stage(options: argparse.Namespace) -> None:
 
 def _papers(options: argparse.Namespace) -> None:
     from depoison.files import write_bytes
-    from depoison.reporting.papers import errata
+    from depoison.reports.papers import errata
 
     text = errata(Path("."))
     if options.output:
@@ -578,7 +578,7 @@ def _papers(options: argparse.Namespace) -> None:
 
 
 def _worker(options: argparse.Namespace) -> None:
-    from depoison.worker import serve
+    from depoison.running.worker import serve
 
     def stage(arguments: dict[str, str]) -> int:
         return _carry_out(argparse.Namespace(command=_stage, debug=False, **arguments))
@@ -587,9 +587,9 @@ def _worker(options: argparse.Namespace) -> None:
 
 
 def _schema(options: argparse.Namespace) -> None:
-    from depoison.dvc_file import DVC_FILE, dvc_file
+    from depoison.papers.schema import FOLDER, write_schemas
     from depoison.plan.plan import Plan
-    from depoison.plan.schema import FOLDER, write_schemas
+    from depoison.running.dvc_file import DVC_FILE, dvc_file
 
     write_schemas(Path(FOLDER))
     Path(DVC_FILE).write_text(dvc_file(Plan()), encoding="utf-8")

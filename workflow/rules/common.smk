@@ -4,7 +4,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
-from depoison.snakemake import Lookup
+from depoison.running.lookup import Lookup
 
 LOOKUP = Lookup(workflow)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from depoison.artifacts import METRICS_FILE, read_evaluation, read_record
-from depoison.evaluation.metrics import NO_LABEL
 from depoison.files import write_json
 from depoison.metrics import key_of, measure
 from depoison.stages.inputs import chain_of, read_dataset, read_model
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
+from depoison.tasks import NO_LABEL
 
 
 def run(job: Job) -> None:

@@ -16,6 +16,9 @@ from depoison.models.classifier import Classifier
 from depoison.training.batches import PlainBatches
 from depoison.training.recipe import Recipe
 
+NO_LABEL = -1
+"""A prediction that is neither any input's label nor any attack's goal."""
+
 
 class Task(Protocol):
     """A kind of data, and what is predicted of it.

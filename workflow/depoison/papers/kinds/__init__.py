@@ -1,0 +1,82 @@
+"""Kinds of figures: a module each, here and of the same name in reports/figures, which draws it.
+
+A module here has `File`, the keys of a figure's YAML. Where a kind is more than a place for each row, column and line that
+shows the file's metrics, it says so:
+
+- `along(grid, file, parts)`: parts along the x axis, given those of row, column and line;
+- `drawn(file, cell)`: an artifact that is drawn of a cell, beside those that metrics are read from; then one seed is shown;
+- `needs(place)`: the artifacts that are read of a place;
+- `places(plan, target, file, document)`: everything, where the figure has no axes of its own: what `Figure` has of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import ModuleType
+from typing import Literal
+
+from pydantic import Field
+
+from depoison.errors import unknown
+from depoison.papers.grid import UNIMPLEMENTED, AxisFile, PartFile
+from depoison.plan.config import Strict
+
+
+class AnyFile(Strict):
+    """config/papers/<paper>/figures/<figure>.yaml, as all kinds have it."""
+
+    title: str
+    caption: str = Field(description="what the figure shows, in our words")
+    kind: str
+    width: Literal["column", "full"] = Field("full", description="3.3 or 6.9 inches")
+
+
+class PanelsFile(Strict):
+    """The grid of panels."""
+
+    rows: list[PartFile] | None = Field(None, min_length=1)
+    columns: list[PartFile] | None = Field(None, min_length=1)
+
+
+class FigureFile(AnyFile):
+    """A figure of cells on axes."""
+
+    dataset: str
+    model: str
+    attack: str | None = None
+    defense: str | None = None
+    seeds: list[int] | None = Field(None, min_length=1, description="default: those of the configuration")
+    axes: PanelsFile
+    unimplemented: list[str] = UNIMPLEMENTED
+
+
+class CurvesAxesFile(PanelsFile):
+    lines: list[PartFile] = Field(min_length=1, description="curves or bars of a panel")
+
+
+class CurvesFile(FigureFile):
+    """Metrics in panels."""
+
+    axes: CurvesAxesFile
+    metrics: list[str] = Field(min_length=1, description="a row of panels each")
+
+
+class SweepAxesFile(CurvesAxesFile):
+    x: AxisFile | None = Field(None, description="a row or column may have its own")
+
+
+def names() -> list[str]:
+    """Every kind that there is."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def kind_of(name: str, where: str) -> ModuleType:
+    """The module of a kind.
+
+    Raises:
+        DepoisonError: there is none of this name.
+    """
+    if name not in (known := names()):
+        raise unknown("kind", name, known, where)
+    return importlib.import_module(f"{__name__}.{name}")

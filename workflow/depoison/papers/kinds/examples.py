@@ -1,0 +1,36 @@
+"""A test image, clean and backdoored, and their difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field
+
+from depoison.papers.grid import Place
+from depoison.papers.kinds import FigureFile
+from depoison.plan.plan import Cell
+from depoison.plan.specs import Artifact, make_artifact
+
+KEPT = 8
+"""So many images."""
+
+
+class File(FigureFile):
+    """A test image, clean and backdoored, and their difference."""
+
+    kind: Literal["examples"]
+    defense: str = "none"
+    image: int = Field(0, ge=0, lt=KEPT, description="which of the images that are kept")
+
+
+def drawn(file: File, cell: Cell) -> Artifact:
+    """The images."""
+    poison = cell.evaluation.upstream["backdoored"].upstream["poison"]
+    upstream = {"dataset": cell.evaluation.upstream["dataset"], "poison": poison}
+    return make_artifact("examples", upstream, {"count": KEPT}, cell.name.seed)
+
+
+def needs(place: Place) -> Iterable[Artifact]:
+    """The images and no evaluation."""
+    return place.artifacts

@@ -1,0 +1,56 @@
+"""`depoison explain`: every resolved value of a cell, and who set it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from depoison.errors import DepoisonError
+from depoison.papers.figures import all_figures, read_figure
+from depoison.papers.tables import all_tables, locate, paper_of, read_table
+from depoison.plan.cells import CellName
+from depoison.plan.parameters import text_of
+from depoison.plan.plan import Cell, Plan
+
+
+def reports_with(plan: Plan, name: CellName) -> list[str]:
+    """The tables and figures that have a cell, those of the track's paper first.
+
+    In a plan that has resolved no cell before, the cell then has the first one's file and lines for what that sets.
+    """
+    own, found = paper_of(plan, name.track), []
+    for targets, read in ((all_tables(plan), read_table), (all_figures(plan), read_figure)):
+        here = [target for target in targets if locate(plan, target)[1] == name.track]
+        for target in sorted(here, key=lambda target: locate(plan, target)[0] != own):
+            with contextlib.suppress(DepoisonError):  # a fault in a file that has nothing to do with the cell
+                if any(cell.name == name for cell in read(plan, target).cells()):
+                    found.append(target)
+    return found
+
+
+def explain(cell: Cell, every: bool = False, reports: list[str] | None = None) -> str:
+    """A text for a terminal.
+
+    Args:
+        every: whether to list the values that were overruled, too.
+        reports: that have the cell.
+    """
+    lines = [cell.name.path, ""]
+    for kind, settings in cell.settings.items():
+        lines.append(f"{kind} {getattr(cell.name, kind).name}")
+        width = max((len(key) for key in settings), default=0)
+        for key, history in settings.items():
+            value, layer, place = history[-1]
+            lines.append(f"  {key:<{width}} = {text_of(value):<12} {layer}, {place}")
+            if every:
+                for value, layer, place in reversed(history[:-1]):
+                    lines.append(f"  {'':<{width}}   {text_of(value):<12} overruled: {layer}, {place}")
+        lines.append("")
+    lines.append(f"seed {cell.name.seed}")
+    if reports:
+        lines += ["", "tables and figures", *(f"  {target}" for target in reports)]
+    lines += ["", "artifacts"]
+    for artifact in cell.evaluation.chain().values():
+        there = "made " if Path(artifact.product).exists() else "to do"
+        lines.append(f"  {there}  {artifact.product}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,146 @@
+"""A figure's three files, and the page that lists a paper's figures."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+from pathlib import Path
+from typing import Any
+
+from depoison.errors import DepoisonError
+from depoison.files import sha256_of, write_bytes
+from depoison.papers.figures import Figure, Page
+from depoison.plan.plan import Plan
+from depoison.plan.specs import fingerprint
+from depoison.reports.figures.style import RC, VERSION
+from depoison.reports.tables import command, escape_markdown, no_formula
+
+SUFFIXES = (".png", ".pdf", ".csv")
+
+
+def write_figure(figure: Figure) -> None:
+    """Write reports/….png, .pdf and .csv."""
+    Path(figure.target).parent.mkdir(parents=True, exist_ok=True)
+    for suffix, content in render_figure(figure).items():
+        write_bytes(Path(figure.target + suffix), content)
+
+
+def refuse_missing(plan: Plan, made: Figure | Page) -> None:
+    """Raises: DepoisonError: artifacts of a figure, or pictures of the page, are missing."""
+    if isinstance(made, Page):
+        target, needed = f"{made.target}.md", [f"{figure.target}.png" for figure in made.figures]
+    else:
+        target, needed = f"{made.target}.png", [artifact.product for artifact in made.artifacts()]
+    if missing := [path for path in needed if not Path(path).exists()]:
+        raise DepoisonError(
+            f"{target}: {len(missing)} of {len(needed)} files that it shows are missing, the first is {missing[0]}; "
+            f"`{command(plan, target)}` makes them"
+        )
+
+
+def figure_is_current(figure: Figure) -> bool:
+    """Whether all artifacts are there, the CSV says what would be written now, and the pictures are of that.
+
+    To draw takes too long to do it here: each picture holds a hash of all that it follows from.
+    """
+    files = {suffix: Path(figure.target + suffix) for suffix in SUFFIXES}
+    needed = (Path(artifact.product) for artifact in figure.artifacts())
+    if not all(path.exists() for path in [*files.values(), *needed]):
+        return False
+    text = render_csv(figure, kind_of(figure).numbers(figure))
+    made_from = made_from_of(figure, text).encode()
+    return files[".csv"].read_bytes() == text and all(made_from in files[s].read_bytes() for s in (".png", ".pdf"))
+
+
+def render_figure(figure: Figure) -> dict[str, bytes]:
+    """The bytes of each of the three files, by suffix; equal numbers make equal bytes."""
+
+    kind = kind_of(figure)
+    rows = kind.numbers(figure)
+    text = render_csv(figure, rows)
+    made_from = made_from_of(figure, text)
+    files = {".csv": text}
+    for suffix, metadata in (
+        (".png", {"Software": None, "Comment": made_from}),
+        (".pdf", {"CreationDate": None, "Keywords": made_from, "Title": figure.file.title}),
+    ):
+        files[suffix] = draw(figure, rows, suffix[1:], metadata)
+    return files
+
+
+def draw(figure: Figure, rows: list[dict[str, Any]], format: str, metadata: dict[str, str | None]) -> bytes:
+    """A picture of a figure, in the project's style whatever the user's own settings of Matplotlib are."""
+    import matplotlib
+
+    content = io.BytesIO()
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **RC}):
+        kind_of(figure).draw(figure, rows).savefig(content, format=format, metadata=metadata)
+    return content.getvalue()
+
+
+def render_csv(figure: Figure, rows: list[dict[str, Any]]) -> bytes:
+    """Every number that is drawn, in full precision."""
+    text = io.StringIO()
+    head = {"paper": figure.paper, "figure": figure.name, "track": figure.track}
+    writer = csv.DictWriter(text, [*head, *rows[0]], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: no_formula(value) for key, value in (head | row).items()} for row in rows)
+    return text.getvalue().encode()
+
+
+def made_from_of(figure: Figure, text: bytes) -> str:
+    """A hash of all that a picture follows from: its file, its numbers, its labels, and how figures look."""
+    parts = [[part.label for part in parts] for parts in (figure.rows, figure.columns, figure.lines, figure.groups)]
+    artifacts = {artifact.product: sha256_of(Path(artifact.product)) for artifact in figure.artifacts()}
+    shown = [figure.definition, figure.target, figure.dataset, figure.model, parts, text.decode(), artifacts]
+    return f"depoison-{VERSION}-{fingerprint(shown)}"
+
+
+def kind_of(figure: Figure) -> Any:
+    return importlib.import_module(f"depoison.reports.figures.{figure.file.kind}")
+
+
+def write_page(plan: Plan, page: Page) -> None:
+    """Write reports/…/figures.md."""
+    path = Path(f"{page.target}.md")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, render_page(plan, page).encode())
+
+
+def page_is_current(plan: Plan, page: Page) -> bool:
+    path = Path(f"{page.target}.md")
+    return path.exists() and path.read_bytes() == render_page(plan, page).encode()
+
+
+def render_page(plan: Plan, page: Page) -> str:
+    """All figures of a paper, one below the other."""
+    track = plan.configuration.track(page.track).content
+    lines = [
+        f"# {plan.paper_label(page.paper)}: figures",
+        "",
+        f"Track {page.track}: {escape_markdown(track.summary)}.",
+    ]
+    for figure in page.figures:
+        name, file = figure.name, figure.file
+        number = f"Figure {name.removeprefix('figure')}"
+        lines += ["", f"## {number}: {escape_markdown(file.title)}", "", f"![{number}]({name}.png)", ""]
+        lines.append(
+            f"{escape_markdown(f'{file.caption}. {setting(plan, figure)}')} [PDF]({name}.pdf), [numbers]({name}.csv)."
+        )
+        if gaps := figure.gaps():
+            lines += ["", f"Not implemented: {escape_markdown(', '.join(gaps))}."]
+    return "\n".join(lines) + "\n"
+
+
+def setting(plan: Plan, figure: Figure) -> str:
+    """Dataset and model of the points, and what the track put in their place."""
+    used = list(dict.fromkeys((place.dataset, place.model) for place in figure.places))
+    words = [f"{plan.label('dataset', dataset)} with {plan.label('model', model)}" for dataset, model in used]
+    seeds = ", ".join(map(str, figure.seeds))
+    text = f"{'; '.join(words)}; {'seeds' if len(figure.seeds) > 1 else 'seed'} {seeds}"
+    text += ", means with 95% confidence intervals" if len(figure.seeds) > 1 else ""
+    if figure.printed != (figure.dataset, figure.model):
+        paper = " with ".join(plan.label(*each) for each in zip(("dataset", "model"), figure.printed, strict=True))
+        text += f" (the paper: {paper})"
+    return f"{text}."
