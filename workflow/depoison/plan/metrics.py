@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ class Metric(BaseModel):
     version: int = Field(1, ge=1, description="raised when its code computes other numbers")
     parameters: dict[str, Any] = Field(default={}, description="of a probe or an embedding: its values")
     axis: tuple[float, float] | None = Field(None, description="what figures show of it; default: what there is")
+    watched: bool = Field(False, description="shown while a run goes, where it was measured")
     took: float | None = Field(
         None, description="where it is lower without a defense, the attack did not take, and no number says anything"
     )
@@ -147,3 +149,17 @@ def metrics_of(root: Path) -> Metrics:
             if metric.no_rescue:
                 found.find(getattr(metric.no_rescue, key), f"{FOLDER}/{name}.yaml: no-rescue.{key}")
     return found
+
+
+def watched() -> dict[str, str]:
+    """Labels, by key, of what is shown while a run goes, the attack's last; none where the metrics cannot be read."""
+    return _watched(Path.cwd())
+
+
+@cache
+def _watched(root: Path) -> dict[str, str]:
+    try:
+        shown = [metric for metric in metrics_of(root).values() if metric.watched]
+    except (DepoisonError, OSError):
+        return {}
+    return {metric.key: metric.label for metric in sorted(shown, key=lambda metric: metric.took is not None)}

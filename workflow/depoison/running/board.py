@@ -14,6 +14,7 @@ from typing import Any
 from depoison.artifacts import read_evaluation, read_record
 from depoison.errors import DepoisonError
 from depoison.files import SPEC, read_json
+from depoison.plan.metrics import watched
 from depoison.plan.specs import STAGES, Artifact
 from depoison.running.estimate import Estimate, Records, Remaining, Work, duration, estimate, work_of
 from depoison.running.logs import Course, cause_in, course_in, log_of
@@ -331,5 +332,5 @@ def _measures(item: Item) -> list[str]:
         metrics = read_evaluation(item.artifact.product).metrics
     except DepoisonError:
         return []
-    named = (("C-Acc", metrics.get("c_acc")), ("ASR", metrics.get("asr")))
-    return [f"{name} {value:.2f}" for name, value in named if value is not None]
+    found = ((label, metrics.get(key)) for key, label in watched().items())
+    return [f"{label} {value:.2f}" for label, value in found if value is not None]

@@ -11,20 +11,21 @@ import time
 from typing import Any
 
 from depoison.files import write_bytes
+from depoison.plan.metrics import watched
+from depoison.stages.measure import followed
 from depoison.stages.runner import Job
-
-COLUMNS = ("epoch", "loss", "train_acc", "c_acc", "asr", "lcr", "images_per_second")
 
 log = logging.getLogger("depoison")
 
 
 def write_history(job: Job, history: list[dict[str, Any]]) -> None:
-    """One row an epoch in history.csv; C-Acc, ASR and LCR (percent) where they were measured.
+    """One row an epoch in history.csv; the metrics that it follows (percent) where they were measured.
 
     Whether the loss ended as no number goes into the record as `diverged`, and is said.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    columns = ("epoch", "loss", "train_acc", *followed(), "images_per_second")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(history)
     write_bytes(job.folder / "history.csv", text.getvalue().encode())
@@ -52,7 +53,7 @@ class Progress:
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Args: row: of the history, with `epochs` and `seconds_left`."""
-        measured = {name: row[key] for key, name in (("c_acc", "C-Acc"), ("asr", "ASR")) if key in row}
+        measured = {label: row[key] for key, label in watched().items() if key in row}
         self._measured = measured or self._measured
         shown = "".join(f"  {name} {value:.2f}" for name, value in measured.items())
         self._tell(row, f"loss {row['loss']:.4f}{shown}", last=row["epoch"] == row["epochs"])

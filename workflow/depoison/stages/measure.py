@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from depoison import metrics
 from depoison.artifacts import load_tensors
 from depoison.attacks.base import CPU, Attack, Poisoning, stamped
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors
-from depoison.metrics import measure
 from depoison.models.classifier import Classifier
+from depoison.plan.signatures import declared_arguments
 from depoison.stages.inputs import Dataset
 
 TRIGGERED = "triggered.safetensors"
 """The triggered test set, beside the trigger of a train artifact."""
 
-FOLLOWED = ("c-acc", "asr", "lcr")
-"""The metrics that a history follows over the epochs."""
+PREDICTED = {"clean", "labels", "triggered", "goals", "truth"}
+"""What metrics look at of predictions (`depoison.metrics`)."""
+
+
+@cache
+def followed() -> tuple[str, ...]:
+    """Keys of the metrics that a history follows over the epochs: those of one model's predictions alone."""
+    files = [path for folder in metrics.__path__ for path in Path(folder).glob("[!_]*.py")]
+    return tuple(sorted(path.stem for path in files if declared_arguments(path) <= PREDICTED))
 
 
 class Test:
@@ -31,7 +40,7 @@ class Test:
     whose threshold an oracle chooses, sees the same images, whatever the device.
 
     Args:
-        kept: (M,) int64 indices into the test set; M is the denominator of ASR and LCR, 0 for a clean model.
+        kept: (M,) int64 indices into the test set; M is the denominator of what counts the triggered, 0 for a clean model.
         goals: (M,) int64, the labels that the attack wants.
         images: (M, C, H, W) uint8.
     """
@@ -62,7 +71,7 @@ class Test:
             kept = poisoning.wanted(dataset.test_labels, len(dataset.classes)).nonzero()[:, 0]
             if not len(kept):
                 raise DepoisonError(
-                    f"all {len(goals)} test images have the label that the attack wants: nothing is left to measure ASR on"
+                    f"all {len(goals)} test images have the label that the attack wants: none is left to measure it on"
                 )
         images = dataset.test_inputs[kept]
         if attack is not None:
@@ -81,8 +90,8 @@ class Test:
         save_tensors(folder / TRIGGERED, {"kept": self.kept, "goals": self.goals, "images": self.triggered})
 
     def measure(self, model: Classifier, precision: str) -> dict[str, float]:
-        """{"c_acc"} and, where there is an attack, {"asr", "lcr"}, in percent."""
-        found, _ = measure(FOLLOWED, self.seen(*self.predictions(model, precision)))
+        """What a history follows, by key, in percent; without an attack nothing of triggered images."""
+        found, _ = metrics.measure(followed(), self.seen(*self.predictions(model, precision)))
         return {key: value for key, value in found.items() if value is not None}
 
     def predictions(self, model: Classifier, precision: str = "fp32") -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from depoison.training.recipe import Recipe
 
 
 def run(job: Job) -> None:
-    """Train on the poisoned pool; C-Acc and ASR on the test set go into the history only."""
+    """Train on the poisoned pool; what is measured on the test set goes into the history only."""
     dataset, rng = read_dataset(job.upstream("dataset")), Rng(job.seed, "train")
     attack, poisoning = read_attack(job.upstream("poison"))
     trigger = read_trigger(job.upstream("poison"), attack, dataset)
