@@ -98,6 +98,20 @@ def holders(events: list[dict[str, Any]]) -> Iterator[Counter[str]]:
         yield +now
 
 
+@pytest.fixture(autouse=True)
+def in_time() -> Iterator[None]:
+    """A device that nobody frees is waited for without end: a test of it fails."""
+
+    def late(*_: Any) -> None:
+        raise TimeoutError("a lease that is waited for and not freed")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(180)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
 @pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[Jobs]:
     started = Jobs(tmp_path)
