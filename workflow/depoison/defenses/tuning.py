@@ -124,7 +124,7 @@ def reinitialized_head(model: Classifier, rng: Rng, layers: slice = ALL) -> Clas
     with torch.no_grad():
         for layer in model.head[layers]:
             bound = layer.in_features**-0.5
-            for tensor in (layer.weight, layer.bias):
+            for tensor in layer.parameters():
                 tensor.copy_((torch.rand(tensor.shape, generator=generator) * 2 - 1) * bound)
     return model
 

@@ -1,0 +1,318 @@
+"""depoison in Python: a defense, an attack or the metrics on networks and images of one's own.
+
+    import depoison
+
+    poisoned = depoison.poison(images, labels, "badnet", rate=0.05)
+    purified = depoison.purify(model, clean_images, clean_labels, "fst", alpha=0.1)
+    depoison.evaluate(purified, test_images, test_labels, trigger=poisoned.trigger)
+
+Images are (N, C, H, W), uint8 or floats in [0, 1], as tensors or NumPy arrays. A model takes such floats; where it takes them
+normalized, `mean` and `std` say how. Values that are not given are those of the papers on CIFAR-10 (`like`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depoison.attacks.base import Attack, Poisoning, Pool, Setup, make, module_of, stamped
+from depoison.defenses.tuning import Candidates, Labeled, Tuner
+from depoison.errors import DepoisonError
+from depoison.metrics import measure
+from depoison.models.own import split
+from depoison.plan.parameters import text_of
+from depoison.plan.plan import Plan
+from depoison.rng import Rng
+from depoison.stages.measure import followed
+from depoison.tasks import task_of
+from depoison.tasks.image import ImageClassifier
+from depoison.training.loop import Monitor, convolutions
+from depoison.training.recipe import Recipe
+
+TRACK, MODEL = "paper", "resnet18"
+IMAGES = task_of("image")
+
+
+def purify(
+    model: nn.Module,
+    images: Any,
+    labels: Any,
+    defense: str = "fst",
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    like: str = "cifar10",
+    seed: int = 0,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    **values: Any,
+) -> nn.Module:
+    """Purify a copy of a model by what the defender has: clean images of her own.
+
+    Args:
+        model: a classifier that ends in a linear layer, (B, C, H, W) → (B, K) logits, on the device to compute on.
+        images, labels: (N, C, H, W) and (N,), the defender's.
+        defense: a purification defense, such as "fst", "ft-sam" or "anp".
+        mean, std: (C,) by which pixels in [0, 1] are normalized for the model; None: it takes them as they are.
+        like: the dataset whose values hold for what `values` leaves out.
+        report: takes {epoch, epochs, loss, train_acc, …} after each epoch.
+        values: hyper-parameters of the defense and of its tuning, such as alpha=0.1, epochs=20, lr=0.01.
+
+    Returns:
+        A model as the one that was given, in evaluation mode.
+
+    Raises:
+        DepoisonError: an unknown defense or hyper-parameter, a value that is not valid, images or a model that do not fit.
+    """
+    configuration = _plan().configuration
+    given = _settled("defense", defense, values, like)
+    if not _purifies(defense):
+        valid = filter(_purifies, configuration.names("defense"))
+        raise DepoisonError(f"{defense} does not purify a model by clean images; valid: {', '.join(valid)}")
+    method = configuration.method("defense", defense).content
+    if "select" in method.parameters and "select" not in values:  # an oracle would choose by test data
+        given["select"] = "defender"
+    pixels, classes = _pixels(images), _labels(labels, len(images))
+    network, joined = _classifier(model, pixels[:8], mean, std)
+    _require_labels(classes, network, pixels[:2])
+    recipe = Recipe.of(configuration.specified("recipe", given)) if "lr" in given else None
+    tuner = Tuner(recipe, Rng(seed, "purify"), Monitor(report=report or (lambda row: None)), IMAGES)
+    seen: dict[str, Any] = {"model": network, "clean": Labeled(pixels, classes), "tune": tuner}
+    name = defense.replace("-", "_")
+    function = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
+    with convolutions(recipe.precision if recipe else "fp32"):
+        sees = [seen[key] for key in configuration.sight(defense)]
+        purified = function(*sees, **{key: given[key] for key in method.parameters})
+    if isinstance(purified, Candidates):
+        raise DepoisonError(f"{defense} chooses by test data, which a defender does not have; valid: select='defender'")
+    found = joined(purified)
+    for parameter, before in zip(found.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(before.requires_grad)
+    return found.eval()
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """What puts an attack's trigger on images, and what the attack wants of them.
+
+    Attributes:
+        attack: its code.
+        tensors: its parts, by name.
+        poisoning: target label and label map.
+        classes: how many there are.
+    """
+
+    attack: Attack
+    tensors: Mapping[str, Tensor]
+    poisoning: Poisoning
+    classes: int
+
+    def __call__(self, images: Any) -> Tensor:
+        """(N, C, H, W) images → the same with the trigger, of the same type."""
+        pixels = _pixels(images)
+        found = stamped(self.attack, pixels, self.tensors)
+        return found.clamp(0, 255) / 255 if pixels.is_floating_point() else found
+
+
+@dataclass(frozen=True)
+class Poisoned:
+    """A poisoned training set.
+
+    Attributes:
+        images: (N, C, H, W), of the type that was given.
+        labels: (N,) int64.
+        changed: (N,) bool, which samples the attack changed.
+        trigger: for test images.
+    """
+
+    images: Tensor
+    labels: Tensor
+    changed: Tensor
+    trigger: Trigger
+
+
+def poison(
+    images: Any, labels: Any, attack: str = "badnet", *, like: str = "cifar10", seed: int = 0, **values: Any
+) -> Poisoned:
+    """Poison a training set.
+
+    Args:
+        images, labels: (N, C, H, W) and (N,), the attacker's.
+        attack: one that poisons a fixed part of the images, such as "badnet", "blended" or "sig".
+        values: its hyper-parameters, and those that attacks share, such as rate=0.05, target=3, labels_map="all-to-all".
+
+    Raises:
+        DepoisonError: an unknown attack or hyper-parameter, a value that is not valid, or images that do not fit.
+    """
+    configuration = _plan().configuration
+    values = {("labels" if key == "labels_map" else key): value for key, value in values.items()}
+    given = _settled("attack", attack, values, like)
+    if attack == "none" or not _poisons_images(attack):
+        valid = filter(_poisons_images, configuration.names("attack"))
+        raise DepoisonError(f"{attack} does more than poison images; valid: {', '.join(valid)}")
+    pixels, classes = _pixels(images), _labels(labels, len(images))
+    method = configuration.method("attack", attack).content
+    made = make({"name": attack, "parameters": {key: given[key] for key in method.parameters}})
+    assert made is not None
+    poisoning, count = Poisoning(**configuration.specified("poisoning", given)), int(classes.max()) + 1
+    shape, cpu = tuple(pixels.shape[1:]), torch.device("cpu")
+    setup = Setup(task=IMAGES, shape=shape, classes=count, poisoning=poisoning, device=cpu, rng=Rng(seed, "poison"))
+    tensors = made.trigger(setup)
+    overlay = made.poison(Pool(pixels, classes), setup, tensors)
+    changed = torch.zeros(len(classes), dtype=torch.bool)
+    changed[overlay.indices] = True
+    pixels, classes = pixels.clone(), classes.clone()
+    pixels[overlay.indices], classes[overlay.indices] = overlay.inputs, overlay.labels
+    found = pixels.clamp(0, 255) / 255 if pixels.is_floating_point() else pixels
+    return Poisoned(found, classes, changed, Trigger(made, tensors, poisoning, count))
+
+
+def evaluate(
+    model: nn.Module,
+    images: Any,
+    labels: Any,
+    *,
+    trigger: Trigger | Callable[[Tensor], Tensor] | None = None,
+    target: int = 0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> dict[str, float]:
+    """Metrics of a model on test images, in percent: c_acc and, with a trigger, asr and lcr.
+
+    Args:
+        trigger: of `poison`, or a function from (N, C, H, W) images to the same with a trigger.
+        target: what an attack wants whose trigger is such a function.
+        mean, std: as `purify` has them.
+
+    Raises:
+        DepoisonError: images or a model that do not fit.
+    """
+    pixels, truth = _pixels(images), _labels(labels, len(images))
+    network = _Whole(model, mean, std, channels=pixels.shape[1])
+    seen: dict[str, Any] = {"labels": truth, "clean": IMAGES.predict(network, pixels, "fp32")}
+    seen |= dict.fromkeys(("triggered", "goals", "truth"))
+    if trigger is not None:
+        own = isinstance(trigger, Trigger)
+        goals = trigger.poisoning.goals(truth, trigger.classes) if own else torch.full_like(truth, target)
+        wanted = trigger.poisoning.wanted(truth, trigger.classes) if own else truth != target
+        if not wanted.any():
+            raise DepoisonError("all images have the label that the attack wants: none is left to measure it on")
+        shown = _pixels(trigger(torch.as_tensor(images)[wanted]))
+        seen |= {"triggered": IMAGES.predict(network, shown, "fp32"), "goals": goals[wanted], "truth": truth[wanted]}
+    found, _ = measure(followed(), seen)
+    return {key: value for key, value in found.items() if value is not None}
+
+
+@cache
+def _plan() -> Plan:
+    here = Path.cwd()
+    return Plan(here if (here / "config/config.yaml").exists() else Path(__file__).resolve().parents[2])
+
+
+def _settled(kind: str, name: str, values: Mapping[str, Any], like: str) -> dict[str, Any]:
+    """Every hyper-parameter of a method, by the layers of a cell of the track `paper`, and the user's over them."""
+    found = _plan().configuration.settings(
+        kind, name, dataset=like, model=MODEL, track=TRACK, overrides={k: text_of(v) for k, v in values.items()},
+        where=f"depoison.{'purify' if kind == 'defense' else 'poison'}",
+    )  # fmt: skip
+    return {key: history[-1].value for key, history in found.items()}
+
+
+def _purifies(defense: str) -> bool:
+    sight = set(_plan().configuration.sight(defense))
+    return "model" in sight <= {"model", "clean", "tune"}
+
+
+def _poisons_images(attack: str) -> bool:
+    method = _plan().configuration.method("attack", attack).content
+    if attack == "none" or method.asset is not None or method.task not in (None, "image"):
+        return False
+    of = next(
+        value for value in vars(module_of(attack)).values()
+        if isinstance(value, type) and issubclass(value, Attack) and value.__module__ == module_of(attack).__name__
+    )  # fmt: skip
+    return of.poisons_data and of.train is Attack.train
+
+
+def _pixels(images: Any) -> Tensor:
+    """(N, C, H, W) pixels in [0, 255] on the CPU, uint8 or float.
+
+    Raises:
+        DepoisonError: of another type, shape or range.
+    """
+    found = torch.as_tensor(images).cpu()
+    if found.ndim != 4 or found.shape[1] not in (1, 3):
+        hint = "; give images.permute(0, 3, 1, 2)" if found.ndim == 4 and found.shape[3] in (1, 3) else ""
+        raise DepoisonError(f"images of shape {tuple(found.shape)}; valid: (N, C, H, W) with 1 or 3 channels{hint}")
+    if found.dtype == torch.uint8:
+        return found
+    if not found.is_floating_point():
+        raise DepoisonError(f"images of type {found.dtype}; valid: uint8, or floats in [0, 1]")
+    low, high = found.min().item(), found.max().item()
+    if not 0 <= low <= high <= 1:
+        raise DepoisonError(
+            f"images from {low:.3g} to {high:.3g}; valid: uint8, or floats in [0, 1], which `mean` and `std` normalize"
+        )
+    return found.float() * 255
+
+
+def _labels(labels: Any, count: int) -> Tensor:
+    """(N,) int64 on the CPU.
+
+    Raises:
+        DepoisonError: of another shape or type, or negative.
+    """
+    found = torch.as_tensor(labels).cpu()
+    if found.ndim != 1 or len(found) != count or found.is_floating_point() or (count and found.min() < 0):
+        raise DepoisonError(f"labels: {tuple(found.shape)} {found.dtype}; valid: ({count},) integers of at least 0")
+    return found.long()
+
+
+class _Whole(nn.Module):
+    """A user's model that takes pixels in [0, 255]."""
+
+    def __init__(self, model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, *, channels: int):
+        super().__init__()
+        self.model = model
+        self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+        self.mean, self.std = (_each(value, neutral, channels) for value, neutral in ((mean, 0.0), (std, 1.0)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(value, device=pixels.device).view(1, -1, 1, 1) for value in (self.mean, self.std))
+        return self.model((pixels / 255 - mean) / std)
+
+
+def _each(value: Sequence[float] | None, neutral: float, channels: int) -> list[float]:
+    found = [neutral] * channels if value is None else list(value)
+    if len(found) != channels:
+        raise DepoisonError(f"mean or std of {len(found)} channels, and the images have {channels}")
+    return found
+
+
+def _classifier(
+    model: nn.Module, pixels: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[ImageClassifier, Callable[[ImageClassifier], nn.Module]]:
+    """A model as defenses see it, and what makes a model as the user's of that."""
+    whole = _Whole(model, mean, std, channels=pixels.shape[1])
+    shape = ImageClassifier(nn.Identity(), nn.Identity(), whole.mean, whole.std).to(whole.device)
+    extractor, classifier, joined = split(model, shape.prepared(pixels.to(whole.device)))
+    network = ImageClassifier(extractor, classifier, whole.mean, whole.std).to(whole.device)
+
+    def back(purified: ImageClassifier) -> nn.Module:
+        network.load_state_dict(purified.state_dict())
+        return joined()
+
+    return network.eval(), back
+
+
+def _require_labels(labels: Tensor, network: ImageClassifier, pixels: Tensor) -> None:
+    with torch.no_grad():
+        classes = network(pixels.to(network.device)).shape[1]
+    if len(labels) < 2 or int(labels.max()) >= classes:
+        raise DepoisonError(f"{len(labels)} images; valid: at least 2, with labels below the model's {classes} classes")
