@@ -39,28 +39,15 @@ def scaled(plan: Plan, track: str, attack: Choice, paper: str, *, printed: str, 
                 f"{loaded.document.path}: track {track} keeps the number of poisoned images, which needs 'train_samples', "
                 "how many training images the dataset has"
             )
-        settings = configuration.settings(
-            "dataset",
-            name,
-            dataset=name,
-            model=model,
-            paper=paper,
-            track=track,
-            overrides={},
-            where=loaded.document.path,
+        where = loaded.document.path
+        settings = plan.settings(
+            "dataset", Choice(name), dataset=name, model=model, track=track, paper=paper, where=where
         )
         return total - round(settings["reserve"][-1].value * total)
 
     overrides = dict(attack.overrides)
-    found = configuration.settings(
-        "attack",
-        attack.name,
-        dataset=dataset,
-        model=model,
-        paper=paper,
-        track=track,
-        overrides=overrides,
-        where=f"track {track}",
+    found = plan.settings(
+        "attack", attack, dataset=dataset, model=model, track=track, paper=paper, where=f"track {track}"
     )["rate"][-1]
     if found.layer == OWN:
         return attack

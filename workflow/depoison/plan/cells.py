@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import cache
 
 from depoison.errors import DepoisonError
 
@@ -32,6 +33,7 @@ class Choice:
         return str(Choice(self.name, tuple(sorted((key, _number(value)) for key, value in self.overrides))))
 
     @classmethod
+    @cache
     def parse(cls, text: str, where: str) -> Choice:
         """Read `name+key=value+key=value`.
 

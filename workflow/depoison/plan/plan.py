@@ -200,22 +200,28 @@ class Plan:
         )
         return Cell(name, settings, evaluation)
 
-    def _settings(self, kind: str, name: CellName) -> dict[str, list[Setting]]:
-        choice: Choice = getattr(name, kind)
-        key = (kind, choice, choice.origins, name.dataset.name, name.model.name, name.track, name.paper)
+    def settings(
+        self, kind: str, choice: Choice, *, dataset: str, model: str, track: str, paper: str, where: str
+    ) -> dict[str, list[Setting]]:
+        """As `Configuration.settings`, of a method as it was chosen; resolved once."""
+        key = (kind, choice, choice.origins, dataset, model, track, paper)
         if key not in self._settings_of:
             self._settings_of[key] = self.configuration.settings(
                 kind,
                 choice.name,
-                dataset=name.dataset.name,
-                model=name.model.name,
-                track=name.track,
+                dataset=dataset,
+                model=model,
+                track=track,
                 overrides=dict(choice.overrides),
-                where=name.path.rpartition("/")[0],
-                paper=name.paper,
+                where=where,
+                paper=paper,
                 origins=choice.origins,
             )
         return self._settings_of[key]
+
+    def _settings(self, kind: str, name: CellName) -> dict[str, list[Setting]]:
+        of = {"dataset": name.dataset.name, "model": name.model.name, "track": name.track, "paper": name.paper}
+        return self.settings(kind, getattr(name, kind), **of, where=name.path.rpartition("/")[0])
 
     @cached_property
     def _sources(self) -> list[str]:
