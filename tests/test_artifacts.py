@@ -118,6 +118,7 @@ def test_a_changed_evaluation_is_no_ones_number(reader, here):
         assert "delete it and run again: `snakemake -- TARGET`" in str(told.value)
 
 
+@pytest.mark.drill
 @pytest.mark.pipeline
 def test_a_changed_evaluation_is_one_line_and_what_it_says_makes_it_anew(made):
     product = product_of(made)

@@ -604,6 +604,7 @@ def test_a_claim_with_a_fault(changes, line, words, here):
     assert words in told and "\n" not in told and faulty_line(told, here).startswith(line)
 
 
+@pytest.mark.drill
 def test_the_check_finds_faults_and_counts_claims(here):
     put(here, it=claim(), other=claim())
     done = here.depoison("check")
@@ -867,6 +868,7 @@ def test_rendering_imports_neither_torch_nor_all_of_scipy(here):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.drill
 @pytest.mark.pipeline
 def test_snakemake_shows_what_is_there_and_makes_no_cell(here):
     put(here, it=claim())

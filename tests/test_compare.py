@@ -380,6 +380,7 @@ def test_two_tracks(two):
     assert [round(r.difference, 9) for r in back.rows] == [round(-r.difference, 9) for r in found.rows]
 
 
+@pytest.mark.drill
 def test_a_track_beside_a_folder_is_that_track_in_both(two):
     for project in two:
         project.edit("config/tracks/wide.yaml", lambda data: data.update(TINY_WIDE))
@@ -449,6 +450,7 @@ def test_a_commit_without_evaluations(tmp_path, monkeypatch):
 # --- output and bad input ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.drill
 def test_outputs(two):
     another_code(two[1])
     measure(two[0])

@@ -772,6 +772,7 @@ done
 """
 
 
+@pytest.mark.drill
 def test_a_checkout_that_is_read_only(made, tmp_path):
     """What only reads works, and what writes says in a line what cannot be written."""
     script = READ_ONLY.format(cell=tiny_cell(), other=tiny_cell(defense="lp+lr=0.1"))
@@ -784,6 +785,7 @@ def test_a_checkout_that_is_read_only(made, tmp_path):
     assert all(line.startswith("depoison: error: ") and "Read-only file system" in line for line in lines), lines
 
 
+@pytest.mark.drill
 def test_a_file_that_is_larger_than_memory_is_named(made):
     path = next(made.path.glob("results/evaluate/*badnet*-lp-*/metrics.json")).relative_to(made.path)
     script = f"truncate -s 2G {path}; ulimit -v 2000000; python -m depoison table reports/tiny/small.md"

@@ -476,6 +476,7 @@ def test_pictures_have_the_size_of_a_page(name, drawn):
     assert b"/CreationDate" not in files[".pdf"]
 
 
+@pytest.mark.drill
 def test_the_same_numbers_make_the_same_bytes_in_another_process(drawn):
     """Hashes of texts differ from process to process, and must not reach a file."""
     figures = [read_figure(drawn.plan(), f"reports/tiny/{name}") for name in ALL_KINDS]
@@ -694,6 +695,7 @@ def asked(project: Project, *arguments: str) -> dict[str, int]:
     return job_counts(done.stdout + done.stderr)
 
 
+@pytest.mark.drill
 @pytest.mark.pipeline
 def test_figures_through_snakemake(made_):
     for path in (made_ / FOLDER).glob("*.yaml"):

@@ -424,6 +424,7 @@ def test_before_the_first_job_a_run_can_say_what_is_in_the_way(tmp_path, monkeyp
     assert line.startswith(f"{tmp_path}/depoison-devices/0.0.lock: is a symbolic link; ")
 
 
+@pytest.mark.drill
 @pytest.mark.pipeline
 def test_a_run_says_before_its_first_job_that_its_leases_count_for_its_user_alone(made, tmp_path):
     a_link(tmp_path / "depoison-devices")

@@ -572,6 +572,7 @@ def test_equal_inputs_make_equal_bytes(copy):
     assert len(first) < 5_000_000
 
 
+@pytest.mark.drill
 def test_a_page_is_current_until_something_that_it_shows_changes(copy):
     plan, index = index_of(copy)
     assert not index_is_current(plan, index)
@@ -637,6 +638,7 @@ def test_a_corrupted_record_is_named(small):
         page_of(small)
 
 
+@pytest.mark.drill
 @pytest.mark.pipeline
 def test_snakemake_makes_the_page_from_what_is_there(made):
     only(made)
@@ -690,6 +692,7 @@ def test_what_a_report_shows_stands_for_it(faked):
     assert shares > set(read_table(whole, "reports/digits/table1").evaluations())
 
 
+@pytest.mark.drill
 @pytest.mark.pipeline
 def test_a_page_of_another_configuration_is_current_for_it(made):
     only(made)

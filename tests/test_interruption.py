@@ -88,6 +88,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("stage", ["train", "purify"])
 def test_a_killed_job_fails_the_run_and_the_next_resumes_it(stage, tiny):
     attack, defense = ("badnet+epochs=20", "none") if stage == "train" else ("badnet", "lp+epochs=40")
@@ -222,6 +223,7 @@ def test_what_somebody_finished_after_a_run_was_planned_stays(waiting):
     assert waiting.run.wait(60) == 0 and waiting.record(waiting.models[1]) == made
 
 
+@pytest.mark.drill
 def test_what_somebody_finished_while_a_job_waited_for_it_stays_when_that_job_dies(waiting):
     """Snakemake removes the outputs of a job that failed."""
     made = waiting.somebody_makes(waiting.models[0])

@@ -498,6 +498,7 @@ def test_snakemake_makes_the_document_once_and_again_when_it_is_out_of_date(pape
     assert r"\texttt{snakemake -{}-configfile more.yaml -{}- reports/tiny/mini/paper.pdf}" in text
 
 
+@pytest.mark.drill
 @pytest.mark.pipeline
 def test_snakemakes_report_shows_tables_by_paper_and_track(paper):
     """Snakemake 9 brings the report's scripts with it: nothing is fetched."""

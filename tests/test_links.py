@@ -112,6 +112,7 @@ def test_results_and_what_is_above_may_be_links(tmp_path, monkeypatch):
             refuse_links(Path(refused))
 
 
+@pytest.mark.drill
 @pytest.mark.pipeline
 def test_a_run_with_results_on_another_disk(tiny, tmp_path):
     (tmp_path / "disk").mkdir()

@@ -204,6 +204,7 @@ def test_all_tables_may_be_partial(there):
     assert "\n|" in render(there.plan(), table, partial=True)[".md"]  # asked for alone it is shown
 
 
+@pytest.mark.drill
 @pytest.mark.pipeline
 def test_a_partial_table_is_made_again_when_asked_for(made, monkeypatch):
     """The file that a partial table left does not pass for the table."""

@@ -76,6 +76,7 @@ def test_one_changed_value_makes_one_purified_model(ready):
     assert asked(ready, "-n", target, TABLE) == NOTHING
 
 
+@pytest.mark.drill
 def test_two_configurations_write_one_cell_in_turn_and_it_says_whose_it_is(ready):
     target, told = lp(), []
     (ready / "mine.yaml").write_text("defenses: {lp: {lr: 0.5}}")
@@ -97,6 +98,7 @@ def test_two_configurations_write_one_cell_in_turn_and_it_says_whose_it_is(ready
     assert len(list((ready / ".snakemake/depoison/stamps").iterdir())) == 3, "planning at once, each looks at its own"
 
 
+@pytest.mark.drill
 def test_another_order_in_another_place_makes_the_same_bytes(first, tmp_path):
     project = first.copy(tmp_path / "a folder with spaces" / "and ünïcode")
     assert asked(project, "--cores", "1", lp("blended"))["train"] == 1
@@ -154,6 +156,7 @@ def test_a_users_value_that_equals_a_default_wins_over_the_track_in_jobs_too(how
     assert purify["parameters"]["recipe"]["batch_size"] == default
 
 
+@pytest.mark.drill
 def test_who_changed_code_is_told_what_to_do(ready, monkeypatch, capsys):
     with (ready / "workflow/depoison/defenses/lp.py").open("a", encoding="utf-8") as code:
         code.write("\nCHANGED = 1\n")

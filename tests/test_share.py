@@ -518,6 +518,7 @@ def test_no_remote_is_a_clear_error(published):
     assert "not-mounted: DVC's remote 'team' is not there" in told and len(told.strip().splitlines()) == 1
 
 
+@pytest.mark.drill
 def test_gc_keeps_what_is_reached_and_what_is_nowhere_else(published):
     clone = clone_of(published, "f")
     target = "results/cells/tiny/digits/resnet18/badnet+rate=0.05/fst+alpha=0.55/s0.json"

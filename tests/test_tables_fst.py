@@ -532,6 +532,7 @@ def test_all_tables_in_one_document(there):
     assert json.loads(files[".json"]) == [json.loads(texts[".json"]) for texts in tables.values()]
 
 
+@pytest.mark.drill
 def test_the_document_is_up_to_date_by_content(faked, tmp_path, monkeypatch):
     project = faked.copy(tmp_path / "project", "results")
     monkeypatch.chdir(project.path)
@@ -563,6 +564,7 @@ def test_all_tables_without_snakemake(made):
     assert headings == ["OTHER, first: Small", "OTHER, second: Small"]
 
 
+@pytest.mark.drill
 @pytest.mark.pipeline
 def test_snakemake_makes_all_tables_from_the_same_evaluations(faked, tmp_path, monkeypatch):
     project = faked.copy(tmp_path / "project", "results")

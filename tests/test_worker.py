@@ -150,6 +150,7 @@ def test_the_death_of_a_client_is_the_death_of_its_stage(warm):
     assert warm.run(*NONSENSE)[0] == 1  # the worker itself is well
 
 
+@pytest.mark.drill
 def test_the_death_of_the_worker_is_heard_at_once_by_every_client(warm):
     """Also while a process that it forked for another client lives on."""
     folder, arguments = stage(warm.project, "results/train/*badnet*")
@@ -170,6 +171,7 @@ def test_the_death_of_the_worker_is_heard_at_once_by_every_client(warm):
         first.wait()
 
 
+@pytest.mark.drill
 def test_a_client_whose_worker_dies_does_the_work_itself(warm):
     folder, arguments = stage(warm.project, "results/train/*badnet*")
     before = warm.project.checksums(f"{folder}/*.safetensors")
@@ -422,6 +424,7 @@ def test_a_worker_outlives_its_owner_by_its_stages_only(warm):
     wait_until(lambda: not alive(warm.worker))
 
 
+@pytest.mark.drill
 def test_snakemake_leaves_no_worker_behind(tiny):
     done = tiny.snakemake("--cores", "2", "--", cell(track="tiny", attack="badnet+rate=0.1", defense="lp"))
     assert done.returncode == 0, done.stderr
