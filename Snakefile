@@ -8,15 +8,8 @@ configfile: "config/config.yaml"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/data.smk"
-include: "workflow/rules/train.smk"
-include: "workflow/rules/purify.smk"
-include: "workflow/rules/evaluate.smk"
-include: "workflow/rules/tables.smk"
-include: "workflow/rules/figures.smk"
-include: "workflow/rules/claims.smk"
-include: "workflow/rules/html.smk"
-include: "workflow/rules/latex.smk"
+include: "workflow/rules/stages.smk"
+include: "workflow/rules/reports.smk"
 
 
 rule all:

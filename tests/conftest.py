@@ -28,8 +28,8 @@ from depoison.plan.metrics import metrics_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import chain_of
 from depoison.reports.comparison import compare
+from depoison.reports.kinds import artifacts
 from depoison.reports.tables import Shown
-from depoison.running.share import artifacts
 
 settings.register_profile("few", deadline=None, derandomize=True, max_examples=25)
 settings.register_profile("many", deadline=None, derandomize=True)

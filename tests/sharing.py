@@ -23,7 +23,8 @@ from conftest import job_counts
 from depoison.files import RUN, SPEC, sha256_of, write_json
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact, chain_of
-from depoison.running.share import artifacts, heavy_files
+from depoison.reports.kinds import artifacts
+from depoison.running.share import heavy_files
 
 REPORT = "reports/tiny/small.md"
 

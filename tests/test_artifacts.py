@@ -34,10 +34,10 @@ from depoison.papers.figures import read_figure
 from depoison.papers.index import read_index
 from depoison.papers.tables import read_table
 from depoison.plan.specs import directory_of
-from depoison.reports.cells import render_cell
 from depoison.reports.claims import verdicts
 from depoison.reports.figures import tradeoff
 from depoison.reports.html.page import render_index
+from depoison.reports.kinds.cell import render_cell
 from depoison.reports.runs import read_side
 from depoison.reports.tables import render
 from depoison.stages.runner import run_stage
@@ -131,7 +131,7 @@ def test_a_changed_evaluation_is_one_line_and_what_it_says_makes_it_anew(made):
         last = told.stderr.splitlines()[-1]
         assert last.startswith("depoison: error: ") and f"{product}: corrupted (its sha256 is not the one in" in last
         shutil.rmtree(made / "reports", ignore_errors=True)
-    for command in (["table", f"{TABLE}.md"], ["html", "reports/tiny/index.html"], ["run", f"{TABLE}.md"]):
+    for command in (["report", f"{TABLE}.md"], ["report", "reports/tiny/index.html"], ["run", f"{TABLE}.md"]):
         refused(made.depoison(*command), f"{product}: corrupted", "run.json", "delete it", progress=True)
     assert not list((made / "reports").glob("**/*.md"))
     (made / product).unlink()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from conftest import ROOT, Project, job_counts, long, printed_lines, put_recorded
 from depoison.errors import DepoisonError
 from depoison.metrics.mixing import mixing as mixing_of
-from depoison.papers.claims import Claims, Condition, Statistic, all_claims, is_claims, read_claims
+from depoison.papers.claims import Condition, Statistic, all_claims, read_claims
 from depoison.papers.figures import read_figure
 from depoison.papers.grid import Place
 from depoison.papers.kinds.epochs import history_of
@@ -34,15 +34,14 @@ from depoison.reports.claims import (
     UNPRINTED,
     UNTESTABLE,
     Verdict,
-    claims_are_current,
     claims_of,
     drawn,
     reduced,
     render,
     statistic_of,
     verdicts,
-    write_claims,
 )
+from depoison.reports.kinds import report_of
 from depoison.reports.numbers import Reader
 
 FST = "config/papers/fst/claims.yaml"
@@ -619,10 +618,6 @@ def test_the_check_finds_faults_and_counts_claims(here):
 
 
 def test_papers_and_targets(here):
-    assert (
-        is_claims("reports/claims.md") and is_claims("reports/digits/fst/claims") and not is_claims("reports/table1.md")
-    )
-    assert not is_claims("results/claims.md") and not is_claims("reports/claimsx.md")
     assert all_claims(here.plan()) == [
         f"reports/{where}fst/claims" for where in ("cifar10-cpu/", "demo/", "digits/", "", "solids/", "tiny/")
     ]
@@ -813,14 +808,11 @@ def test_the_page_is_current_until_something_changes(here):
     put(here, it=claim())
     measure(here, {("badnet", "lp"): [1, 1, 1], ("blended", "lp"): [2, 2, 2]})
 
-    def read() -> Claims:
-        return read_claims(here.plan(), "reports/tiny/claims")
-
     def current() -> bool:
-        return claims_are_current(here.plan(), read())
+        return report_of(here.plan(), "reports/tiny/claims").is_current()
 
     def made_again() -> bool:
-        write_claims(here.plan(), read())
+        report_of(here.plan(), "reports/tiny/claims").write()
         return current()
 
     assert not current() and made_again()
@@ -844,7 +836,7 @@ def test_the_page_is_current_until_something_changes(here):
 def test_the_commands(here):
     put(here, it=claim())
     measure(here, {("badnet", "lp"): [1, 1, 1], ("blended", "lp"): [2, 2, 2]})
-    done = here.depoison("claims", "reports/tiny/claims.md")
+    done = here.depoison("report", "reports/tiny/claims.md")
     assert done.returncode == 0 and "holds, 2.00 ± 0.00" in Path("reports/tiny/claims.md").read_text(
         encoding="utf-8"
     ), done.stderr
@@ -852,8 +844,6 @@ def test_the_commands(here):
     assert found["ours"]["state"] == HOLDS and found["ours"]["values"] == [2.0, 2.0, 2.0]
     assert here.depoison("run", "reports/claims").returncode == 0  # computes nothing
     assert "0 of 6" in Path("reports/claims.md").read_text(encoding="utf-8")
-    done = here.depoison("claims", "reports/tiny/small.md")
-    assert done.returncode == 1 and "the claims of a paper are reports/[track/][paper/]claims.md" in done.stderr
 
 
 def test_rendering_imports_neither_torch_nor_all_of_scipy(here):

@@ -22,11 +22,10 @@ from conftest import Project, put_recorded, with_tiny
 from depoison.errors import DepoisonError
 from depoison.files import read_json, write_json
 from depoison.papers.tables import read_table
-from depoison.reports.cells import write_cell
 from depoison.reports.changes import Comparison, as_json, as_text, compare_sides
+from depoison.reports.kinds import report_of
 from depoison.reports.noise import holm, newcombe, welch, wilson
 from depoison.reports.runs import read_side
-from depoison.reports.tables import write_table
 
 SMALL = "config/papers/fst/small.yaml"
 IMAGES = {"c_acc": 1000, "asr": 900}
@@ -317,7 +316,7 @@ def write_cells(project: Project) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project.path)
         for cell in read_table(project.plan(), "reports/tiny/small").cells():
-            write_cell(cell)
+            report_of(project.plan(), cell.name.path).write()
 
 
 def only(project: Project, *folders: str) -> None:
@@ -346,7 +345,7 @@ def test_a_tables_json_is_enough_for_several_seeds(seeds, two):
     measure(two[1], other_lp(300))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(two[1].path)
-        write_table(two[1].plan(), read_table(two[1].plan(), "reports/tiny/small"))
+        report_of(two[1].plan(), "reports/tiny/small").write()
     only(two[1], "reports")
     found = compared(two[0], ".", str(two[1].path))
     (row,) = found.rows
@@ -520,7 +519,7 @@ def test_a_broken_evaluation_is_named(text, two):
 
 def test_a_broken_table_is_named(two):
     measure(two[0])
-    write_table(two[0].plan(), read_table(two[0].plan(), "reports/tiny/small"))
+    report_of(two[0].plan(), "reports/tiny/small").write()
     path = two[0] / "reports/tiny/small.json"
     write_json(path, read_json(path) | {"cells": [{}]})
     with pytest.raises(DepoisonError, match=r"small\.json: is no table of this project"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import seldom
+from conftest import Project, job_counts, seldom
 from depoison.papers.tables import read_table
 from depoison.plan.cells import CellName
 from depoison.plan.plan import Plan
@@ -60,10 +60,8 @@ def test_page_leads_to_a_cell(page, tmp_path):
         assert "Nothing to be done" in done.stdout + done.stderr and line in done.stderr.splitlines()
 
 
-@pytest.mark.pipeline
-@pytest.mark.parametrize("page", ["adding-a-metric", *seldom("adding-a-figure-kind", "adding-a-paper")])
-def test_page_leads_to_a_report(page, made):
-    """On the models that the small table has; no other file is edited."""
+def walk(page: str, made: Project) -> list[str]:
+    """Follow a page; no other file is edited. Returns the targets of its last command."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     for file, content in re.findall(r"```\w+\n# file: (\S+)\n(.*?)```", text, re.DOTALL):
         assert not (made / file).exists()
@@ -75,11 +73,37 @@ def test_page_leads_to_a_report(page, made):
         words = command.replace("/digits/", "/tiny/").split()
         done = made.run(sys.executable, "-m", *words)
         assert done.returncode == 0, done.stdout + done.stderr
-    targets = words[words.index("--") + 1 :]
+    targets = [word for word in words if word.startswith("reports/")]
     assert targets and all((made / target).stat().st_size for target in targets)
-    if targets[0].endswith(".md"):
-        table = json.loads((made / targets[0]).with_suffix(".json").read_text(encoding="utf-8"))
+    return targets
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("page", ["adding-a-metric", *seldom("adding-a-figure-kind", "adding-a-paper")])
+def test_page_leads_to_a_report(page, made):
+    """On the models that the small table has."""
+    target = walk(page, made)[0]
+    if target.endswith(".md"):
+        table = json.loads((made / target).with_suffix(".json").read_text(encoding="utf-8"))
         assert not table["missing"] and all(number["ours"] is not None for number in table["lines"][0]["numbers"][:2])
+
+
+@pytest.mark.pipeline
+def test_page_leads_to_a_kind_of_report(made):
+    """It says what was recorded, is up to date until that changes, and is made anew then."""
+    (target,) = walk("adding-a-report-kind", made)
+    again = ("snakemake", "--cores", "1", "--", target)
+    counted = {stage: len(list(made.path.glob(f"results/{stage}/[!.]*/run.json"))) for stage in ("train", "evaluate")}
+    for stage, count in counted.items():
+        assert f"| {stage} | {count} | " in (made / target).read_text(encoding="utf-8")
+    done = made.run(sys.executable, "-m", *again)
+    assert job_counts(done.stdout + done.stderr) == {}
+    next(made.path.glob("results/evaluate/*/metrics.json")).unlink()
+    done = made.run(sys.executable, "-m", *again)
+    assert job_counts(done.stdout + done.stderr) == {"costs": 1}  # and no evaluation, which it does not ask for
+    assert f"| evaluate | {counted['evaluate'] - 1} | " in (made / target).read_text(encoding="utf-8")
+    wrong = made.run(sys.executable, "-m", "snakemake", "-n", "--", "reports/tiny/costs.pdf")
+    assert wrong.returncode == 1 and "the page of costs is written as .md" in wrong.stderr.splitlines()[-1]
 
 
 def rows_below(text: str, words: str) -> list[str]:

@@ -23,11 +23,11 @@ from depoison.cli import main
 from depoison.errors import DepoisonError
 from depoison.files import write_json
 from depoison.papers.check import check
-from depoison.papers.parts import check_form
 from depoison.plan.config import Runtime
 from depoison.plan.lock import stale
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.specs import canonical
+from depoison.reports.kinds import kind_of
 from depoison.stages.purify import tuning_images
 from depoison.stages.runner import Job, run_stage
 from snakemake_logger_plugin_depoison import refuse_configfiles
@@ -117,7 +117,7 @@ def test_outside_the_project_commands_say_where_they_belong(command, untouched, 
 def test_a_name_that_is_accepted_is_the_file_that_is_written(spelling, made):
     """Snakemake waits for the file that it asked for."""
     asked = f"results/cells/tiny/digits/resnet18/badnet/{spelling}"
-    done = made.depoison("cell", asked)
+    done = made.depoison("report", asked)
     if done.returncode == 0:
         assert (made / asked).exists()
     else:
@@ -400,8 +400,8 @@ FORMS = {
 @pytest.mark.parametrize("target", FORMS)
 def test_a_report_in_a_form_that_there_is_not(target):
     with pytest.raises(DepoisonError, match=re.escape(f"{target}: {FORMS[target]}")):
-        check_form(target)
-    check_form(target.rpartition(".")[0])
+        kind_of(target)
+    kind_of(target.rpartition(".")[0])
 
 
 @pytest.mark.parametrize(
@@ -441,14 +441,14 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_first_job(made):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1] == "depoison: error: reports/tiny: is a file, not a folder"
     assert not list(made.path.glob("results/evaluate/*/metrics.json"))
-    refused(made.depoison("html", "reports/tiny/index.html"), "reports/tiny")
+    refused(made.depoison("report", "reports/tiny/index.html"), "reports/tiny")
 
 
 def test_a_figure_without_what_it_draws_says_what_makes_it(made):
     refused(
-        made.depoison("figure", "reports/tiny/figure2"), "are missing, the first is results/", "`snakemake -- reports/"
+        made.depoison("report", "reports/tiny/figure2"), "are missing, the first is results/", "`snakemake -- reports/"
     )
-    refused(made.depoison("figure", "reports/tiny/figures"), "are missing, the first is reports/tiny/figure2.png")
+    refused(made.depoison("report", "reports/tiny/figures"), "are missing, the first is reports/tiny/figure2.png")
 
 
 def test_a_job_that_is_killed_says_so(made):
@@ -731,7 +731,7 @@ def test_a_missing_upstream_artifact_is_named(made):
     refused(
         made.depoison("stage", canonical(found.spec), "--output", missing.directory), "another spec", found.directory
     )
-    refused(made.depoison("cell", tiny_cell(defense="lp+lr=0.1")), "metrics.json: missing")
+    refused(made.depoison("report", tiny_cell(defense="lp+lr=0.1")), "metrics.json: missing")
 
 
 @pytest.mark.parametrize("devices", ["", "-1"])
@@ -764,8 +764,8 @@ def test_a_place_that_cannot_be_written(made):
 READ_ONLY = """
 mount --bind . . && mount -o remount,ro,bind . && cd "$PWD" || exit 77
 python -m depoison verify && python -m depoison explain {cell} > /dev/null || exit 1
-for command in "table reports/tiny/small.md" "html reports/tiny/index.html" "cell {cell}" "run {other}" "lock" \
-    "verify reports/tiny/small.md --recompute 1" "claims reports/tiny/claims.md"; do
+for command in "report reports/tiny/small.md" "report reports/tiny/index.html" "report {cell}" "run {other}" "lock" \
+    "verify reports/tiny/small.md --recompute 1" "report reports/tiny/claims.md"; do
   python -m depoison $command > /dev/null 2> $TMPDIR/told && exit 1
   tail -n 1 $TMPDIR/told; grep Traceback $TMPDIR/told
 done
@@ -788,7 +788,7 @@ def test_a_checkout_that_is_read_only(made, tmp_path):
 @pytest.mark.drill
 def test_a_file_that_is_larger_than_memory_is_named(made):
     path = next(made.path.glob("results/evaluate/*badnet*-lp-*/metrics.json")).relative_to(made.path)
-    script = f"truncate -s 2G {path}; ulimit -v 2000000; python -m depoison table reports/tiny/small.md"
+    script = f"truncate -s 2G {path}; ulimit -v 2000000; python -m depoison report reports/tiny/small.md"
     refused(made.run("bash", "-c", script), f"{path}: larger than the memory that this process may use")
 
 

@@ -27,8 +27,8 @@ from depoison.plan.plan import Plan
 from depoison.reports.figures import bars, examples, sweep
 from depoison.reports.figures.examples import amplification
 from depoison.reports.figures.style import footnotes
-from depoison.reports.figures.write import figure_is_current, page_is_current, render_figure, write_figure, write_page
-from depoison.running.share import artifacts
+from depoison.reports.figures.write import render_figure
+from depoison.reports.kinds import artifacts, report_of
 from depoison.stages.embedding import embed, features_of, sample
 from depoison.stages.runner import run_stage
 
@@ -483,11 +483,11 @@ def test_the_same_numbers_make_the_same_bytes_in_another_process(drawn):
     for figure in figures:
         fake(figure)
     for figure in figures:
-        write_figure(figure)
+        report_of(drawn.plan(), figure.target).write()
     first = {path.name: path.read_bytes() for path in Path("reports/tiny").iterdir()}
     assert len(first) == 3 * len(ALL_KINDS)
     for name in ALL_KINDS:
-        done = drawn.depoison("figure", f"reports/tiny/{name}", PYTHONHASHSEED="7", TZ="Asia/Tokyo", MPLBACKEND="svg")
+        done = drawn.depoison("report", f"reports/tiny/{name}", PYTHONHASHSEED="7", TZ="Asia/Tokyo", MPLBACKEND="svg")
         assert done.returncode == 0, done.stderr
     assert {name: Path("reports/tiny", name).read_bytes() for name in first} == first
 
@@ -521,18 +521,18 @@ def anothers_picture(project: Project, figure: Figure) -> None:
 )  # fmt: skip
 def test_a_figure_is_current_until_something_changes(change, drawn):
     figure, _ = made(drawn, "figure8")
-    assert not figure_is_current(figure)
-    write_figure(figure)
-    assert figure_is_current(read_figure(drawn.plan(), figure.target))
+    assert not report_of(drawn.plan(), figure.target).is_current()
+    report_of(drawn.plan(), figure.target).write()
+    assert report_of(drawn.plan(), figure.target).is_current()
     change(drawn, figure)
-    assert not figure_is_current(read_figure(drawn.plan(), figure.target))
+    assert not report_of(drawn.plan(), figure.target).is_current()
 
 
 def test_the_look_has_a_version(drawn, monkeypatch):
     figure, _ = made(drawn, "figure8")
-    write_figure(figure)
+    report_of(drawn.plan(), figure.target).write()
     monkeypatch.setattr("depoison.reports.figures.write.VERSION", 1000)
-    assert not figure_is_current(figure)
+    assert not report_of(drawn.plan(), figure.target).is_current()
 
 
 def test_a_page_lists_all_figures(drawn):
@@ -540,7 +540,7 @@ def test_a_page_lists_all_figures(drawn):
     for path in (drawn / FOLDER).glob("*.yaml"):
         put(drawn, path.stem, unimplemented=["adaptive-patch"])
     page = read_page(drawn.plan(), "reports/tiny/fst/figures.md")
-    write_page(drawn.plan(), page)
+    report_of(drawn.plan(), page.target, partial=True).write()
     text = Path("reports/tiny/fst/figures.md").read_text()
     numbers = [int(name.removeprefix("figure")) for name in NAMES if (drawn / FOLDER / f"{name}.yaml").exists()]
     places = [text.index(f"![Figure {n}](figure{n}.png)") for n in numbers]
@@ -548,18 +548,17 @@ def test_a_page_lists_all_figures(drawn):
     for figure in page.figures:
         assert figure.file.caption.split(",")[0] in text.replace("\\", "")
     assert "the attack adaptive\\-patch" in text or "the attack adaptive-patch" in text
-    assert page_is_current(drawn.plan(), page)
+    assert report_of(drawn.plan(), page.target, partial=True).is_current()
     put(drawn, "figure8", caption="Another")
-    assert not page_is_current(drawn.plan(), read_page(drawn.plan(), page.target))
+    assert not report_of(drawn.plan(), page.target, partial=True).is_current()
 
 
 def test_planning_and_the_check_of_files_draw_nothing(drawn):
     figure, _ = made(drawn, "figure8")
-    write_figure(figure)
+    report_of(drawn.plan(), figure.target).write()
     code = (
-        "import sys; from depoison.plan.plan import Plan; from depoison.papers.figures import read_figure\n"
-        "from depoison.reports.figures.write import figure_is_current\n"
-        "assert figure_is_current(read_figure(Plan('.'), 'reports/tiny/figure8'))\n"
+        "import sys; from depoison.plan.plan import Plan; from depoison.reports.kinds import report_of\n"
+        "assert report_of(Plan('.'), 'reports/tiny/figure8').is_current()\n"
         "assert not {'torch', 'matplotlib', 'sklearn'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=drawn.environment(), capture_output=True, text=True)

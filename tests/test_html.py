@@ -17,15 +17,14 @@ from hypothesis import strategies as st
 from conftest import ROOT, Project, job_counts, printed_lines, put_recorded, with_tiny
 from depoison.errors import DepoisonError
 from depoison.papers.index import Index, read_index
-from depoison.papers.parts import parts_of
 from depoison.papers.tables import read_table, tables_of
 from depoison.plan.metrics import metrics_of
 from depoison.plan.plan import Plan
 from depoison.reports.claims import FAILS, HOLDS, LACKING, UNPRINTED, UNTESTABLE, claims_of
-from depoison.reports.html.page import embedded, index_is_current, render_index, shade, write_index
+from depoison.reports.html.page import embedded, render_index, shade
 from depoison.reports.html.records import POINTS, thinned
+from depoison.reports.kinds import artifacts, report_of, with_parts
 from depoison.reports.numbers import Number
-from depoison.running.share import artifacts
 from pages import COMMIT, PACKAGES, Element, data_of, fake_artifact, fake_run, parsed, put, row_of
 
 TARGET = "reports/tiny/index.html"
@@ -151,7 +150,7 @@ def test_the_color_of_a_difference(metric, difference, expected):
 
 def test_averages_and_comparisons_are_those_of_the_markdown(page, faked, monkeypatch):
     monkeypatch.chdir(faked.path)
-    done = faked.copy(faked.path.parent / "markdown", "results").depoison("table", "reports/tiny/table1.md")
+    done = faked.copy(faked.path.parent / "markdown", "results").depoison("report", "reports/tiny/table1.md")
     assert done.returncode == 0, done.stderr
     content = json.loads((faked.path.parent / "markdown/reports/tiny/table1.json").read_text())
     section = page.one("section", id="fst-table1")
@@ -574,18 +573,17 @@ def test_equal_inputs_make_equal_bytes(copy):
 
 @pytest.mark.drill
 def test_a_page_is_current_until_something_that_it_shows_changes(copy):
-    plan, index = index_of(copy)
-    assert not index_is_current(plan, index)
-    write_index(plan, index)
-    assert index_is_current(*index_of(copy))
+    assert not report_of(copy.plan(), TARGET).is_current()
+    report_of(copy.plan(), TARGET).write()
+    assert report_of(copy.plan(), TARGET).is_current()
 
     def stale_after(path: Path, text: str) -> None:
         before = {file: file.read_bytes() for file in (path, path.with_name("run.json")) if file.exists()}
         put_recorded(path, text) if path in (metrics, history) else path.write_text(text)
-        assert not index_is_current(*index_of(copy))
+        assert not report_of(copy.plan(), TARGET).is_current()
         for file, content in before.items():
             file.write_bytes(content)
-        assert index_is_current(*index_of(copy))
+        assert report_of(copy.plan(), TARGET).is_current()
 
     metrics, run = (
         sorted(Path("results/evaluate").rglob("metrics.json"))[0],
@@ -600,10 +598,10 @@ def test_a_page_is_current_until_something_that_it_shows_changes(copy):
     stale_after(Path(TARGET), Path(TARGET).read_text().replace("Table 2", "Table II"))
     away = metrics.with_suffix(".away")
     metrics.rename(away)
-    assert not index_is_current(*index_of(copy))
-    write_index(*index_of(copy))
+    assert not report_of(copy.plan(), TARGET).is_current()
+    report_of(copy.plan(), TARGET).write()
     away.rename(metrics)  # one more
-    assert not index_is_current(*index_of(copy))
+    assert not report_of(copy.plan(), TARGET).is_current()
 
 
 def test_targets(faked):
@@ -680,14 +678,16 @@ def test_snakemake_makes_the_page_from_what_is_there(made):
 
 def test_what_a_report_shows_stands_for_it(faked):
     plan = faked.plan()
-    found = parts_of(plan, ["a", "reports/tiny/fst/paper.pdf", TARGET, "a"])
-    assert found[:3] == ["a", "reports/tiny/fst/all", "reports/tiny/fst/figures"]
-    assert found[3:] == [
+    own = "results/cells/tiny/digits/resnet18/badnet/lp/s0.json"
+    found = with_parts(plan, [own, "reports/tiny/fst/paper.pdf", TARGET, own])
+    figures = [f"reports/tiny/fst/{name}" for name in ("figure6", "figure9")]
+    assert found[:4] == [own, "reports/tiny/fst/paper.pdf", "reports/tiny/fst/all", "reports/tiny/fst/figures"]
+    assert found[4:] == [*figures, TARGET] + [
         report.target for index in [read_index(plan, TARGET)] for report in index.tables + index.figures
     ]
     whole = Plan(ROOT)
     shown = {"reports/digits/table1", "reports/digits/figure7"}
-    assert shown < set(parts_of(whole, ["reports/digits/claims.md"]))
+    assert shown < set(with_parts(whole, ["reports/digits/claims.md"]))
     shares = {artifact.product for artifact in artifacts(whole, ["reports/digits/claims.md"])}
     assert shares > set(read_table(whole, "reports/digits/table1").evaluations())
 
@@ -706,8 +706,8 @@ def test_a_page_of_another_configuration_is_current_for_it(made):
 
 
 def test_the_command_line(made):
-    assert made.depoison("html", TARGET).returncode == 0 and (made / TARGET).exists()
-    done = made.depoison("html", "reports/tinny/index.html")
+    assert made.depoison("report", TARGET).returncode == 0 and (made / TARGET).exists()
+    done = made.depoison("report", "reports/tinny/index.html")
     assert done.returncode == 1 and "unknown track 'tinny'; did you mean 'tiny'?" in done.stderr
 
 

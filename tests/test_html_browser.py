@@ -16,7 +16,7 @@ import pytest
 
 from conftest import Project, put_recorded
 from depoison.papers.index import read_index
-from depoison.reports.html.page import write_index
+from depoison.reports.kinds import report_of
 from pages import fake_run
 
 pytestmark = pytest.mark.browser
@@ -50,7 +50,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for cell in index.tables[0].cells():  # as where `evaluate_every` is 0
             if cell.name.defense.name == "ft-init":
                 _without_measurements(Path(cell.evaluation.upstream["model"].directory) / "history.csv")
-        write_index(plan, index)
+        report_of(plan, TARGET).write()
     return project / TARGET
 
 

@@ -25,10 +25,10 @@ from PIL import Image
 from conftest import ROOT, Project, job_counts, put_recorded
 from depoison.errors import DepoisonError
 from depoison.papers.figures import read_figure
-from depoison.papers.pdf import is_paper, read_paper
 from depoison.papers.tables import read_report, read_table
 from depoison.plan.plan import Plan
 from depoison.reports.figures.write import render_figure
+from depoison.reports.kinds import kind_of, kinds, report_of
 from depoison.reports.latex import (
     SHOWN,
     compile_latex,
@@ -39,8 +39,7 @@ from depoison.reports.latex import (
     reference,
     typewriter,
 )
-from depoison.reports.paper import paper_is_current, render_paper, write_paper
-from depoison.reports.tables import no_formula, render, write_table
+from depoison.reports.tables import no_formula, render
 from test_tables_fst import fake
 
 SMALL = "config/papers/fst/small.yaml"
@@ -174,31 +173,37 @@ def paper(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return tiny
 
 
+def source_of(report: Any) -> str:
+    return report.render()[".tex"].decode()
+
+
 def test_targets():
-    assert all(
-        map(is_paper, ["reports/paper", "reports/paper.pdf", "reports/digits/fst/paper.tex", "reports/paper/paper"])
+    paper = kinds()["paper"]
+    assert {
+        kind_of(target)
+        for target in ["reports/paper", "reports/paper.pdf", "reports/digits/fst/paper.tex", "reports/paper/paper"]
+    } == {paper}
+    assert paper not in map(
+        kind_of, ["reports/paper/table1", "reports/papers.md", "results/paper.pdf", "reports/mypaper"]
     )
-    assert not any(
-        map(is_paper, ["reports/paper/table1", "reports/papers.pdf", "results/paper.pdf", "reports/mypaper"])
-    )
-    found = read_paper(Plan(ROOT), "reports/digits/fst/paper.pdf")
+    found = report_of(Plan(ROOT), "reports/digits/fst/paper.pdf")
     assert (found.target, found.paper, found.track) == ("reports/digits/fst/paper", "fst", "digits")
     assert len(found.tables.tables) == 11 and len(found.figures) == 15
     assert {figure.target.rpartition("/")[0] for figure in found.figures} == {"reports/digits/fst"}
     with pytest.raises(DepoisonError, match="unknown track or paper 'fts'"):
-        read_paper(Plan(ROOT), "reports/digits/fts/paper.pdf")
+        report_of(Plan(ROOT), "reports/digits/fts/paper.pdf")
 
 
 def test_a_table_cannot_be_called_paper(project):
     (project / "config/papers/fst/paper.yaml").write_text((project / "config/papers/fst/table8.yaml").read_text())
     with pytest.raises(DepoisonError, match=r"^config/papers/fst/paper\.yaml: label: field required$"):
-        read_paper(project.plan(), "reports/fst/paper")
+        report_of(project.plan(), "reports/fst/paper")
 
 
 def test_the_source_has_all_that_the_paper_has(paper):
     plan = paper.plan()
-    text = render_paper(plan, read_paper(plan, "reports/tiny/mini/paper"))
-    assert text == render_paper(plan, read_paper(plan, "reports/tiny/mini/paper"))
+    text = source_of(report_of(plan, "reports/tiny/mini/paper"))
+    assert text == source_of(report_of(plan, "reports/tiny/mini/paper"))
     assert r"\begin{longtable}" in text and "MADE-FROM" not in text and "/tmp" not in text
     for part in (
         "MINI, Table 1: Few",
@@ -223,7 +228,7 @@ def test_wide_tables_are_turned_and_then_cut(columns, page, parts, paper):
     paper.edit(f"{MINI}/table1.yaml", change)
     plan = paper.plan()
     fake(read_report(plan, "reports/tiny/mini/all"))
-    text = render_paper(plan, read_paper(plan, "reports/tiny/mini/paper"))
+    text = source_of(report_of(plan, "reports/tiny/mini/paper"))
     assert (r"\begin{landscape}" in text) == (page == "landscape")
     heads = re.findall(r"\\begin\{longtable\}\{l(r+)\}", text)
     assert len(heads) == parts and sum((len(head) - 1) // 2 for head in heads) == columns
@@ -232,17 +237,17 @@ def test_wide_tables_are_turned_and_then_cut(columns, page, parts, paper):
 
 def test_what_is_missing_is_an_error_or_left_out(paper):
     plan = paper.plan()
-    found = read_paper(plan, "reports/tiny/mini/paper")
+    found = report_of(plan, "reports/tiny/mini/paper")
     gone = found.tables.cells()[3]
     Path(gone.evaluation.product).unlink()
     with pytest.raises(DepoisonError) as caught:
-        write_paper(plan, found)
+        found.write()
     assert "reports/tiny/mini/paper.pdf: 1 of 20 evaluations are missing" in str(caught.value)
     assert "`snakemake -- reports/tiny/mini/paper.pdf`" in str(caught.value) and not Path("reports").exists()
-    text = render_paper(plan, found).replace(r"\allowbreak{}", "")
+    text = source_of(found).replace(r"\allowbreak{}", "")
     assert "1 of the 20 evaluations" in text and r"\texttt{snakemake -{}- reports/tiny/mini/table1.md}" in text
     assert escape_latex(gone.name.path) in text
-    assert not paper_is_current(plan, found)
+    assert not found.is_current()
 
 
 def test_a_figure_that_lacks_something_is_an_error_or_left_out(tiny, monkeypatch):
@@ -250,27 +255,23 @@ def test_a_figure_that_lacks_something_is_an_error_or_left_out(tiny, monkeypatch
     for path in (tiny / "config/papers/fst").glob("table*.yaml"):
         path.unlink()
     fake(read_report(tiny.plan(), "reports/tiny/fst/all"))
-    found = read_paper(tiny.plan(), "reports/tiny/fst/paper")
+    found = report_of(tiny.plan(), "reports/tiny/fst/paper")
     with pytest.raises(DepoisonError, match=r"paper\.pdf: figure\d+ lacks \d+ of \d+ artifacts; `snakemake -- "):
-        write_paper(tiny.plan(), found)
-    text = render_paper(tiny.plan(), found).replace(r"\allowbreak{}", "")
+        found.write()
+    text = source_of(found).replace(r"\allowbreak{}", "")
     assert "includegraphics" not in text.split(r"\section{Figures}")[1]
     assert r"\texttt{snakemake -{}- reports/tiny/fst/figure6.pdf}" in text
 
 
 def test_without_pdflatex_there_is_one_line_that_says_what_to_install(paper):
-    done = paper.depoison("paper", "reports/tiny/mini/paper.pdf", PATH=str(paper / "nothing"))
+    done = paper.depoison("report", "reports/tiny/mini/paper.pdf", PATH=str(paper / "nothing"))
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "pdflatex, which is not installed: apt-get install texlive-latex-base" in done.stderr
 
 
-def test_a_target_that_is_no_paper(project):
-    done = project.depoison("paper", "reports/digits/table1.pdf")
-    assert done.returncode == 1 and "reports/[track/][paper/]paper.pdf" in done.stderr
-
-
 def test_a_paper_is_a_target_of_what_takes_targets(paper):
-    from depoison.running.share import artifacts, need
+    from depoison.reports.kinds import artifacts
+    from depoison.running.share import need
 
     asked = artifacts(paper.plan(), ["reports/tiny/mini/paper.pdf"])
     assert len(asked) == 20 and not need(asked).compute
@@ -377,7 +378,7 @@ def cut_off(pdf: Path, folder: Path) -> list[str]:
 
 @needs_latex
 def test_the_document_compiles_and_nothing_sticks_out(paper, tmp_path):
-    write_paper(paper.plan(), read_paper(paper.plan(), "reports/tiny/mini/paper"))
+    report_of(paper.plan(), "reports/tiny/mini/paper").write()
     pdf = paper / "reports/tiny/mini/paper.pdf"
     text = text_of(pdf)
     assert "MINI, Table 1: Few" in text and "References" in text and "Reproducibility" in text
@@ -386,9 +387,9 @@ def test_the_document_compiles_and_nothing_sticks_out(paper, tmp_path):
         assert all(f"{number['ours']:.2f}" in text for number in line["numbers"])
     assert overfull(paper / "reports/tiny/mini/paper.tex", tmp_path) == []
     assert cut_off(pdf, tmp_path) == []
-    assert paper_is_current(paper.plan(), read_paper(paper.plan(), "reports/tiny/mini/paper"))
+    assert report_of(paper.plan(), "reports/tiny/mini/paper").is_current()
     paper.set(f"{MINI}/table1.yaml", "caption", to="Other")
-    assert not paper_is_current(paper.plan(), read_paper(paper.plan(), "reports/tiny/mini/paper"))
+    assert not report_of(paper.plan(), "reports/tiny/mini/paper").is_current()
 
 
 @needs_latex
@@ -400,7 +401,7 @@ def test_every_table_of_fst_compiles_and_nothing_sticks_out(seeds, tiny, monkeyp
     fake(tables)
     for cell in tables.cells() if len(seeds) == 1 else ():
         put_recorded(cell.evaluation.product, {"metrics": {"c_acc": 0.0, "asr": 100.0}})  # the widest differences
-    write_paper(tiny.plan(), read_paper(tiny.plan(), "reports/paper"), partial=True)
+    report_of(tiny.plan(), "reports/paper", partial=True).write()
     text = text_of(tiny / "reports/paper.pdf")
     assert all(f"FST, Table {i}: " in text for i in range(1, 12)) and "Figure 16: " in text
     assert overfull(tiny / "reports/paper.tex", tmp_path) == []
@@ -409,12 +410,12 @@ def test_every_table_of_fst_compiles_and_nothing_sticks_out(seeds, tiny, monkeyp
 
 @needs_latex
 def test_the_same_numbers_make_the_same_bytes_at_another_time_in_another_place(paper, tmp_path, monkeypatch):
-    write_paper(paper.plan(), read_paper(paper.plan(), "reports/tiny/mini/paper"))
+    report_of(paper.plan(), "reports/tiny/mini/paper").write()
     first = (paper / "reports/tiny/mini/paper.pdf").read_bytes()
     other = paper.copy(tmp_path / "elsewhere with a long name", "results", "CITATIONS.bib")
     monkeypatch.chdir(other.path)
     monkeypatch.setenv("TZ", "Asia/Tokyo")
-    write_paper(other.plan(), read_paper(other.plan(), "reports/tiny/mini/paper"))
+    report_of(other.plan(), "reports/tiny/mini/paper").write()
     assert (other / "reports/tiny/mini/paper.pdf").read_bytes() == first
     assert b"CreationDate" not in first and b"Producer(pdfTeX" not in first and str(tmp_path).encode() not in first
 
@@ -446,11 +447,11 @@ def test_no_name_breaks_the_table_or_the_document(label, tiny, monkeypatch, tmp_
         tiny.set(f"config/{kind}/{name}.yaml", key, to=label)
     plan = tiny.plan()
     fake(read_report(plan, "reports/tiny/mini/all"))
-    write_paper(plan, read_paper(plan, "reports/tiny/mini/paper"))
+    report_of(plan, "reports/tiny/mini/paper").write()
     text = text_of(tiny / "reports/tiny/mini/paper.pdf")
     assert "root:x:0" not in text and "References" in text
     assert overfull(tiny / "reports/tiny/mini/paper.tex", tmp_path, 10) == []
-    write_table(plan, read_table(plan, "reports/tiny/mini/table1"))
+    report_of(plan, "reports/tiny/mini/table1").write()
     head = "\\documentclass{article}\\usepackage{booktabs,graphicx,xcolor}"
     document = head + "\\begin{document}before \\input{%s} after\\end{document}"
     (tiny / "alone.tex").write_text(document % "reports/tiny/mini/table1")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from conftest import Project, by_part, comparisons_of, job_counts, lines_of, put_recorded
 from depoison.errors import DepoisonError
 from depoison.papers.tables import Table, read_report, read_table, told_apart
-from depoison.reports.tables import render, table_is_current
+from depoison.reports.kinds import report_of
+from depoison.reports.tables import render
 
 TARGET = "reports/tiny/small"
 SMALL = "config/papers/fst/small.yaml"
@@ -73,7 +74,7 @@ def test_any_part_of_the_evaluations_makes_a_table(sparse, places):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(sparse.path)
         table = put(sparse, places)
-        files = render(sparse.plan(), table, partial=True)
+        files = render(sparse.plan(), table)
         lines = lines_of(table)
         (comparison,) = comparisons_of(table)
     content = json.loads(files[".json"])
@@ -126,7 +127,7 @@ def test_only_the_same_seeds_and_rows_compete(there):
 
 def test_the_footnote_names_what_makes_the_missing_cells(there):
     missing = {(0.1, "lp", 1), (0.05, "none", 0)}
-    files = render(there.plan(), put(there, ALL - missing), partial=True)
+    files = render(there.plan(), put(there, ALL - missing))
     (note,) = re.findall("\n<sup>‡</sup> (.*)", files[".md"])
     everything, each = re.findall("`([^`]+)`", note)
     assert "2 of 18 evaluations are missing" in note and everything == "snakemake -- reports/tiny/small.md"
@@ -135,7 +136,7 @@ def test_the_footnote_names_what_makes_the_missing_cells(there):
     assert all(there.plan().cell(cell).evaluation for cell in cells)
     assert {cell.rpartition("/")[2] for cell in cells} == {"s1.json", "s0.json"}
     assert files[".tex"].replace(r"\allowbreak{}", "").count(r"\texttt{snakemake -{}- reports/tiny/small.md}") == 1
-    note = re.search("\n<sup>‡</sup> (.*)", render(there.plan(), put(there, set()), partial=True)[".md"])[1]
+    note = re.search("\n<sup>‡</sup> (.*)", render(there.plan(), put(there, set()))[".md"])[1]
     assert "18 of 18" in note and len(re.findall("`([^`]+)`", note)) == 1
 
 
@@ -144,42 +145,43 @@ def test_the_command_has_the_configuration_files(there, tmp_path):
     more.write_text("seeds: [0]\n")
     plan = there.plan(str(more))
     put(there, set())
-    text = render(plan, read_table(plan, TARGET), partial=True)[".md"]
+    text = render(plan, read_table(plan, TARGET))[".md"]
     assert f"`snakemake --configfile '{more}' -- reports/tiny/small.md`" in text
 
 
 def test_a_whole_table_says_nothing_of_it(there):
     table = put(there, ALL)
-    assert render(there.plan(), table, partial=True) == render(there.plan(), table)
+    whole = report_of(there.plan(), TARGET).render()
+    assert report_of(there.plan(), TARGET, partial=True).render() == whole
     content = json.loads(render(there.plan(), table)[".json"])
     assert content["missing"] == [] and content["missing_made_by"] is None
     assert "‡" not in render(there.plan(), table)[".md"]
 
 
 def test_what_is_missing_is_one_error_without_the_flag(there):
-    table = put(there, ALL - {(0.1, "lp", 1), (0.05, "none", 0)})
+    put(there, ALL - {(0.1, "lp", 1), (0.05, "none", 0)})
     with pytest.raises(DepoisonError) as caught:
-        render(there.plan(), table)
+        report_of(there.plan(), TARGET).write()
     told = str(caught.value)
     assert "reports/tiny/small.md: 2 of 18 evaluations are missing" in told and "/badnet+rate=0.1/lp/s1.json" in told
     assert "`snakemake -- reports/tiny/small.md`" in told and "\n" not in told
-    assert not table_is_current(there.plan(), table)
+    assert not report_of(there.plan(), TARGET).is_current()
 
 
 def test_a_corrupted_evaluation_is_an_error_all_the_same(there):
     table = put(there, ALL)
     Path(table.evaluations()[0]).write_text("{")
     with pytest.raises(DepoisonError, match="corrupted"):
-        render(there.plan(), table, partial=True)
+        render(there.plan(), table)
     put(there, set())
 
 
 def test_the_command_line(sparse, tmp_path):
     project = sparse.copy(tmp_path / "project")
-    done = project.depoison("table", f"{TARGET}.md")
+    done = project.depoison("report", f"{TARGET}.md")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "18 of 18 evaluations are missing" in done.stderr
     assert not [path for path in (project / "reports").rglob("*") if path.is_file()]
-    done = project.depoison("table", f"{TARGET}.md", "--partial")
+    done = project.depoison("report", f"{TARGET}.md", "--partial")
     assert done.returncode == 0, done.stderr
     assert {path.suffix for path in (project / "reports/tiny").iterdir()} == {".md", ".tex", ".csv", ".json"}
 
@@ -188,8 +190,8 @@ def test_all_tables_may_be_partial(there):
     put(there, set())
     report = read_report(there.plan(), "reports/tiny/all")
     with pytest.raises(DepoisonError, match=r"reports/tiny/all\.md: \d+ of \d+ evaluations are missing"):
-        render(there.plan(), report)
-    files = render(there.plan(), report, partial=True)
+        report_of(there.plan(), report.target).write()
+    files = render(there.plan(), report)
     shown = [table for table, _ in told_apart(report.tables)]
     for suffix in (".md", ".tex"):  # of a table without a number only the heading is left
         text = files[suffix].replace(r"\allowbreak{}", "")
@@ -198,10 +200,10 @@ def test_all_tables_may_be_partial(there):
         for table in shown:
             assert f"reports/tiny/{table.name}.md" in text
     table = put(there, {(0.05, "lp", 1)})
-    found = render(there.plan(), read_report(there.plan(), "reports/tiny/all"), partial=True)[".md"]
+    found = render(there.plan(), read_report(there.plan(), "reports/tiny/all"))[".md"]
     assert found.count("Not computed yet") == 1 and "17 of 18 evaluations are missing" in found
     put(there, set())
-    assert "\n|" in render(there.plan(), table, partial=True)[".md"]  # asked for alone it is shown
+    assert "\n|" in render(there.plan(), table)[".md"]  # asked for alone it is shown
 
 
 @pytest.mark.drill
@@ -213,7 +215,7 @@ def test_a_partial_table_is_made_again_when_asked_for(made, monkeypatch):
     whole = (made / f"{TARGET}.md").read_bytes()
     gone = Path(table.cells()[1].evaluation.product)
     gone.unlink()
-    assert made.depoison("table", TARGET, "--partial").returncode == 0
+    assert made.depoison("report", TARGET, "--partial").returncode == 0
     assert (made / f"{TARGET}.md").read_bytes() != whole
     done = made.snakemake("--cores", "1", "--", f"{TARGET}.md")
     assert job_counts(done.stdout + done.stderr) == {"evaluate": 1, "table": 1}, done.stderr

@@ -14,8 +14,7 @@ import yaml
 
 from conftest import ROOT, Project, cell, job_counts, put_recorded, with_tiny
 from depoison.cli import main
-from depoison.papers.tables import read_table
-from depoison.reports.tables import write_table
+from depoison.reports.kinds import report_of
 
 pytestmark = pytest.mark.pipeline
 
@@ -170,14 +169,14 @@ def test_who_changed_code_is_told_what_to_do(ready, monkeypatch, capsys):
     assert job_counts(done.stdout + done.stderr) == {"table": 1} and done.stderr.count(line) == 1
     assert line not in (ready / "logs" / TARGET).with_suffix(".log").read_text(encoding="utf-8")
     monkeypatch.chdir(ready.path)
-    for command in (["run", TABLE], ["table", TABLE], ["cell", lp()], ["check"]):
+    for command in (["run", TABLE], ["report", TABLE], ["report", lp()], ["check"]):
         assert main(command) == 0 and capsys.readouterr().err.count(line) == 1, command
     done = ready.snakemake("-n", TABLE)
     assert "Nothing to be done" in done.stdout + done.stderr and done.stderr.count(line) == 1
-    assert main(["cell", cell(track="tiny", attack="badnet+rate=0.1", defense="none")]) == 0
+    assert main(["report", cell(track="tiny", attack="badnet+rate=0.1", defense="none")]) == 0
     assert line not in capsys.readouterr().err
 
-    assert main(["lock"]) == main(["table", TABLE]) == 0
+    assert main(["lock"]) == main(["report", TABLE]) == 0
     assert line not in capsys.readouterr().err
     ready.set("config/defenses/lp.yaml", "version", to=version + 1)
     done = ready.snakemake("-n", TABLE)
@@ -268,7 +267,7 @@ def test_a_table_is_what_its_definition_and_evaluations_say(change, ready, monke
     assert asked(ready, *FILES) == {"table": 1}
     found = [(ready / name).read_bytes() for name in FILES]
     monkeypatch.chdir(ready.path)
-    write_table(ready.plan(), read_table(ready.plan(), TARGET))
+    report_of(ready.plan(), TARGET).write()
     assert found == [(ready / name).read_bytes() for name in FILES]
 
 

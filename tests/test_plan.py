@@ -28,7 +28,6 @@ from conftest import OF_TASK, ROOT, SMALL, Project, cell
 from depoison.errors import DepoisonError
 from depoison.papers.figures import all_figures
 from depoison.papers.index import read_index
-from depoison.papers.pdf import read_paper
 from depoison.papers.published import Key
 from depoison.papers.schema import FOLDER, SCHEMAS, schemas
 from depoison.papers.tables import all_tables, locate, parse_target, read_table
@@ -41,7 +40,7 @@ from depoison.plan.signatures import _tree
 from depoison.plan.specs import canonical, fingerprint, make_artifact
 from depoison.reports.explain import explain, reports_with
 from depoison.reports.html.page import render_index
-from depoison.reports.paper import render_paper
+from depoison.reports.kinds import report_of
 from depoison.running.dvc_file import dvc_file
 
 PLAN = Plan(ROOT)
@@ -739,9 +738,9 @@ def test_the_page_and_the_documents_tell_tables_of_one_name_apart(two, monkeypat
     page = render_index(plan, read_index(plan, "reports/digits/index.html"), draw=False)
     assert page.count('<section id="fst-table1"') == page.count('<section id="other-table1"') == 1
     assert "Other, Table 1: Small" in page and "FST, Table 1: " in page
-    text = render_paper(plan, read_paper(plan, "reports/digits/other/paper"))
+    text = report_of(plan, "reports/digits/other/paper").render()[".tex"].decode()
     assert "\\title{Another paper:" in text and "Every table and figure of Other that" in text
-    text = render_paper(PLAN, read_paper(PLAN, "reports/digits/fst/paper"))
+    text = report_of(PLAN, "reports/digits/fst/paper").render()[".tex"].decode()
     assert "\\title{Towards Stable Backdoor Purification through Feature Shift Tuning:" in text
     assert "of FST~\\cite{min2023fst} that" in text
 

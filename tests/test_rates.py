@@ -118,7 +118,7 @@ def test_a_tables_cells_have_the_scaled_rate_and_its_rows_show_both(tiny):
         "badnet+rate=0.005",
         "badnet+rate=0.1",
     ]
-    texts = render(plan, table, partial=True)
+    texts = render(plan, table)
     for shown in ("0.5% (here 19%)", "10% (here 40%)"):
         assert shown in texts[".md"] and shown.replace("%", r"\%") in texts[".tex"]
     assert "up to 40% of the attacker's images" in texts[".md"]

@@ -22,9 +22,9 @@ from depoison.files import read_json
 from depoison.papers.grid import percent
 from depoison.papers.tables import Table, read_table
 from depoison.plan.plan import Plan
-from depoison.reports.cells import write_cell
+from depoison.reports.kinds import report_of
 from depoison.reports.numbers import mean_and_interval, signed
-from depoison.reports.tables import FUNCTIONS, Line, escape_markdown, no_formula, render, write_table
+from depoison.reports.tables import FUNCTIONS, Line, escape_markdown, no_formula, render
 
 TARGET = "reports/tiny/small"
 OURS = {  # (C-Acc, ASR)
@@ -86,7 +86,7 @@ def reported(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 def written(project: Project, **more: Any) -> dict[str, str]:
     """The text of each file of the table, by suffix."""
-    write_table(project.plan(), measured(project, **more))
+    report_of(project.plan(), measured(project, **more).target).write()
     return {
         suffix: (project / f"{TARGET}{suffix}").read_text(encoding="utf-8")
         for suffix in (".md", ".tex", ".csv", ".json")
@@ -267,7 +267,7 @@ def test_nothing_is_said_of_published_numbers_where_there_are_none(reported):
         assert "ublished" not in files[suffix] and "below it" not in files[suffix]
     column = {"defense": "fst", "label": "F"}
     reported.edit("config/papers/fst/small.yaml", lambda data: data["axes"]["columns"].append(column))
-    wide = render(reported.plan(), read_table(reported.plan(), TARGET), partial=True)
+    wide = render(reported.plan(), read_table(reported.plan(), TARGET))
     assert "ublished" not in wide[".md"] and "ublished" not in wide[".tex"]
 
 
@@ -447,12 +447,12 @@ def test_all_files_say_what_they_were_made_from_and_are_the_same_again(reported)
 
 def test_the_file_of_a_cell(reported):
     cell = list(measured(reported).places.values())[1].cells[0]
-    write_cell(cell)
+    report_of(reported.plan(), cell.name.path).write()
     first = read_json(Path(cell.name.path))
     assert first["metrics"]["c_acc"] == 92.004 and first["cell"] == cell.name.path
     assert first["evaluation"] == cell.evaluation.directory
     measured(reported, of=lambda attack, defense, seed: (50.0, 50.0))
-    write_cell(cell)
+    report_of(reported.plan(), cell.name.path).write()
     assert read_json(Path(cell.name.path))["made_from"] != first["made_from"]
 
 

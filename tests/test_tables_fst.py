@@ -42,8 +42,9 @@ from depoison.papers.tables import (
 )
 from depoison.plan.plan import Plan
 from depoison.reports.comparison import sign_test
+from depoison.reports.kinds import report_of
 from depoison.reports.numbers import mean_and_interval
-from depoison.reports.tables import NARROW, p_value, render, table_is_current
+from depoison.reports.tables import NARROW, p_value, render
 
 PLAN = Plan(ROOT)
 TABLES = [f"table{i}" for i in range(1, 12)]
@@ -538,16 +539,16 @@ def test_the_document_is_up_to_date_by_content(faked, tmp_path, monkeypatch):
     monkeypatch.chdir(project.path)
 
     def current() -> bool:
-        return table_is_current(project.plan(), read_report(project.plan(), "reports/tiny/all"))
+        return report_of(project.plan(), "reports/tiny/all").is_current()
 
     assert not current()
-    done = project.depoison("table", "reports/tiny/all.md")
+    done = project.depoison("report", "reports/tiny/all.md")
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (project / "reports/tiny").iterdir()} == {f"all{suffix}" for suffix in FILES}
     assert current()
     project.set("config/papers/fst/table11.yaml", "title", to="Another title")
     assert not current()
-    assert project.depoison("table", "reports/tiny/all").returncode == 0 and current()
+    assert project.depoison("report", "reports/tiny/all").returncode == 0 and current()
     product = read_table(project.plan(), "reports/tiny/table5").cells()[0].evaluation.product
     put_recorded(product, {"metrics": {"c_acc": 1.0, "asr": 2.0}})
     assert not current()

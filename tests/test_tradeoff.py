@@ -12,7 +12,8 @@ from conftest import SMALL, Project, put_recorded
 from depoison.errors import DepoisonError
 from depoison.papers.figures import Figure, read_figure
 from depoison.reports.figures.tradeoff import FILLS, draw, drawn, numbers
-from depoison.reports.figures.write import figure_is_current, render_figure, write_figure
+from depoison.reports.figures.write import render_figure
+from depoison.reports.kinds import report_of
 
 FILE = "config/papers/fst/figures/figure99.yaml"
 CONTENT = {
@@ -166,10 +167,10 @@ def test_files_are_written_and_equal_numbers_make_equal_bytes(here):
         "mean",
         "undefended",
     }
-    write_figure(figure)
-    assert figure_is_current(figure)
+    report_of(here.plan(), figure.target).write()
+    assert report_of(here.plan(), figure.target).is_current()
     put_recorded(figure.places[1].cells[0].evaluation.product, {"metrics": {"c_acc": 80.0, "asr": 50.0}})
-    assert not figure_is_current(figure)
+    assert not report_of(here.plan(), figure.target).is_current()
 
 
 def test_it_asks_for_what_the_table_asks_for(here):

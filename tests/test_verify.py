@@ -16,7 +16,8 @@ from depoison.cli import main
 from depoison.errors import DepoisonError
 from depoison.files import sha256_of
 from depoison.papers.index import read_index
-from depoison.reports.html.page import index_is_current, render_index, write_index
+from depoison.reports.html.page import render_index
+from depoison.reports.kinds import report_of
 from depoison.reports.tables import command
 from depoison.reports.verification import Recomputed, path_of, read_verification
 from depoison.running.verify import check, recompute
@@ -33,8 +34,7 @@ def here(made: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """The table `small` with a cell's file and the page of its track."""
     only(made)
     monkeypatch.chdir(made.path)
-    for words in (["cell", LP], ["html", PAGE]):
-        assert main(words) == 0
+    assert main(["report", LP, PAGE]) == 0
     capsys.readouterr()
     return made
 
@@ -168,7 +168,7 @@ def test_what_is_not_here_is_counted(here):
 
 def test_a_partial_table_is_what_it_says(here):
     product_of(here).unlink()
-    assert main(["table", TABLE, "--partial"]) == 0
+    assert main(["report", TABLE, "--partial"]) == 0
     assert told(here, TABLE)[0] == []
 
 
@@ -238,7 +238,7 @@ def test_a_false_number_with_a_record_that_agrees_is_found(here, capsys):
     product = product_of(here)
     content = json.loads(product.read_text())
     put_recorded(product, content | {"metrics": content["metrics"] | {"asr": 100 * 33 / 323}})
-    assert main(["table", TABLE]) == 0 and main(["cell", LP]) == 0 and main(["html", PAGE]) == 0
+    assert main(["report", TABLE, LP, PAGE]) == 0
     assert told(here)[0] == []
     capsys.readouterr()
     assert main(["verify", TABLE, "--recompute", "9", "--tolerance", "2"]) == 1
@@ -296,7 +296,7 @@ def test_the_page_says_when_and_on_what_and_whether_cells_changed_since(here, ca
     header, section = page()
     assert "Verified" not in header and "No evaluation on this page was made anew" in section
     assert main(["verify", TABLE, "--recompute", "2", "--seed", "5"]) == 0
-    assert not index_is_current(here.plan(), read_index(here.plan(), PAGE))
+    assert not report_of(here.plan(), PAGE).is_current()
     found = read_verification("tiny")
     header, section = page()
     when = f"{found.when[:10]}, {found.when[11:16]} UTC"
@@ -306,8 +306,8 @@ def test_the_page_says_when_and_on_what_and_whether_cells_changed_since(here, ca
     assert f"depoison verify {TABLE} --recompute 2 --seed 5 --tolerance 1" in section
     for one in found.cells:
         assert one.evaluation in section
-    write_index(here.plan(), read_index(here.plan(), PAGE))
-    assert index_is_current(here.plan(), read_index(here.plan(), PAGE))
+    report_of(here.plan(), PAGE).write()
+    assert report_of(here.plan(), PAGE).is_current()
 
     product = product_of(here)
     put_recorded(product, json.loads(product.read_text()) | {"diverged": True})

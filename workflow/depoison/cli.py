@@ -11,7 +11,7 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--all", action="store_true", help="also show the values that were overruled")
 
     sub = configured(command("run", _run, "make cells and reports without Snakemake, one job after the other"))
-    sub.add_argument("targets", nargs="+", help="cells (results/cells/…), tables, figures and claims (reports/…)")
+    sub.add_argument("targets", nargs="+", help="cells (results/cells/…) and reports (reports/…)")
 
     sub = configured(
         command("progress", _progress, "what a run makes now, wherever it runs, and how long the rest takes")
@@ -109,25 +109,11 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = configured(command("check", _check, "validate every file below config/"))
 
-    sub = configured(command("cell", _cell, "write a cell's file from its evaluation"))
-    sub.add_argument("target")
-    sub.add_argument("--log")
-
-    sub = configured(command("table", _table, "write a table as .md, .tex, .csv and .json from its evaluations"))
-    sub.add_argument("target")
-    sub.add_argument("--partial", action="store_true", help="leave empty what is not computed yet, with a footnote")
-    sub.add_argument("--log")
-
-    sub = configured(
-        command("figure", _figure, "draw a figure as .png, .pdf and .csv, or write the page of all figures")
+    sub = configured(command("report", _report, "write cells and reports from what they show, which is there"))
+    sub.add_argument("targets", nargs="+", help="cells (results/cells/…) and reports (reports/…)")
+    sub.add_argument(
+        "--partial", action="store_true", help="leave empty what is not computed yet, and say what makes it"
     )
-    sub.add_argument("target")
-    sub.add_argument("--log")
-
-    sub = configured(
-        command("claims", _claims, "write the verdicts on a paper's claims as .md and .json from what is there")
-    )
-    sub.add_argument("target", help="reports/[track/][paper/]claims")
     sub.add_argument("--log")
 
     sub = configured(
@@ -139,19 +125,6 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="every number")
     form.add_argument("--markdown", action="store_true", help="the table as Markdown")
     sub.set_defaults(failure=2)
-
-    sub = configured(
-        command("html", _html, "write all tables and figures of a track, as far as they are there, as one page")
-    )
-    sub.add_argument("target", nargs="?", default="reports/index.html", help="reports/[track/]index.html")
-    sub.add_argument("--log")
-
-    sub = configured(command("paper", _paper, "write all tables and figures of a paper as one document, .tex and .pdf"))
-    sub.add_argument("target", help="reports/[track/][paper/]paper.pdf")
-    sub.add_argument(
-        "--partial", action="store_true", help="leave empty what is not computed yet, and say what makes it"
-    )
-    sub.add_argument("--log")
 
     sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
     sub.add_argument("socket", type=Path)
@@ -251,11 +224,11 @@ def _log_alone(text: str, **said: str) -> None:
 
 
 def _plan(options: argparse.Namespace) -> Any:
-    from depoison.papers.parts import check_form
     from depoison.plan.plan import Plan
+    from depoison.reports.kinds import kind_of
 
-    for target in getattr(options, "targets", [getattr(options, "target", "")]):
-        check_form(target)
+    for target in getattr(options, "targets", []):
+        kind_of(target)
     given = json.loads(options.config_json) if options.config_json else None
     return Plan(".", options.configfile, given)
 
@@ -290,18 +263,20 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from depoison.gpu import lease
+    from depoison.reports.kinds import artifacts
     from depoison.running.board import Board, Item, item_of
     from depoison.running.watch import missing
     from depoison.stages.runner import devices_wanted, run_stage
 
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
-    wanted, reports = _resolve(plan, options.targets)
+    reports = _made_of(plan, options.targets)
+    wanted = artifacts(plan, [target for target, report in reports.items() if report.computes])
     _tell(plan, options, options.targets, makes=True)
     lacking = missing(wanted)
     plan.require_sources(lacking)
     items = {one.directory: item_of(one, uses={"cores": 1}) for one in lacking}
-    items |= {name: Item(name, shows=tuple(shows)) for name, shows, _ in reports}
+    items |= {one.main: Item(one.main, shows=tuple(one.needs() if one.computes else ())) for one in reports.values()}
     board = Board(items, {"cores": 1})
 
     @contextlib.contextmanager
@@ -339,27 +314,15 @@ def _run(options: argparse.Namespace) -> int:
             root = plan.local_copies.get(artifact.directory)
             with job(artifact.directory, _stage_log(artifact.directory)):
                 run_stage(artifact.spec, artifact.directory, runtime, root)
-    for name, shows, write in reports:
-        if all(Path(path).exists() for path in shows):
-            with job(name), _alone(name):
-                write()
+    for report in reports.values():
+        if not (report.computes and report.missing()):
+            with job(report.main):
+                report.write()
     for line in board.lacking():
         log.warning("%s", line)
     for failure in board.failed.values():
         log.error("error: %s", failure)
     return int(bool(board.failed))
-
-
-@contextlib.contextmanager
-def _alone(name: str) -> Iterator[None]:
-    """Hold a report's lock: all its files are of one run, and of one configuration, if two write it at once."""
-    from depoison.files import only_maker, refuse_links
-
-    report = Path(name).with_suffix("")
-    refuse_links(report.parent)
-    report.parent.mkdir(parents=True, exist_ok=True)
-    with only_maker(report):
-        yield
 
 
 def _stage_log(directory: str) -> logging.Handler | None:
@@ -371,67 +334,20 @@ def _stage_log(directory: str) -> logging.Handler | None:
     return None
 
 
-Report = tuple[str, list[str], Callable[[], None]]
-"""A report's name, the files that it is made from, and what writes it."""
+def _made_of(plan: Any, targets: Iterable[str]) -> dict[str, Any]:
+    """Reports by their targets, each after those whose files it shows."""
+    from depoison.reports.kinds import report_of
 
-
-def _resolve(plan: Any, targets: Sequence[str]) -> tuple[list[Any], list[Report]]:
-    """The artifacts behind targets, and the reports, each after those that it shows."""
-    from depoison.papers.claims import is_claims
-    from depoison.papers.figures import is_figure, is_page, read_figures, read_page
-    from depoison.papers.parts import is_view
-    from depoison.papers.pdf import is_paper, read_paper
-    from depoison.papers.tables import read_report
-    from depoison.reports.cells import read_cell, write_cell
-    from depoison.reports.figures.write import write_figure, write_page
-    from depoison.reports.paper import write_paper
-    from depoison.reports.tables import write_table
-
-    views = list(filter(is_view, targets))
-    papers = [read_paper(plan, target) for target in targets if is_paper(target)]
-    named = [one for one in targets if not (one.startswith("results/") or one in views or is_paper(one))]
-    tables = [read_report(plan, target) for target in named if not is_figure(target)]
-    figures = [figure for target in named if is_figure(target) for figure in read_figures(plan, target)]
-    cells = [read_cell(plan, target) for target in targets if target.startswith("results/")]
-    shown = [one for table in [*tables, *(paper.tables for paper in papers)] for one in table.artifacts()]
-    drawn = [*figures, *(figure for paper in papers for figure in paper.figures)]
-    wanted = [*(cell.evaluation for cell in cells), *shown] + [one for figure in drawn for one in figure.artifacts()]
-
-    def products(figures: Sequence[Any]) -> list[str]:
-        return [artifact.product for figure in figures for artifact in figure.artifacts()]
-
-    reports: list[Report] = [(one.name.path, [one.evaluation.product], partial(write_cell, one)) for one in cells]
-    reports += [(f"{one.target}.md", one.products(), partial(write_table, plan, one)) for one in tables]
-    reports += [(f"{one.target}.png", products([one]), partial(write_figure, one)) for one in figures]
-    pages = [read_page(plan, target) for target in named if is_page(target)]
-    reports += [
-        (f"{one.target}.md", [f"{figure.target}.png" for figure in one.figures], partial(write_page, plan, one))
-        for one in pages
-    ]
-    reports += [
-        (f"{one.target}.pdf", one.tables.products() + products(one.figures), partial(write_paper, plan, one))
-        for one in papers
-    ]
-    reports += [(one, [], partial(_write_claims if is_claims(one) else _write_index, plan, one)) for one in views]
-    return wanted, reports
-
-
-def _write_claims(plan: Any, target: str) -> None:
-    from depoison.papers.claims import read_claims
-    from depoison.reports.claims import write_claims
-
-    write_claims(plan, read_claims(plan, target))
-
-
-def _write_index(plan: Any, target: str) -> None:
-    from depoison.papers.index import read_index
-    from depoison.reports.html.page import write_index
-
-    write_index(plan, read_index(plan, target))
+    found: dict[str, Any] = {}
+    for target in targets:
+        report = report_of(plan, target)
+        files = [file for file in report.needs() if file.startswith("reports/")]
+        found |= {**_made_of(plan, files), report.target: report}
+    return found
 
 
 def _progress(options: argparse.Namespace) -> None:
-    from depoison.running.share import artifacts
+    from depoison.reports.kinds import artifacts
     from depoison.running.watch import follow
 
     follow(artifacts(_plan(options), options.targets) if options.targets else [])
@@ -475,38 +391,14 @@ def _say(text: str, faults: Sequence[str]) -> int:
     return int(bool(faults))
 
 
-def _cell(options: argparse.Namespace) -> None:
-    from depoison.reports.cells import read_cell, write_cell
+def _report(options: argparse.Namespace) -> None:
+    from depoison.reports.kinds import report_of
 
     plan = _plan(options)
-    cell = read_cell(plan, options.target)
-    _tell(plan, options, [options.target])
-    with _alone(options.target):
-        write_cell(cell)
-
-
-def _table(options: argparse.Namespace) -> None:
-    from depoison.papers.tables import read_report
-    from depoison.reports.tables import write_table
-
-    plan = _plan(options)
-    table = read_report(plan, options.target)
-    _tell(plan, options, [options.target])
-    with _alone(options.target):
-        write_table(plan, table, options.partial)
-
-
-def _figure(options: argparse.Namespace) -> None:
-    from depoison.papers.figures import is_page, read_figure, read_page
-    from depoison.reports.figures.write import refuse_missing, write_figure, write_page
-
-    plan = _plan(options)
-    page = is_page(options.target)
-    found = (read_page if page else read_figure)(plan, options.target)
-    _tell(plan, options, [options.target])
-    refuse_missing(plan, found)
-    with _alone(options.target):
-        write_page(plan, found) if page else write_figure(found)
+    reports = [report_of(plan, target, options.partial) for target in options.targets]
+    _tell(plan, options, options.targets)
+    for report in reports:
+        report.write()
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -517,35 +409,6 @@ def _compare(options: argparse.Namespace) -> int:
     found = compare_sides(plan, *(read_side(plan, name) for name in (options.first, options.second)))
     print(as_json(found) if options.json else as_text(found, options.markdown), end="")
     return int(bool(found.changed))
-
-
-def _claims(options: argparse.Namespace) -> None:
-    from depoison.papers.claims import is_claims
-
-    if not is_claims(options.target):
-        raise DepoisonError(f"{options.target}: the claims of a paper are reports/[track/][paper/]claims.md")
-    plan = _plan(options)
-    with _alone(options.target):
-        _write_claims(plan, options.target)
-
-
-def _html(options: argparse.Namespace) -> None:
-    plan = _plan(options)
-    with _alone(options.target):
-        _write_index(plan, options.target)
-
-
-def _paper(options: argparse.Namespace) -> None:
-    from depoison.papers.pdf import is_paper, read_paper
-    from depoison.reports.paper import write_paper
-
-    if not is_paper(options.target):
-        raise DepoisonError(f"{options.target}: the document of a paper is reports/[track/][paper/]paper.pdf (or .tex)")
-    plan = _plan(options)
-    paper = read_paper(plan, options.target)
-    _tell(plan, options, [options.target])
-    with _alone(options.target):
-        write_paper(plan, paper, options.partial)
 
 
 def _stage(options: argparse.Namespace) -> None:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
+from depoison.plan.specs import STAGES
+from depoison.reports.kinds import kinds, name_of, of_no_kind
 from depoison.running.lookup import Lookup
 
 LOOKUP = Lookup(workflow)
@@ -12,12 +14,7 @@ LOOKUP = Lookup(workflow)
 wildcard_constraints:
     id=r"[^/]+-[0-9a-f]{10}",
     where=r"([^/]+/)*",
-    table=r"(?!figure|claims\.|paper\.)[^/.]+",
-    figure=r"figure[0-9][^/.]*",
-    unknown=(
-        r"(?!([^/]+/)*(figures\.md|figure[0-9][^/.]*\.(png|pdf|csv)|claims\.(md|json)|index\.html|paper\.(pdf|tex)"
-        r"|(?!figure|claims\.|paper\.)[^/.]+\.(md|tex|csv|json))$).+"
-    ),
+    unknown=of_no_kind(),
 
 
 onstart:

@@ -286,11 +286,6 @@ class Claims:
         return list(found)
 
 
-def is_claims(target: str) -> bool:
-    """Whether a report is the page of a paper's claims."""
-    return target.startswith("reports/") and stem_of(target).endswith(f"/{CLAIMS}")
-
-
 def all_claims(plan: Plan) -> list[str]:
     """The target, without suffix, of the claims of every paper that has some, on every track."""
     return on_every_track(plan, lambda root, paper: [CLAIMS] * has_claims(root, paper))

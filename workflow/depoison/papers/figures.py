@@ -87,21 +87,6 @@ class Page:
     figures: tuple[Figure, ...]
 
 
-def is_figure(target: str) -> bool:
-    """Whether a report is a figure or the page of figures; a name that begins so is no table's."""
-    return target.startswith("reports/") and target.rpartition("/")[2].startswith("figure")
-
-
-def is_page(target: str) -> bool:
-    """Whether a report is the page that lists all figures."""
-    return stem_of(target).endswith(f"/{PAGE}")
-
-
-def read_figures(plan: Plan, target: str) -> tuple[Figure, ...]:
-    """The figure that a target names, or all of the page that it names."""
-    return read_page(plan, target).figures if is_page(target) else (read_figure(plan, target),)
-
-
 def read_page(plan: Plan, target: str) -> Page:
     """Resolve every figure of a paper on a track; they lie beside the page.
 

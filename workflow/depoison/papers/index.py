@@ -57,11 +57,6 @@ class Index:
         return list(dict.fromkeys(found))
 
 
-def is_index(target: str) -> bool:
-    """Whether a report is the HTML report of a track."""
-    return FORM.fullmatch(target) is not None
-
-
 def read_index(plan: Plan, target: str) -> Index:
     """Resolve every table, figure and claim of the project on the track that reports/[{track}/]index.html names.
 

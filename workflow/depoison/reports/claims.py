@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from depoison.files import json_text, sha256_of, write_bytes
+from depoison.files import json_text, sha256_of
 from depoison.papers.claims import Chosen, Claim, Claims, Condition, Statistic, has_claims, read_claims
 from depoison.papers.grid import Place, percent
 from depoison.papers.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, folder_of
@@ -22,7 +22,6 @@ from depoison.reports.figures.epochs import course
 from depoison.reports.numbers import MINUS, MISSING, Missing, Reader, mean_and_interval, signed
 from depoison.reports.tables import escape_markdown, untaken_if
 
-SUFFIXES = (".md", ".json")
 HOLDS, FAILS, UNCERTAIN = "holds", "does not hold", "uncertain"
 UNTESTABLE, LACKING, UNPRINTED = "not testable here", "not enough cells", "not printed"
 LAST = (UNTESTABLE, LACKING)
@@ -494,21 +493,6 @@ def _symbols(condition: Condition) -> str:
 
 
 # --- files -------------------------------------------------------------------------------------------------------
-
-
-def write_claims(plan: Plan, claims: Claims) -> None:
-    """Write reports/…/claims.md and .json from what is there."""
-    Path(claims.target).parent.mkdir(parents=True, exist_ok=True)
-    for suffix, text in render(plan, claims).items():
-        write_bytes(Path(claims.target + suffix), text.encode())
-
-
-def claims_are_current(plan: Plan, claims: Claims) -> bool:
-    """Whether the files say what would be written now."""
-    files = {suffix: Path(claims.target + suffix) for suffix in SUFFIXES}
-    if not all(path.exists() for path in files.values()):
-        return False
-    return all(files[suffix].read_bytes() == text.encode() for suffix, text in render(plan, claims).items())
 
 
 def made_from(claims: Claims) -> str:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from depoison.errors import DepoisonError
-from depoison.files import json_text, write_bytes
+from depoison.files import json_text
 from depoison.papers.grid import Part, Place, percent
 from depoison.papers.tables import DropFile, Table, Tables, summary_name, told_apart
 from depoison.plan.metrics import Metric, Metrics
@@ -28,7 +27,6 @@ from depoison.reports.comparison import Before, before, compare, model_of
 from depoison.reports.latex import escape_latex, name_latex, points, prose_latex, typewriter
 from depoison.reports.numbers import MINUS, Number, Reader, signed
 
-SUFFIXES = (".md", ".tex", ".csv", ".json")
 CSV = (
     *("paper", "table", "track", "dataset", "model", "row", "rate", "rate_here", "variant", "column", "oracle"),
     *("metric", "ours", "interval95", "seeds", "missing", "published", "printed_as", "difference"),
@@ -315,37 +313,12 @@ def gaps_of(table: Table) -> list[str]:
     return list(dict.fromkeys(gap for place in table.places.values() for gap in place.gaps))
 
 
-def write_table(plan: Plan, table: Table | Tables, partial: bool = False) -> None:
-    """Write reports/….md, .tex, .csv and .json; arguments and errors as of `render`."""
-    texts = render(plan, table, partial)
-    Path(table.target).parent.mkdir(parents=True, exist_ok=True)
-    for suffix, text in texts.items():
-        write_bytes(Path(table.target + suffix), text.encode())
-
-
-def table_is_current(plan: Plan, table: Table | Tables, partial: bool = False) -> bool:
-    """Whether the four files say what would be written now.
-
-    Args:
-        partial: whether evaluations may be missing; else it is not current then.
-    """
-    files = {suffix: Path(table.target + suffix) for suffix in SUFFIXES}
-    if not all(path.exists() for path in files.values()) or (table.missing() and not partial):
-        return False
-    return all(files[suffix].read_bytes() == text.encode() for suffix, text in render(plan, table, partial).items())
-
-
-def render(plan: Plan, table: Table | Tables, partial: bool = False) -> dict[str, str]:
-    """The text of each of the four files, by suffix.
-
-    Args:
-        partial: whether evaluations may be missing; then their places are empty, and a footnote says what makes them.
+def render(plan: Plan, table: Table | Tables) -> dict[str, str]:
+    """The text of each of the four files, by suffix; places without an evaluation are empty, and a footnote says so.
 
     Raises:
-        DepoisonError: evaluations are missing, or one cannot be read.
+        DepoisonError: an evaluation cannot be read.
     """
-    if not partial:
-        refuse_missing(plan, f"{table.target}.md", table)
     made_from = table.made_from()
     if isinstance(table, Table):
         content = content_of(plan, table)

@@ -21,30 +21,20 @@ from logging.handlers import QueueHandler
 from pathlib import Path
 from typing import Any, TextIO
 
-from snakemake.io import flag
+from snakemake.io import flag, report
 from snakemake.logging import logger
 
 from depoison.errors import DepoisonError, told
 from depoison.files import refuse_links
 from depoison.gpu import devices, remarks
-from depoison.papers.claims import read_claims
-from depoison.papers.figures import read_figure, read_page
-from depoison.papers.index import read_index
-from depoison.papers.parts import check_form, is_view
-from depoison.papers.pdf import read_paper
-from depoison.papers.tables import locate, read_report
+from depoison.papers.tables import locate
 from depoison.plan.cells import PREFIX
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, canonical, computes, fingerprint
-from depoison.reports.cells import cell_is_current, read_cell
-from depoison.reports.claims import claims_are_current
-from depoison.reports.figures.write import figure_is_current, page_is_current
-from depoison.reports.html.page import index_is_current
-from depoison.reports.paper import paper_is_current
-from depoison.reports.tables import table_is_current
+from depoison.reports.kinds import Report, artifacts, kind_of, report_of
 from depoison.running import display
 from depoison.running.board import Board, Item, item_of
-from depoison.running.share import artifacts, notices
+from depoison.running.share import notices
 from depoison.running.worker import remove, start_worker
 
 STAMPS = Path(".snakemake/depoison/stamps")
@@ -96,9 +86,9 @@ class Lookup:
             # Without a limit Snakemake would start a GPU job on every core.
             workflow.register_resource("gpu", len(devices()) * self.runtime.jobs_per_gpu)
 
-    def _read_anew(self, read: Callable[[Plan, str], Any], target: str) -> Any:
-        """A report, after which everything is said that there is to say about it."""
-        found = read(self.plan, target)
+    def _read_anew(self, target: str) -> Report:
+        """After which everything is said that there is to say about it."""
+        found = report_of(self.plan, target)
         self._say_notes()
         return found
 
@@ -225,57 +215,36 @@ class Lookup:
         """Options that name the configuration files, for what quotes the command that makes it."""
         return shlex.join(f"--configfile={file}" for file in self.plan.overlays)
 
+    def outputs(self, kind: type[Report]) -> list[Any]:
+        """The files of a kind's rule, marked for Snakemake's report where they stand in it."""
+        words = {"caption": f"../report/{kind.__module__.rpartition('.')[2]}.rst", "category": self.category}
+        return [
+            report(file, **words, subcategory=kind.section, labels={"name": "{name}", "file": kind.shown[suffix]})
+            if suffix in kind.shown
+            else file
+            for suffix, file in ((suffix, kind.path + suffix) for suffix in kind.suffixes)
+        ]
+
     def refuse(self, wildcards: Any) -> list[Any]:
         """Input function of reports that no rule makes: ends Snakemake with a line that says which there are."""
         target = f"reports/{wildcards.unknown}"
         with _refusing():
-            check_form(target)
+            kind_of(target)
             raise DepoisonError(f"{target}: no report; valid: reports/[track/][paper/]NAME.md, as in docs/tables.md")
 
-    def cell_inputs(self, wildcards: Any) -> list[Any]:
-        """Input function: a cell's evaluation, and a stamp that is new where the cell's file is out of date."""
-        with _refusing():
-            cell = self._read(read_cell, f"{PREFIX}{wildcards.cell}")
-            return self._view(cell.name.path, [cell.evaluation.product], cell_is_current(cell))
+    def needs(self, kind: type[Report]) -> Callable[[Any], list[Any]]:
+        """Input function: what a report is made from, and a stamp that is new where one of its files is out of date.
 
-    def table_inputs(self, wildcards: Any) -> list[Any]:
-        """Input function: a table's evaluations, and a stamp that is new where the table is out of date."""
-        target = f"reports/{wildcards.where}{wildcards.table}"
-        with _refusing():
-            table = self._read(read_report, target)
-            return self._view(table.target, table.products(), table_is_current(self.plan, table))
+        Of one that asks for nothing that is missing, what is there and what else was asked for.
+        """
 
-    def figure_inputs(self, wildcards: Any) -> list[Any]:
-        """Input function: what a figure draws, and a stamp that is new where one of its files is out of date."""
-        target = f"reports/{wildcards.where}{wildcards.figure}"
-        with _refusing():
-            figure = self._read(read_figure, target)
-            products = [artifact.product for artifact in figure.artifacts()]
-            return self._view(figure.target, products, figure_is_current(figure))
+        def needed(wildcards: Any) -> list[Any]:
+            with _refusing():
+                made = self._read(kind.path.format(**wildcards))
+                files = made.needs() if kind.computes else self._there_or_asked(made.needs())
+                return self._view(made.target, files, all(map(os.path.exists, files)) and made.is_current())
 
-    def figure_page_inputs(self, wildcards: Any) -> list[Any]:
-        """Input function: the pictures beside the page, and a stamp that is new where its text is out of date."""
-        with _refusing():
-            page = self._read(read_page, f"reports/{wildcards.where}figures")
-        pictures = [f"{figure.target}.png" for figure in page.figures]
-        return self._view(page.target, pictures, page_is_current(self.plan, page))
-
-    def claims_inputs(self, wildcards: Any) -> list[Any]:
-        """Input function: what is there of the claims' cells, what else was asked for, and a stamp as the others have it."""
-        target = f"reports/{wildcards.where}claims"
-        with _refusing():
-            claims = self._read(read_claims, target)
-            products = self._there_or_asked(claims.products())
-            current = all(Path(product).exists() for product in products) and claims_are_current(self.plan, claims)
-            return self._view(claims.target, products, current)
-
-    def html_inputs(self, wildcards: Any) -> list[Any]:
-        """Input function: what a track's page shows and is there, what else was asked for, and a stamp as above."""
-        with _refusing():
-            index = self._read(read_index, f"reports/{wildcards.where}index.html")
-            products = self._there_or_asked(index.products())
-            current = all(Path(product).exists() for product in products) and index_is_current(self.plan, index)
-            return self._view(index.target, products, current)
+        return needed
 
     def _there_or_asked(self, products: Iterable[str]) -> list[str]:
         """What a report is made from that asks for nothing that is missing.
@@ -302,18 +271,10 @@ class Lookup:
     def _asked(self) -> set[str]:
         """The products behind the cells, tables and figures that Snakemake was asked for."""
         targets = [str(target) for target in self._workflow.dag_settings.targets]
-        makes = [target for target in targets if target.startswith((PREFIX, "reports/")) and not is_view(target)]
+        makes = [target for target in targets if target.startswith((PREFIX, "reports/")) and kind_of(target).computes]
         return {artifact.product for artifact in artifacts(self.plan, makes)}
 
-    def paper_inputs(self, wildcards: Any) -> list[Any]:
-        """Input function: evaluations of all tables, all figures, and a stamp that is new where it is out of date."""
-        with _refusing():
-            paper = self._read(read_paper, f"reports/{wildcards.where}paper")
-            current = paper_is_current(self.plan, paper)
-        needed = [*paper.tables.products(), *(f"{figure.target}.pdf" for figure in paper.figures)]
-        return self._view(paper.target, needed, current)
-
-    def _view(self, path: str, evaluations: list[str], current: bool) -> list[Any]:
+    def _view(self, path: str, files: list[str], current: bool) -> list[Any]:
         if not self._told:
             self._told = True
             self._tell()
@@ -325,7 +286,7 @@ class Lookup:
             # Snakemake compares the content of small files, too: it must be new whenever the time is.
             stamp.write_text(f"{moment}\n", encoding="utf-8")
             os.utime(stamp, (moment, moment))
-        return [*(flag(product, "ancient") for product in evaluations), str(stamp)]
+        return [*(flag(file, "ancient") for file in files), str(stamp)]
 
 
 def _name(job: Any) -> str:

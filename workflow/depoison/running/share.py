@@ -19,13 +19,13 @@ from typing import NamedTuple
 from depoison.artifacts import read_record, read_recorded
 from depoison.errors import DepoisonError
 from depoison.files import RUN, refuse_links
-from depoison.papers.figures import all_figures, is_figure, read_figures
-from depoison.papers.parts import is_view, parts_of
-from depoison.papers.tables import all_tables, read_report
+from depoison.papers.figures import all_figures
+from depoison.papers.tables import all_tables
 from depoison.plan.cells import PREFIX
 from depoison.plan.lock import disagreement
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact, chain_of
+from depoison.reports.kinds import artifacts, kind_of, with_parts
 from depoison.running.store import Fault, dvc, is_published, open_store, pointer, published
 
 PLURAL = {
@@ -86,26 +86,6 @@ class Told(NamedTuple):
     faults: list[str]
 
 
-def evaluations(plan: Plan, targets: Iterable[str]) -> list[Artifact]:
-    """The evaluations behind cells and tables, each once."""
-    found: dict[str, Artifact] = {}
-    for target in targets:
-        cells = [plan.cell(target)] if target.startswith(PREFIX) else read_report(plan, target).cells()
-        found.update((cell.evaluation.directory, cell.evaluation) for cell in cells)
-    return list(found.values())
-
-
-def artifacts(plan: Plan, targets: Iterable[str]) -> list[Artifact]:
-    """What cells and reports are made from, each once."""
-    targets = parts_of(plan, targets)
-    found = [plan.cell(target).evaluation for target in targets if target.startswith(PREFIX)]
-    tables = (target for target in targets if not (is_figure(target) or target.startswith(PREFIX)))
-    found += (artifact for target in tables for artifact in read_report(plan, target).artifacts())
-    drawn = (figure for target in targets if is_figure(target) for figure in read_figures(plan, target))
-    found += (artifact for figure in drawn for artifact in figure.artifacts())
-    return list({artifact.directory: artifact for artifact in found}.values())
-
-
 def heavy_files(artifact: Artifact) -> list[Path]:
     """The files of an artifact that live in DVC; the others are small and live in git."""
     return [Path(artifact.directory, name) for name in STAGES[artifact.stage].files if name.endswith(".safetensors")]
@@ -149,7 +129,7 @@ def need(asked: Sequence[Artifact], models: bool = False) -> Need:
 def notices(plan: Plan, targets: Sequence[str], makes: bool = True) -> list[str]:
     """Lines for whoever asks for targets: on code that changed and, if what is missing is to be made, on what somebody
     shared of it. Asks no remote."""
-    asked = artifacts(plan, (target for target in targets if not is_view(target)))
+    asked = artifacts(plan, (target for target in targets if kind_of(target).computes))
     lines = [line] if (line := disagreement(plan.root, asked)) else []
     wanted = need(asked) if makes else Need()
     if shared := len({file.parent for file in wanted.pull}):
@@ -327,9 +307,7 @@ def _complaint(files: Mapping[Path, str], text: str) -> list[str]:
 def _to_commit(plan: Plan, targets: Sequence[str], chain: Iterable[Artifact]) -> int:
     """Write down where what belongs to targets lies; returns how many files of it git does not have as they are."""
     paths = [artifact.directory for artifact in chain if Path(artifact.directory).is_dir()]
-    parts = list(dict.fromkeys([*targets, *parts_of(plan, targets)]))
-    parts += [figure.target for part in parts if is_figure(part) for figure in read_figures(plan, part)]
-    for part in parts:
+    for part in with_parts(plan, targets):
         path = Path(part)
         name = path.stem if path.suffix in SUFFIXES else path.name
         beside = path.parent.iterdir() if path.parent.is_dir() else []

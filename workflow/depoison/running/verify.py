@@ -11,29 +11,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from depoison.artifacts import METRICS_FILE, read_evaluation, read_record, read_spec
 from depoison.errors import DepoisonError, told
 from depoison.files import RUN, corrupted, sha256_of
 from depoison.gpu import lease
-from depoison.papers.claims import is_claims, read_claims
-from depoison.papers.figures import is_figure, is_page, read_figure, read_page
-from depoison.papers.index import is_index, read_index
-from depoison.papers.pdf import is_paper, read_paper
-from depoison.papers.tables import locate, read_report, stem_of
+from depoison.papers.tables import locate, stem_of
 from depoison.plan.cells import PREFIX, CellName
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact, chain_of
-from depoison.reports.cells import cell_is_its_evaluations
-from depoison.reports.claims import claims_are_current
-from depoison.reports.figures.write import figure_is_current, page_is_current
-from depoison.reports.html.page import index_is_current
-from depoison.reports.paper import paper_is_current
-from depoison.reports.tables import command, table_is_current
+from depoison.reports.kinds import artifacts, report_of
+from depoison.reports.tables import command
 from depoison.reports.verification import Recomputed, Verification, checksum_of, path_of
-from depoison.running.share import SUFFIXES, artifacts
+from depoison.running.share import SUFFIXES
 from depoison.stages.runner import devices_wanted, git_commit, run_stage
 
 GIVEN = ("dataset", "split", "train")
@@ -157,42 +148,17 @@ def _faults_of_view(plan: Plan, target: str, strict: bool) -> list[str] | None:
         strict: whether a target that means nothing is an error; else it cannot be told.
     """
     try:
-        is_current = _current_of(plan, target)
+        report = report_of(plan, target, partial=True)
     except DepoisonError:
         if strict:
             raise
         return None
     try:
-        current = is_current and is_current()
+        current = report.holds()
     except DepoisonError as error:
         return [str(error)]
     fault = f"{target}: not what would be written now; `{command(plan, target)}` writes it anew"
     return None if current is None else [] if current else [fault]
-
-
-def _current_of(plan: Plan, target: str) -> Callable[[], bool | None] | None:
-    """What tells whether a view is current; None where that of which it is made is not here.
-
-    Raises:
-        DepoisonError: no such cell or report.
-    """
-    if target.startswith(PREFIX):
-        return partial(cell_is_its_evaluations, Path(target))
-    if is_claims(target):
-        return partial(claims_are_current, plan, read_claims(plan, target))
-    if is_index(target):
-        return partial(index_is_current, plan, read_index(plan, target))
-    if is_page(target):
-        return partial(page_is_current, plan, read_page(plan, target))
-    if is_paper(target):
-        paper = read_paper(plan, target)
-        needed = [*paper.tables.products(), *(one.product for figure in paper.figures for one in figure.artifacts())]
-        return partial(paper_is_current, plan, paper) if all(Path(file).exists() for file in needed) else None
-    if is_figure(target):
-        figure = read_figure(plan, target)
-        there = all(Path(artifact.product).exists() for artifact in figure.artifacts())
-        return partial(figure_is_current, figure) if there else None
-    return partial(table_is_current, plan, read_report(plan, target), partial=True)
 
 
 class _Progress:

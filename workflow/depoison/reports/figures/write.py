@@ -1,4 +1,4 @@
-"""A figure's three files, and the page that lists a paper's figures."""
+"""What is in a figure's three files, and in the page that lists a paper's figures."""
 
 from __future__ import annotations
 
@@ -8,49 +8,12 @@ import io
 from pathlib import Path
 from typing import Any
 
-from depoison.errors import DepoisonError
-from depoison.files import sha256_of, write_bytes
+from depoison.files import sha256_of
 from depoison.papers.figures import Figure, Page
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
 from depoison.reports.figures.style import RC, VERSION
-from depoison.reports.tables import command, escape_markdown, no_formula
-
-SUFFIXES = (".png", ".pdf", ".csv")
-
-
-def write_figure(figure: Figure) -> None:
-    """Write reports/….png, .pdf and .csv."""
-    Path(figure.target).parent.mkdir(parents=True, exist_ok=True)
-    for suffix, content in render_figure(figure).items():
-        write_bytes(Path(figure.target + suffix), content)
-
-
-def refuse_missing(plan: Plan, made: Figure | Page) -> None:
-    """Raises: DepoisonError: artifacts of a figure, or pictures of the page, are missing."""
-    if isinstance(made, Page):
-        target, needed = f"{made.target}.md", [f"{figure.target}.png" for figure in made.figures]
-    else:
-        target, needed = f"{made.target}.png", [artifact.product for artifact in made.artifacts()]
-    if missing := [path for path in needed if not Path(path).exists()]:
-        raise DepoisonError(
-            f"{target}: {len(missing)} of {len(needed)} files that it shows are missing, the first is {missing[0]}; "
-            f"`{command(plan, target)}` makes them"
-        )
-
-
-def figure_is_current(figure: Figure) -> bool:
-    """Whether all artifacts are there, the CSV says what would be written now, and the pictures are of that.
-
-    To draw takes too long to do it here: each picture holds a hash of all that it follows from.
-    """
-    files = {suffix: Path(figure.target + suffix) for suffix in SUFFIXES}
-    needed = (Path(artifact.product) for artifact in figure.artifacts())
-    if not all(path.exists() for path in [*files.values(), *needed]):
-        return False
-    text = render_csv(figure, kind_of(figure).numbers(figure))
-    made_from = made_from_of(figure, text).encode()
-    return files[".csv"].read_bytes() == text and all(made_from in files[s].read_bytes() for s in (".png", ".pdf"))
+from depoison.reports.tables import escape_markdown, no_formula
 
 
 def render_figure(figure: Figure) -> dict[str, bytes]:
@@ -99,18 +62,6 @@ def made_from_of(figure: Figure, text: bytes) -> str:
 
 def kind_of(figure: Figure) -> Any:
     return importlib.import_module(f"depoison.reports.figures.{figure.file.kind}")
-
-
-def write_page(plan: Plan, page: Page) -> None:
-    """Write reports/…/figures.md."""
-    path = Path(f"{page.target}.md")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, render_page(plan, page).encode())
-
-
-def page_is_current(plan: Plan, page: Page) -> bool:
-    path = Path(f"{page.target}.md")
-    return path.exists() and path.read_bytes() == render_page(plan, page).encode()
 
 
 def render_page(plan: Plan, page: Page) -> str:

@@ -19,7 +19,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from depoison.files import write_bytes
 from depoison.papers.claims import Claims
 from depoison.papers.figures import Figure
 from depoison.papers.grid import Part, Place, percent
@@ -62,23 +61,6 @@ BINS = (1, 5, 20)
 
 PICTURE = re.compile(r'(<img class="drawn" src=)"[^"]*" width="\d*" height="\d*"')
 NO_PICTURE = r'\1"" width="" height=""'
-
-
-def write_index(plan: Plan, index: Index) -> None:
-    """Write the page; equal inputs make equal bytes."""
-    Path(index.target).parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(Path(index.target), render_index(plan, index).encode())
-
-
-def index_is_current(plan: Plan, index: Index) -> bool:
-    """Whether the file says what would be written now.
-
-    To draw figures takes too long to do it here: in place of its pixels, each has a hash of all that they follow from.
-    """
-    path = Path(index.target)
-    if not path.exists():
-        return False
-    return PICTURE.sub(NO_PICTURE, path.read_bytes().decode()) == render_index(plan, index, draw=False)
 
 
 def render_index(plan: Plan, index: Index, draw: bool = True) -> str:

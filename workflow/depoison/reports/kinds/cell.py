@@ -9,9 +9,39 @@ from typing import Any
 
 from depoison.artifacts import METRICS_FILE, read_evaluation
 from depoison.errors import DepoisonError
-from depoison.files import json_text, read_json, write_bytes
+from depoison.files import json_text, read_json
+from depoison.plan.cells import PREFIX
 from depoison.plan.config import OWN
 from depoison.plan.plan import Cell, Plan
+from depoison.plan.specs import Artifact
+from depoison.reports.kinds import Report
+
+
+class CellReport(Report):
+    """Where its file holds what another configuration made, the plan notes it."""
+
+    what = "a cell"
+    name = ".+"
+    suffixes = ("",)
+    path = f"{PREFIX}{{name}}"
+
+    def __init__(self, plan: Plan, target: str, partial: bool = False):
+        super().__init__(plan, target, partial)
+        self.target, self.cell = target, plan.cell(target)
+        if line := held_by_another(self.cell):
+            plan.notes[f"held {target}"] = line
+
+    def artifacts(self) -> list[Artifact]:
+        return [self.cell.evaluation]
+
+    def refuse_missing(self) -> None:
+        """Whoever reads the evaluation does."""
+
+    def render(self) -> dict[str, bytes]:
+        return {"": render_cell(self.cell).encode()}
+
+    def holds(self) -> bool | None:
+        return cell_is_its_evaluations(Path(self.target))
 
 
 def configuration_of(cell: Cell) -> dict[str, dict[str, Any]]:
@@ -45,13 +75,6 @@ def _text(path: Path, directory: str, configuration: Any) -> str:
     return json_text(view | evaluation.content, path)
 
 
-def cell_is_current(cell: Cell) -> bool:
-    """Whether the evaluation is there and the cell's file says what would be written now."""
-    path = Path(cell.name.path)
-    there = path.exists() and Path(cell.evaluation.product).exists()
-    return there and path.read_bytes() == render_cell(cell).encode()
-
-
 def cell_is_its_evaluations(path: Path) -> bool | None:
     """Whether a cell's file is what was written of the evaluation that it names, under whatever configuration.
 
@@ -67,18 +90,6 @@ def cell_is_its_evaluations(path: Path) -> bool | None:
             return None
         return path.read_bytes() == _text(path, held["evaluation"], held["configuration"]).encode()
     return False
-
-
-def read_cell(plan: Plan, target: str) -> Cell:
-    """Resolve a cell; where its file holds what another configuration made, the plan notes it.
-
-    Raises:
-        DepoisonError: as `Plan.cell`.
-    """
-    cell = plan.cell(target)
-    if line := held_by_another(cell):
-        plan.notes[f"held {target}"] = line
-    return cell
 
 
 def held_by_another(cell: Cell) -> str | None:
@@ -98,9 +109,3 @@ def _words(configuration: dict[str, dict[str, Any]]) -> str:
         f"{name}={value} of {file}" for file, values in sorted(configuration.items()) for name, value in values.items()
     ]
     return ", ".join(values) or "nothing of your own"
-
-
-def write_cell(cell: Cell) -> None:
-    path = Path(cell.name.path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, render_cell(cell).encode())

@@ -10,14 +10,15 @@ from typing import Any
 
 from depoison.artifacts import read_record
 from depoison.errors import DepoisonError
-from depoison.files import RUN, sha256_of, write_bytes
-from depoison.papers.figures import Figure
-from depoison.papers.pdf import Paper
-from depoison.papers.tables import Table, told_apart
+from depoison.files import RUN, sha256_of
+from depoison.papers.figures import PAGE, figures_of
+from depoison.papers.tables import ALL, PAPER, Table, Tables, locate, read_report, told_apart
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, fingerprint
-from depoison.reports.figures.write import figure_is_current, setting, write_figure
+from depoison.reports.figures.write import setting
+from depoison.reports.kinds import Report
+from depoison.reports.kinds.figure import FigureReport
 from depoison.reports.latex import compile_latex, points, read_bibliography, reference
 from depoison.reports.numbers import Number
 from depoison.reports.tables import Head, command, content_of, directions, refuse_missing, replaced, templates
@@ -32,49 +33,62 @@ LEADING = {"small": 11.0, "footnotesize": 9.5, "scriptsize": 8.0}
 METHODS = {"dataset": "Datasets", "model": "Models", "attack": "Attacks", "defense": "Defenses"}
 
 
-def write_paper(plan: Plan, paper: Paper, partial: bool = False) -> None:
-    """Write reports/….tex and .pdf; figures that are out of date are drawn before.
-
-    Args:
-        partial: whether evaluations and figures may be missing; in their places stands what makes them.
-
-    Raises:
-        DepoisonError: something is missing, or LaTeX stopped.
+class PaperReport(Report):
     """
-    if not partial:
-        refuse_missing(plan, f"{paper.target}.pdf", paper.tables)
-    for figure in paper.figures:
-        if figure_is_current(figure):
-            continue
-        missing = [artifact for artifact in figure.artifacts() if not Path(artifact.product).exists()]
-        if not missing:
-            write_figure(figure)
-        elif not partial:
-            raise DepoisonError(
-                f"{paper.target}.pdf: {figure.name} lacks {len(missing)} of {len(figure.artifacts())} artifacts; "
-                f"`{command(plan, f'{paper.target}.pdf')}` computes them, --partial leaves the figure out"
-            )
-    source = Path(f"{paper.target}.tex")
-    source.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(source, render_paper(plan, paper).encode())
-    compile_latex(source, Path(f"logs/{paper.target}.latex.log"))
-
-
-def paper_is_current(plan: Plan, paper: Paper) -> bool:
-    """Whether everything is there, the source says what would be written now, and the PDF is of that.
-
-    To run LaTeX takes too long to do it here: the PDF holds the hash of all that it follows from.
+    Attributes:
+        figures: they lie beside the document.
     """
-    source, pdf = Path(f"{paper.target}.tex"), Path(f"{paper.target}.pdf")
-    if not (source.exists() and pdf.exists()) or paper.tables.missing():
-        return False
-    if not all(figure_is_current(figure) for figure in paper.figures):
-        return False
-    text = render_paper(plan, paper).encode()
-    return source.read_bytes() == text and re.search(rb"/MadeFrom \((.*?)\)", text)[1] in pdf.read_bytes()
+
+    what = "the document of a paper"
+    name = PAPER
+    suffixes = (".pdf", ".tex")
+    section, shown = "Document", {".pdf": "document"}
+
+    def __init__(self, plan: Plan, target: str, partial: bool = False):
+        super().__init__(plan, target, partial)
+        self.paper, self.track, _ = locate(plan, target)
+        self.folder = target.rpartition("/")[0]
+        self.tables: Tables = read_report(plan, f"{self.folder}/{ALL}")
+        self.figures = [FigureReport(plan, f"{self.folder}/{name}") for name in figures_of(plan.root, self.paper)]
+
+    def parts(self) -> list[str]:
+        return [f"{self.folder}/{name}" for name in (ALL, PAGE)]
+
+    def needs(self) -> list[str]:
+        return [*self.tables.products(), *(f"{figure.target}.pdf" for figure in self.figures)]
+
+    def refuse_missing(self) -> None:
+        refuse_missing(self.plan, self.main, self.tables)
+        for figure in self.figures:
+            if missing := figure.missing():
+                raise DepoisonError(
+                    f"{self.main}: {figure.figure.name} lacks {len(missing)} of {len(figure.needs())} artifacts; "
+                    f"`{command(self.plan, self.main)}` computes them, --partial leaves the figure out"
+                )
+
+    def render(self) -> dict[str, bytes]:
+        """Without the PDF, which LaTeX makes."""
+        return {".tex": render_paper(self.plan, self).encode()}
+
+    def is_current(self) -> bool:
+        """To run LaTeX takes too long to do it here: the PDF holds the hash of all that it follows from."""
+        if not super().is_current() or not all(figure.is_current() for figure in self.figures):
+            return False
+        text = Path(f"{self.target}.tex").read_bytes()
+        return re.search(rb"/MadeFrom \((.*?)\)", text)[1] in Path(self.main).read_bytes()
+
+    def holds(self) -> bool | None:
+        return None if any(not Path(one.product).exists() for one in self.artifacts()) else self.is_current()
+
+    def put(self) -> None:
+        for figure in self.figures:
+            if not figure.is_current() and not figure.missing():
+                figure.write()
+        super().put()
+        compile_latex(Path(f"{self.target}.tex"), Path(f"logs/{self.target}.latex.log"))
 
 
-def render_paper(plan: Plan, paper: Paper) -> str:
+def render_paper(plan: Plan, paper: PaperReport) -> str:
     """The document; what is not there is left out."""
     figures = [_figure(plan, figure) for figure in paper.figures]
     tables = [_table(plan, paper, table, same) for table, same in told_apart(paper.tables.tables)]
@@ -100,7 +114,7 @@ def render_paper(plan: Plan, paper: Paper) -> str:
         "figures": figures,
         "missing": len(paper.tables.missing()),
         "evaluations": len(paper.tables.evaluations()),
-        "makes": command(plan, f"{paper.target}.pdf"),
+        "makes": command(plan, paper.main),
         "budget": list(_budget(plan, paper)),
         "made_by": _made_by(paper),
         "references": {key: reference(entries[key]) for key in cited if key in entries},
@@ -110,7 +124,7 @@ def render_paper(plan: Plan, paper: Paper) -> str:
     return text.replace("MADE-FROM", f"depoison-{fingerprint([text, shown])}", 1)
 
 
-def _table(plan: Plan, paper: Paper, table: Table, same: Sequence[Table]) -> dict[str, Any]:
+def _table(plan: Plan, paper: PaperReport, table: Table, same: Sequence[Table]) -> dict[str, Any]:
     content = content_of(plan, table, f"{paper.folder}/{table.name}.md", same)
     return content | ({"page": "portrait", "need": 60} if content["empty"] else _layout(content))
 
@@ -169,9 +183,9 @@ def _cell_width(number: Number, wide: bool, size: str) -> float:
     return max(SIZES[size] * ours + spread, SIZES["scriptsize"] * (printed + difference))
 
 
-def _figure(plan: Plan, figure: Figure) -> dict[str, Any]:
-    path = Path(f"{figure.target}.pdf")
-    there = figure_is_current(figure)
+def _figure(plan: Plan, report: FigureReport) -> dict[str, Any]:
+    path, figure = Path(f"{report.target}.pdf"), report.figure
+    there = report.is_current()
     return {
         "name": figure.name,
         "number": figure.name.removeprefix("figure"),
@@ -186,7 +200,7 @@ def _figure(plan: Plan, figure: Figure) -> dict[str, Any]:
     }
 
 
-def _replaced(plan: Plan, paper: Paper) -> dict[str, list[str]]:
+def _replaced(plan: Plan, paper: PaperReport) -> dict[str, list[str]]:
     """What the track puts in place of what: labels."""
     found = {(ours, printed) for table in paper.tables.tables for printed, ours in replaced(plan, table)}
     result: dict[str, list[str]] = {}
@@ -195,7 +209,7 @@ def _replaced(plan: Plan, paper: Paper) -> dict[str, list[str]]:
     return result
 
 
-def _methods(plan: Plan, paper: Paper) -> dict[str, list[tuple[str, str, str]]]:
+def _methods(plan: Plan, paper: PaperReport) -> dict[str, list[tuple[str, str, str]]]:
     """Label, citation key and summary of each method that has a file, by kind, in the order of the tables."""
     names: dict[str, dict[str, None]] = {kind: {} for kind in METHODS}
     for table in paper.tables.tables:
@@ -211,7 +225,7 @@ def _methods(plan: Plan, paper: Paper) -> dict[str, list[tuple[str, str, str]]]:
     return {title: found for title, found in result.items() if found}
 
 
-def _budget(plan: Plan, paper: Paper) -> Iterator[str]:
+def _budget(plan: Plan, paper: PaperReport) -> Iterator[str]:
     """What the track's file sets, as in the file: training.epochs = 12."""
     content = plan.configuration.track(paper.track).content
 
@@ -226,7 +240,7 @@ def _budget(plan: Plan, paper: Paper) -> Iterator[str]:
         yield from walk(section, getattr(content, section))
 
 
-def _made_by(paper: Paper) -> list[tuple[str, int]]:
+def _made_by(paper: PaperReport) -> list[tuple[str, int]]:
     """Versions, commit and device that artifacts were made with, as they recorded it, and how many."""
     chain: dict[str, Artifact] = {}
     for cell in paper.tables.cells():
