@@ -50,12 +50,18 @@ class _Model(_Record):
     directory: str = ""
 
 
-class _Evaluation(_Strict):
-    """metrics.json, and with more keys the file of a cell."""
+class _Measured(_Strict):
+    """Of all triggered images, or of those with one trigger."""
 
     metrics: Annotated[dict[str, Percent | None], Field(min_length=1)]
-    diverged: bool = False
     denominators: dict[str, Annotated[int, Field(gt=0)] | None] = {}
+
+
+class _Evaluation(_Measured):
+    """metrics.json, and with more keys the file of a cell."""
+
+    parts: dict[str, _Measured] = {}
+    diverged: bool = False
     model: _Model | None = None
     specs: dict[str, dict[str, Any]] = {}
 
@@ -83,8 +89,10 @@ class Evaluation:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """In percent, 0 to 100; None where there is nothing to measure."""
-        return self.content["metrics"]
+        """In percent, 0 to 100; None where there is nothing to measure. Of one of combined attacks by metric@attack."""
+        parts = self.content.get("parts", {}).items()
+        by_part = {f"{key}@{part}": value for part, own in parts for key, value in own["metrics"].items()}
+        return self.content["metrics"] | by_part
 
 
 def read_evaluation(product: Path | str) -> Evaluation:

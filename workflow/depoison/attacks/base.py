@@ -91,6 +91,7 @@ class Setup:
         rng: random numbers of the present stage.
         asset: what the attack's `make_asset` made; empty where it has none.
         new_model: a freshly initialized network, for an asset that lists `model`.
+        parts: of combined attacks that have assets, by name, what each is told.
     """
 
     task: Task
@@ -101,6 +102,11 @@ class Setup:
     rng: Rng
     asset: State = field(default_factory=dict)
     new_model: Callable[[Rng], Classifier] | None = None
+    parts: Mapping[str, Setup] = field(default_factory=dict)
+
+    def of(self, part: str) -> Setup:
+        """What one of the attacks is told that are combined."""
+        return self.parts.get(part, self)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,11 @@ class Pool:
     inputs: Tensor
     labels: Tensor
     training_labels: Tensor | None = None
+
+    def part(self, where: Tensor) -> Pool:
+        """These samples, (n,) int64, drawn at random, as a pool."""
+        everything = self.labels if self.training_labels is None else self.training_labels
+        return Pool(self.inputs[where], self.labels[where], everything)
 
 
 @dataclass(frozen=True)
@@ -149,12 +160,14 @@ class Overlay:
         inputs: (n, …), as the task stores them.
         labels: (n,) int64.
         covers: how many of them have the trigger but keep their label.
+        parts: of combined attacks, by name, how many of the others each has.
     """
 
     indices: Tensor
     inputs: Tensor
     labels: Tensor
     covers: int = 0
+    parts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -246,6 +259,10 @@ class Attack:
         """
         raise NotImplementedError
 
+    def parts(self, trigger: State) -> list[tuple[Attack, State]]:
+        """The attacks that it combines, each with its trigger; of one alone itself."""
+        return [(self, trigger)]
+
     def train(self, fit: Fit, model: Classifier, setup: Setup, trigger: State) -> State:
         """Train `model` in place; an attack that controls training has batches or a loop of its own.
 
@@ -284,7 +301,7 @@ def module_of(attack: str) -> ModuleType:
 
 
 def make(attack: Mapping[str, Any]) -> Attack | None:
-    """The attack of a spec's {name, version, parameters}; None for "none", a clean model."""
+    """An attack of {name, version, parameters}; None for "none", a clean model."""
     if attack["name"] == "none":
         return None
     module = module_of(attack["name"])

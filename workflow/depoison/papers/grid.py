@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from depoison.errors import DepoisonError, unknown
 from depoison.papers.published import Key
 from depoison.papers.rates import scaled
-from depoison.plan.cells import CellName, Choice
+from depoison.plan.cells import CellName, Choice, parts_of
 from depoison.plan.config import Strict
 from depoison.plan.documents import Document
 from depoison.plan.metrics import Metric
@@ -331,7 +331,7 @@ class Grid:
     def _grid(self, texts: Iterable[Text], kind: str, key: str, place: str) -> Sequence[Any]:
         """The values of a hyper-parameter that the file of the method lists."""
         name = next((Choice.parse(text.text, text.place).name for text in texts if text.kind == kind), "")
-        if name not in self.plan.configuration.names(kind):
+        if not name or self.plan.configuration.missing(kind, name):
             raise DepoisonError(f"{place}: each: `values` is missing, and the part names no {kind} that has a grid")
         grids = self.plan.configuration.method(kind, name).content.grids
         if key not in grids:
@@ -403,7 +403,7 @@ class Grid:
     def _gaps(self, dataset: str, model: str, choices: Mapping[str, Choice]) -> Iterator[str]:
         configuration = self.plan.configuration
         names = {"model": model} | {kind: choice.name for kind, choice in choices.items()}
-        missing = [f"the {kind} {name}" for kind, name in names.items() if name not in configuration.names(kind)]
+        missing = [f"the {kind} {part}" for kind, name in names.items() for part in configuration.missing(kind, name)]
         yield from missing
         for kind in METHODS if not missing else ():
             if why := configuration.lacking(kind, choices[kind].name, model):
@@ -425,16 +425,20 @@ class Grid:
         if not name:
             at = next((part.at for part in reversed(order) if part.at and not part.drawn), ())
             raise DepoisonError(f"{self.line_of(*at)}: no part names the {kind}")
-        names = self.plan.configuration.names(kind)
-        if name not in names and name not in self.file.unimplemented:
-            raise unknown(kind, name, [*names, *self.file.unimplemented], where)
-        if name in names:
+        names, missing = self.plan.configuration.names(kind), self.plan.configuration.missing(kind, name)
+        for part in missing:
+            if part not in self.file.unimplemented:
+                raise unknown(kind, part, [*names, *self.file.unimplemented], where)
+        if not missing:
+            self.plan.configuration.require(kind, name, where)
             known = self.plan.configuration.parameters(kind, name)
             for key, value in values.items():
                 if key not in known:
                     raise unknown(f"hyper-parameter of {name}", key, known, places[key])
                 known[key].check(value, f"{places[key]}: {name}+{key}")
         fixed = (self.fixed[kind][""] | self.fixed[kind].get(name, set())) - drawn
+        if len(parts := parts_of(name)) > 1:
+            fixed |= {f"{part}.{key}" for part in parts for key in self.fixed[kind].get(part, set())} - drawn
         pairs = sorted(values.items())
         kept = tuple(pair for pair in pairs if pair[0] not in fixed)
         layer = "figure" if self.merge else "table"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from depoison.errors import DepoisonError
 from depoison.plan.cells import Choice
-from depoison.plan.config import KINDS, OWN
+from depoison.plan.config import OWN
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Plan
-from depoison.plan.signatures import declared_clean_label
 
 DIGITS = 6
 """Of a rate, after the point: below a million images that is less than half of one."""
@@ -51,8 +50,8 @@ def scaled(plan: Plan, track: str, attack: Choice, paper: str, *, printed: str, 
     )["rate"][-1]
     if found.layer == OWN:
         return attack
-    code = plan.root / "workflow" / "depoison" / KINDS["attack"] / f"{attack.name.replace('-', '_')}.py"
-    cap = min(scaling.cap, scaling.clean_label_cap) if declared_clean_label(code) else scaling.cap
+    clean = configuration.clean_label(attack.name)
+    cap = min(scaling.cap, scaling.clean_label_cap) if clean else scaling.cap
     here = pool(dataset)
     rate = min(max(1, round(found.value * pool(printed))), int(cap * here)) / here
     overrides["rate"] = text_of(round(rate, DIGITS))

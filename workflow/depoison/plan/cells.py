@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TypeVar
 
 from depoison.errors import DepoisonError
+
+T = TypeVar("T")
 
 PREFIX = "results/cells/"
 _FORM = "results/cells/{track}/[{paper}/]{dataset}/{model}/{attack}/{defense}/s{seed}.json"
 
 
+AND = "&"
+"""Between the names of attacks that are combined."""
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """The attacks of a combined one, in the order of their names; of any other method its own name."""
+    return tuple(sorted(name.split(AND)))
+
+
+def own_of(part: str, values: Mapping[str, T]) -> dict[str, T]:
+    """Of what a combined attack has by key, that of one of its attacks, as that calls it."""
+    return {key.removeprefix(f"{part}."): value for key, value in values.items() if key.startswith(f"{part}.")}
+
+
 @dataclass(frozen=True)
 class Choice:
-    """A method with overrides, as in `badnet+rate=0.05`.
+    """A method with overrides, as in `badnet+rate=0.05`, or combined attacks, `badnet&blended+rate=0.1+blended.ratio=0.2`.
+
+    What attacks share, such as the rate, is the whole's; a hyper-parameter of one of them has its name before it.
 
     Attributes:
+        name: of a combined attack as it was written; `parts_of` it is what it means.
         origins: (key, layer, place) of each override that is not the user's own but a report's, which its file and line set.
     """
 
@@ -29,16 +50,17 @@ class Choice:
 
     @property
     def canonical(self) -> str:
-        """The one text of it: overrides sorted, 0.050 as 0.05."""
-        return str(Choice(self.name, tuple(sorted((key, _number(value)) for key, value in self.overrides))))
+        """The one text of it: combined attacks and overrides sorted, 0.050 as 0.05."""
+        pairs = sorted((key, _number(value)) for key, value in self.overrides)
+        return str(Choice(AND.join(parts_of(self.name)), tuple(pairs)))
 
     @classmethod
     @cache
     def parse(cls, text: str, where: str) -> Choice:
-        """Read `name+key=value+key=value`.
+        """Read `name+key=value+key=value`, or `name&name+key=value`.
 
         Raises:
-            DepoisonError: not of that form, or a key that stands twice.
+            DepoisonError: not of that form, or a key or a combined attack that stands twice.
         """
         # A plus sign may belong to a number (1e+3): only one before "key=" separates.
         name, *parts = re.split(r"\+(?=[^+=]*=)", text)
@@ -46,6 +68,10 @@ class Choice:
         keys = [key for key, _ in pairs]
         if not name or "+" in name or "=" in name or not all(key and value for key, value in pairs):
             raise DepoisonError(f"{where}: {text!r} is not of the form name+key=value+key=value")
+        if not all(combined := parts_of(name)):
+            raise DepoisonError(f"{where}: {name!r} is not of the form attack{AND}attack")
+        if len(set(combined)) < len(combined):
+            raise DepoisonError(f"{where}: {name!r} combines an attack with itself; valid: each once")
         if len(set(keys)) < len(keys):
             raise DepoisonError(f"{where}: {text!r} sets a key twice")
         return cls(name, tuple(pairs))

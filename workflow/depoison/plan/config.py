@@ -10,9 +10,16 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
 
 from depoison.errors import DepoisonError, unknown
+from depoison.plan.cells import parts_of
 from depoison.plan.documents import Document, folders_in, names_in, read_document
 from depoison.plan.parameters import Parameter, Shared
-from depoison.plan.signatures import declared_asset, declared_keywords, declared_sight
+from depoison.plan.signatures import (
+    declared_asset,
+    declared_clean_label,
+    declared_keywords,
+    declared_loop,
+    declared_sight,
+)
 
 KINDS = {"dataset": "datasets", "model": "models", "attack": "attacks", "defense": "defenses"}
 """The folder of each kind of method, in config/ and in the package."""
@@ -374,8 +381,9 @@ class Configuration:
             DepoisonError: no such method (with the nearest name), a fault in its file, or a file that disagrees with
                 the code: a hyper-parameter that the code does not take, or one that the file lacks.
         """
-        if name not in self.names(kind):
-            raise unknown(kind, name, self.names(kind))
+        self.require(kind, name)
+        if len(parts := parts_of(name)) > 1:
+            return self._combined(parts)
         loaded = load_as(Method, read_document(self.root / "config" / KINDS[kind] / f"{name}.yaml", self.root))
         method, document = loaded
         if method.task not in (None, *self.tasks):
@@ -413,6 +421,66 @@ class Configuration:
                     raise unknown(other, target, self.names(other), document.place(folder, target))
                 self._check_values(values, {**own, **shared}, (folder, target), document.place)
         return loaded
+
+    def missing(self, kind: str, name: str) -> list[str]:
+        """The name, or of a combined attack those of its attacks, of which there is no file."""
+        return [part for part in (parts_of(name) if kind == "attack" else (name,)) if part not in self.names(kind)]
+
+    def require(self, kind: str, name: str, where: str = "") -> None:
+        """See that there is a method of this name, and that attacks that it combines can be.
+
+        Args:
+            where: the cell that names it.
+
+        Raises:
+            DepoisonError: there is not, with the nearest name, or they cannot.
+        """
+        for part in self.missing(kind, name):
+            raise unknown(kind, part, self.names(kind), where)
+        if len(parts := parts_of(name)) == 1:
+            return
+        at = f"{where}: " if where else ""
+        for part in parts:
+            if why := self._alone(part):
+                valid = ", ".join(one for one in self.names(kind) if not self._alone(one))
+                raise DepoisonError(f"{at}{part} {why}, so it cannot be combined with others; valid: {valid}")
+        tasks = {part: task for part in parts if (task := self.method(kind, part).content.task)}
+        if len(set(tasks.values())) > 1:
+            told = ", ".join(f"{part} is for the task {task}" for part, task in tasks.items())
+            raise DepoisonError(f"{at}{told}; valid: attacks for one task")
+
+    @cache  # noqa: B019
+    def _alone(self, attack: str) -> str:
+        """Why an attack cannot be combined with others; "" where it can."""
+        if "poisoning" not in self._groups("attack", self.method("attack", attack).content):
+            return "poisons nothing"
+        return "trains the model in a loop of its own" if declared_loop(self._code("attack", attack)) else ""
+
+    def _combined(self, parts: Sequence[str]) -> Loaded:
+        """Attacks that are combined, as one method, which has each hyper-parameter of theirs as `attack.key`.
+
+        What their own files say of shared hyper-parameters is of each attack alone.
+        """
+        loaded = {part: self.method("attack", part) for part in parts}
+        contents = {part: each.content for part, each in loaded.items()}
+        places = {
+            ("parameters", f"{part}.{key}"): each.document.place("parameters", key)
+            for part, each in loaded.items()
+            for key in each.content.parameters
+        }
+        method = Method(
+            summary=" and ".join(content.summary for content in contents.values()),
+            label=" & ".join(content.label for content in contents.values()),
+            task=next((content.task for content in contents.values() if content.task), None),
+            parameters={f"{part}.{key}": p for part, c in contents.items() for key, p in c.parameters.items()},
+            needs=[feature for content in contents.values() for feature in content.needs],
+            grids={f"{part}.{key}": grid for part, c in contents.items() for key, grid in c.grids.items()},
+        )
+        return Loaded(method, Document("config/attacks", {}, places))
+
+    def clean_label(self, attack: str) -> bool:
+        """Whether an attack, or one of those that it combines, poisons samples of the target class alone."""
+        return any(declared_clean_label(self._code("attack", part)) for part in parts_of(attack))
 
     def _check_code(self, kind: str, name: str, loaded: Loaded) -> None:
         code = self._code(kind, name)
@@ -582,8 +650,7 @@ class Configuration:
         Raises:
             DepoisonError: an unknown method, or an override with an unknown key or an invalid value.
         """
-        if name not in self.names(kind):
-            raise unknown(kind, name, self.names(kind), where)
+        self.require(kind, name, where)
         task = self.task_of(dataset)
         known = {k: p for k, p in self.parameters(kind, name).items() if getattr(p, "task", None) in (None, task)}
         for key, text in overrides.items():
@@ -613,6 +680,12 @@ class Configuration:
             return lambda key: document.place(*keys, key)
 
         method, document = self.method(kind, name)
+        combines = parts if len(parts := parts_of(name)) > 1 else ()
+        for part in combines:
+            own = self.method(kind, part).content.parameters
+            for layer, values, place in self._layers(kind, part, dataset, model, paper, track):
+                named = {f"{part}.{key}": value for key, value in values.items() if key in own}
+                yield layer, named, lambda key, part=part, place=place: place(key.removeprefix(f"{part}."))
         track_, track_document = self.track(track)
         sections = ("training",) if kind == "defense" and "fit" in self.sight(name) else SECTIONS_OF[kind]
         for group in self._groups(kind, method):
@@ -626,7 +699,7 @@ class Configuration:
         defaults = {
             key: parameter.default
             for key, parameter in method.parameters.items()
-            if parameter.default is not None or parameter.optional
+            if not combines and (parameter.default is not None or parameter.optional)
         }
         yield "method", defaults, at(document, "parameters")
         yield "method", method.values, at(document, "values")

@@ -140,7 +140,7 @@ def _behind(artifact: Artifact) -> Iterator[str]:
     parameters = artifact.spec["parameters"]
     for kind in (*KINDS, "task"):
         if isinstance(parameters.get(kind), dict):
-            yield f"{kind} {parameters[kind]['name']}"
+            yield from (f"{kind} {one['name']}" for one in parameters[kind].get("parts", (parameters[kind],)))
     yield from (f"metric {name}" for name in parameters.get("metrics", ()))
     if artifact.stage == "dataset":
         yield f"data {parameters['source'].replace('-', '_')}"

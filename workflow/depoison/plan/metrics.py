@@ -14,7 +14,9 @@ from depoison.plan.config import load_as
 from depoison.plan.documents import names_in, read_document
 from depoison.plan.signatures import declared_arguments
 
-FOLDER = "config/metrics"
+FOLDER, ATTACKS = "config/metrics", "config/attacks"
+OF = "@"
+"""Between a metric and one of combined attacks."""
 CODE = "workflow/depoison/metrics"
 
 
@@ -75,7 +77,15 @@ class Metric(BaseModel):
     @property
     def key(self) -> str:
         """As code and files of ours call it."""
-        return self._name.replace("-", "_")
+        name, at, part = self._name.partition(OF)
+        return name.replace("-", "_") + at + part
+
+    def of(self, part: str) -> Metric:
+        """The same of one of combined attacks alone."""
+        rule = self.no_rescue and self.no_rescue.model_copy(update={"right": f"{self.no_rescue.right}{OF}{part}"})
+        found = self.model_copy(update={"label": f"{self.label} ({part})", "no_rescue": rule})
+        found._name = f"{self.name}{OF}{part}"
+        return found
 
     @property
     def sign(self) -> int:
@@ -93,7 +103,19 @@ class Metric(BaseModel):
 
 
 class Metrics(dict[str, Metric]):
-    """All metrics of a project, by name."""
+    """All metrics of a project, by name; those of one of combined attacks by metric@attack, too.
+
+    Attributes:
+        attacks: the names that such a one may have.
+    """
+
+    def __init__(self, attacks: Iterable[str] = ()):
+        super().__init__()
+        self.attacks = tuple(attacks)
+        self._by_part: dict[str, Metric] = {}
+
+    def __missing__(self, name: str) -> Metric:
+        return self.find(name, "")
 
     @property
     def attack(self) -> Metric | None:
@@ -106,7 +128,8 @@ class Metrics(dict[str, Metric]):
         return {name: metric.version for name, metric in self.items() if metric.source == "evaluate"}
 
     def by_key(self, key: str) -> Metric:
-        return self[key.replace("_", "-")]
+        name, at, part = key.partition(OF)
+        return self[name.replace("_", "-") + at + part]
 
     @property
     def labels(self) -> dict[str, str]:
@@ -114,10 +137,19 @@ class Metrics(dict[str, Metric]):
         return {metric.key: metric.label for metric in self.values()}
 
     def find(self, name: str, where: str) -> Metric:
-        """Raises: DepoisonError: there is none of this name."""
-        if name not in self:
-            raise unknown("metric", name, self, where)
-        return self[name]
+        """Raises: DepoisonError: there is none of this name, or no such attack that it could be of."""
+        whole, at, part = name.partition(OF)
+        if whole not in self:
+            raise unknown("metric", whole, self, where)
+        if not at:
+            return self[name]
+        if self[whole].source != "evaluate":
+            raise DepoisonError(
+                f"{where}: {name}: {whole} looks at no triggered images; valid: {', '.join(self.evaluated)}"
+            )
+        if part not in self.attacks:
+            raise unknown("attack", part, self.attacks, f"{where}: {name}")
+        return self._by_part.setdefault(name, self[whole].of(part))
 
     def find_all(self, names: Iterable[str], where: str) -> tuple[Metric, ...]:
         """As `find`, of several."""
@@ -130,7 +162,7 @@ def metrics_of(root: Path) -> Metrics:
     Raises:
         DepoisonError: a fault in a file, or one that does not fit its code; two that say whether an attack took.
     """
-    found = Metrics()
+    found = Metrics(names_in(root / ATTACKS, root))
     for name in names_in(root / FOLDER, root, "-"):
         metric, document = load_as(Metric, read_document(root / FOLDER / f"{name}.yaml", root))
         metric._name = name

@@ -10,14 +10,14 @@ from typing import Any
 
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
-from depoison.plan.cells import CellName, Choice
+from depoison.plan.cells import AND, CellName, Choice, own_of, parts_of
 from depoison.plan.config import KINDS, OWN, Configuration, Setting
 from depoison.plan.documents import read_document
 from depoison.plan.folders import SOURCE as FOLDER_SOURCE
 from depoison.plan.folders import classes_of, require_root, require_unchanged
 from depoison.plan.metrics import Metrics, metrics_of
 from depoison.plan.parameters import text_of
-from depoison.plan.specs import Artifact, make_artifact
+from depoison.plan.specs import Artifact, asset_of, make_artifact
 
 CONFIG_FILE = "config/config.yaml"
 SOURCES = "workflow/depoison/data"
@@ -145,6 +145,8 @@ class Plan:
 
     def label(self, kind: str, name: str) -> str:
         """How tables call a method; its name where it has no implementation."""
+        if kind == "attack" and AND in name:
+            return " & ".join(self.label(kind, part) for part in parts_of(name))
         known = name in self.configuration.names(kind)
         return self.configuration.method(kind, name).content.label if known else name
 
@@ -172,9 +174,9 @@ class Plan:
         split = make_artifact("split", {"dataset": dataset}, reserve, name.seed)
         data = {"dataset": dataset, "split": split}
 
-        attack = {"attack": self._method("attack", name.attack, value["attack"], settings["attack"])}
+        attack = {"attack": self._attack(name.attack, value["attack"], settings["attack"])}
         training = self._training(name)
-        asset = self._asset(name, attack["attack"], data)
+        asset = self._assets(name, attack["attack"], data)
         poisoning = {"poisoning": specified("poisoning", value["attack"])}
         poison = make_artifact("poison", data | asset, attack | poisoning, name.seed)
         backdoored = make_artifact("train", {**data, "poison": poison}, training, name.seed)
@@ -244,6 +246,16 @@ class Plan:
                 raise unknown("model", own[key], [*models, *(parameter.choices or ())], settings[key][-1].place)
         return {"name": choice.name, "version": method.version, "parameters": own}
 
+    def _attack(
+        self, choice: Choice, values: Mapping[str, Any], settings: Mapping[str, list[Setting]]
+    ) -> dict[str, Any]:
+        """As `_method`; of attacks that are combined, in the order of their names: they share alike, so it means nothing."""
+        parts = parts_of(choice.name)
+        if len(parts) == 1:
+            return self._method("attack", choice, values, settings)
+        combined = [self._method("attack", Choice(p), own_of(p, values), own_of(p, settings)) for p in parts]
+        return {"name": AND.join(parts), "parts": combined}
+
     def _require_one_task(self, name: CellName) -> None:
         """Raises: DepoisonError: a method for another task than that of the dataset."""
         dataset, method = self.configuration.method("dataset", name.dataset.name).content, self.configuration.method
@@ -278,15 +290,21 @@ class Plan:
         model |= self.configuration.specified("dataset", value["dataset"], of_task)
         return {"model": model, "recipe": self.configuration.specified("recipe", value["attack"])}
 
-    def _asset(self, name: CellName, attack: dict[str, Any], data: dict[str, Artifact]) -> dict[str, Artifact]:
-        """{"asset": what the attack makes before it poisons}, of what its file says that this depends on; or nothing.
+    def _assets(self, name: CellName, attack: dict[str, Any], data: dict[str, Artifact]) -> dict[str, Artifact]:
+        """What the attack makes before it poisons, by its role; of combined attacks each its own."""
+        parts = {asset_of(part["name"]): part for part in attack.get("parts", ())} or {asset_of(): attack}
+        made = {role: self._asset(name, part, data) for role, part in parts.items()}
+        return {role: asset for role, asset in made.items() if asset}
+
+    def _asset(self, name: CellName, attack: dict[str, Any], data: dict[str, Artifact]) -> Artifact | None:
+        """What an attack makes before it poisons, of what its file says that this depends on; None where it makes nothing.
 
         A model that a hyper-parameter names is that of the same cell with this model, so that the cells of all architectures
         share it.
         """
         method = self.configuration.method("attack", attack["name"]).content
         if method.asset is None:
-            return {}
+            return None
         own = {key: attack["parameters"][key] for key in method.asset if key in attack["parameters"]}
         for key, parameter in method.parameters.items():
             if parameter.type == "model" and attack["parameters"][key] not in (parameter.choices or ()):
@@ -294,7 +312,7 @@ class Plan:
         training = self._training(name)
         parameters = {"attack": attack | {"parameters": own}}
         parameters |= {key: training[key] for key in method.asset if key in training}
-        return {"asset": make_artifact("asset", data, parameters, name.seed)}
+        return make_artifact("asset", data, parameters, name.seed)
 
     def _picture(self, stem: str, where: str) -> str:
         """A user's file by its content: its name may stay while its bytes change."""
@@ -336,9 +354,10 @@ class Plan:
             raise DepoisonError(
                 f"{name.path}: target label {attack['target']} is none of the dataset's; valid: 0 to {classes - 1}"
             )
-        # As `enlargement` has it: what is drawn for 32 pixels grows with the image.
-        maximum = dataset["size"] // (max(1, dataset["size"] // 32) if attack.get("enlarge") else 1)
         for key, parameter in self.configuration.method("attack", name.attack.name).content.parameters.items():
+            # As `enlargement` has it: what is drawn for 32 pixels grows with the image.
+            grows = attack.get(f"{key[: key.rfind('.') + 1]}enlarge")
+            maximum = dataset["size"] // (max(1, dataset["size"] // 32) if grows else 1)
             if parameter.patch and attack[key] > maximum:
                 raise DepoisonError(
                     f"{name.path}: {key}: a patch of {attack[key]} pixels is larger than the image; the maximum is {maximum}"

@@ -73,6 +73,20 @@ def declared_clean_label(code: Path) -> bool:
     return any(ast.unparse(item) == "clean_label = True" for item in items)
 
 
+def declared_loop(code: Path) -> bool:
+    """Whether an attack's class, or one that it is derived from, takes the steps of the training itself."""
+    tree = _parsed(code)
+    if any(isinstance(node, ast.Attribute) and ast.unparse(node) == "fit.steps" for node in ast.walk(tree)):
+        return True
+    bases = {ast.unparse(base) for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases}
+    files = (
+        code.with_name(f"{node.module.rpartition('.')[2]}.py")
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module and bases & {alias.name for alias in node.names}
+    )
+    return any(file.exists() and declared_loop(file) for file in files)
+
+
 def _keywords_of(tree: ast.Module, name: str) -> set[str] | None:
     function = _function(tree, name)
     return None if function is None else {argument.arg for argument in function.args.kwonlyargs}

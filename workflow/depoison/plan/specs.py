@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from depoison.errors import DepoisonError
+from depoison.plan.cells import AND
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,20 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def computes(stage: str, upstream: Container[str]) -> bool:
+def computes(stage: str, upstream: Iterable[str]) -> bool:
     """Whether a stage uses a GPU where there is one; poisoning does with a network that the attack made."""
     return stage in ("asset", "train", "purify", "evaluate", "probe", "embedding") or (
-        stage == "poison" and "asset" in upstream
+        stage == "poison" and any(role.startswith(asset_of()) for role in upstream)
     )
+
+
+def asset_of(part: str = "") -> str:
+    """The role of what an attack made, in the spec of a poisoned set.
+
+    Args:
+        part: which of those that are combined.
+    """
+    return f"asset {part}".strip()
 
 
 def canonical(value: Any) -> str:
@@ -149,7 +159,8 @@ def _readable_name(spec: dict[str, Any]) -> str:
         case "poison":
             poisoning = parameters["poisoning"]
             rate = f"-{poisoning['rate']:g}" if poisoning else ""
-            return f"{name_of('dataset')}-{parameters['attack']['name']}{rate}-s{spec['seed']}"
+            attack = parameters["attack"]["name"].replace(AND, "-")  # no folder of ours needs quotes in a shell
+            return f"{name_of('dataset')}-{attack}{rate}-s{spec['seed']}"
         case "train":
             return f"{name_of('poison')}-{parameters['model']['name']}"
         case "purify":

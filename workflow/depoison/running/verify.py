@@ -117,10 +117,12 @@ def _faults(directory: Path, files: Sequence[Path], seen: Callable[[int], None])
 def _faults_of_evaluation(file: Path) -> Iterator[str]:
     """Numbers that no count of images gives, and a model that is another now."""
     content = read_evaluation(file).content
-    for metric, total in content.get("denominators", {}).items():
-        value = content["metrics"].get(metric)
+    measured = {"": content} | {f"parts.{part}.": own for part, own in content.get("parts", {}).items()}
+    counts = [(at, own, *count) for at, own in measured.items() for count in own.get("denominators", {}).items()]
+    for at, own, metric, total in counts:
+        value = own["metrics"].get(metric)
         if value is not None and total and abs(value * total / 100 - round(value * total / 100)) > 1e-6:
-            yield str(corrupted(file, f"metrics.{metric}: {value}% of {total} images is no number of images"))
+            yield str(corrupted(file, f"{at}metrics.{metric}: {value}% of {total} images is no number of images"))
     model = content.get("model") or {}
     directory = model.get("directory", "")
     if Path(directory, RUN).exists():

@@ -16,6 +16,7 @@ def run(job: Job) -> None:
     """Write `clean` and `backdoored` (n, …), as they are stored, and `indices` (n,) into the test set; n is at most `count`.
 
     They are images that the attack wants to be another class, in a random order that is the same for every attack of a seed.
+    Of combined attacks each image comes once with each trigger.
 
     Raises:
         DepoisonError: a clean model has no trigger.
@@ -29,7 +30,11 @@ def run(job: Job) -> None:
     trigger = read_trigger(job.upstream("poison"), attack, dataset)
     order = torch.randperm(len(dataset.test_labels), generator=Rng(job.seed, "examples").generator("order"))
     labels = dataset.test_labels[order]
-    indices = order[poisoning.wanted(labels, len(dataset.classes))][: job.parameters["count"]]
+    indices, parts = order[poisoning.wanted(labels, len(dataset.classes))], attack.parts(trigger)
+    indices = indices.repeat_interleave(len(parts))[: job.parameters["count"]]
     clean = dataset.test_inputs[indices]
-    tensors = {"clean": clean, "backdoored": stamped(attack, clean, trigger), "indices": indices}
+    backdoored = torch.empty_like(clean)
+    for i, (part, own) in enumerate(parts):
+        backdoored[i :: len(parts)] = stamped(part, clean[i :: len(parts)], own)
+    tensors = {"clean": clean, "backdoored": backdoored, "indices": indices}
     save_tensors(job.folder / "examples.safetensors", tensors)

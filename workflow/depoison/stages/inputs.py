@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from depoison.artifacts import load_tensors, read_recorded, read_spec
-from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Setup, State, make, stamped
+from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Setup, State, stamped
+from depoison.attacks.combined import attack_of
 from depoison.errors import DepoisonError
 from depoison.files import corrupted, parse_json
 from depoison.models.classifier import Classifier, load_pretrained, load_weights
+from depoison.plan.specs import asset_of
 from depoison.rng import Rng
 from depoison.stages.runner import Job
 from depoison.tasks import Task, task_of
@@ -97,7 +99,8 @@ def read_trigger(poison: Path, attack: Attack | None, dataset: Dataset) -> dict[
     trigger = load_tensors(path := poison / "trigger.safetensors")
     if attack is not None and not attack.learns_trigger:
         try:
-            stamped(attack, dataset.test_inputs[:1], trigger)
+            for part, own in attack.parts(trigger):
+                stamped(part, dataset.test_inputs[:1], own)
         except (DepoisonError, RuntimeError, LookupError, TypeError, ValueError) as error:
             raise corrupted(path, f"no trigger of {type(attack).__name__}: {error!r}", delete=poison) from error
     return trigger
@@ -107,7 +110,7 @@ def read_attack(poison: Path) -> tuple[Attack | None, Poisoning | None]:
     """The attack of a poison artifact and its shared hyper-parameters; None for a clean model."""
     parameters = read_spec(poison)["parameters"]
     poisoning = parameters["poisoning"]
-    return make(parameters["attack"]), Poisoning(**poisoning) if poisoning else None
+    return attack_of(parameters["attack"]), Poisoning(**poisoning) if poisoning else None
 
 
 def read_pool(job: Job, dataset: Dataset) -> Pool:
@@ -155,6 +158,23 @@ def setup_of(
         asset=asset or {},
         new_model=fresh,
     )
+
+
+def setup_with_assets(job: Job, dataset: Dataset, poisoning: Poisoning) -> Setup:
+    """What an attack is told while it poisons: with what it made before, and of combined attacks each made."""
+
+    def told(part: str = "") -> Setup:
+        if (role := asset_of(part)) not in job.spec["upstream"]:
+            return setup_of(job, dataset, poisoning=poisoning)
+        asset, spec = load_tensors(job.upstream(role) / "asset.safetensors"), read_spec(job.upstream(role))
+        return setup_of(job, dataset, poisoning=poisoning, asset=asset, model=spec["parameters"].get("model"))
+
+    return replace(told(), parts={part: told(part) for part in parts_in(job.parameters["attack"])})
+
+
+def parts_in(attack: Mapping[str, Any]) -> list[str]:
+    """The names of the attacks that a spec's attack combines, in the order of their triggered images; none of one alone."""
+    return [part["name"] for part in attack.get("parts", ())]
 
 
 def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: Path) -> Classifier:

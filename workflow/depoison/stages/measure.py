@@ -40,7 +40,8 @@ class Test:
     whose threshold an oracle chooses, sees the same images, whatever the device.
 
     Args:
-        kept: (M,) int64 indices into the test set; M is the denominator of what counts the triggered, 0 for a clean model.
+        kept: (M,) int64 indices into the test set; M is the denominator of what counts the triggered, 0 for a clean model. Of
+            combined attacks first those that get the trigger of the first, then the same for that of the next.
         goals: (M,) int64, the labels that the attack wants.
         images: (M, C, H, W) uint8.
     """
@@ -75,7 +76,9 @@ class Test:
                 )
         images = dataset.test_inputs[kept]
         if attack is not None:
-            images = stamped(attack, images, trigger, device)
+            parts = attack.parts(trigger)
+            images = torch.cat([stamped(part, images, own, device) for part, own in parts])
+            kept = kept.repeat(len(parts))
         return cls(dataset, kept=kept, goals=goals[kept], images=images)
 
     @classmethod
@@ -100,9 +103,16 @@ class Test:
         triggered = self.task.predict(model, self.triggered, precision) if len(self.kept) else self.kept
         return self.task.predict(model, self.images, precision), triggered
 
-    def seen(self, clean: Tensor, triggered: Tensor) -> dict[str, Any]:
-        """What metrics look at, of these predictions or images; without an attack there are no triggered images."""
-        of_attack = (triggered, self.goals, self.labels[self.kept]) if len(self.kept) else (None, None, None)
+    def seen(self, clean: Tensor, triggered: Tensor, part: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+        """What metrics look at, of these predictions or images; without an attack there are no triggered images.
+
+        Args:
+            part: which of how many combined attacks the triggered images are of; default: of all.
+        """
+        i, parts = part
+        own = slice(i * len(self.kept) // parts, (i + 1) * len(self.kept) // parts)
+        of_attack = tuple(of[own] for of in (triggered, self.goals, self.labels[self.kept]))
+        of_attack = of_attack if len(self.kept) else (None, None, None)
         return {"clean": clean, "labels": self.labels} | dict(
             zip(("triggered", "goals", "truth"), of_attack, strict=True)
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from depoison.artifacts import load_tensors, read_spec
-from depoison.attacks.base import Overlay, Poisoning, make
+from depoison.attacks.base import Overlay, Poisoning
+from depoison.attacks.combined import attack_of
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors
-from depoison.stages.inputs import read_dataset, read_pool, read_split, setup_of
+from depoison.plan.specs import asset_of
+from depoison.stages.inputs import read_dataset, read_pool, read_split, setup_with_assets
 from depoison.stages.runner import Job
 
 
@@ -17,23 +18,19 @@ def run(job: Job) -> None:
 
     An attack that controls training has an empty overlay; a clean model has neither overlay nor trigger.
     """
-    dataset, asset, model = read_dataset(job.upstream("dataset")), {}, None
+    dataset = read_dataset(job.upstream("dataset"))
     _, where = read_split(job.upstream("split"), dataset)
-    pool, attack = read_pool(job, dataset), make(job.parameters["attack"])
-    if "asset" in job.spec["upstream"]:
-        asset = load_tensors(job.upstream("asset") / "asset.safetensors")
-        model = read_spec(job.upstream("asset"))["parameters"].get("model")
+    pool, attack = read_pool(job, dataset), attack_of(job.parameters["attack"])
     trigger, overlay = {}, Overlay(where[:0], pool.inputs[:0], pool.labels[:0])
     if attack is not None:
         poisoning = Poisoning(**job.parameters["poisoning"])
-        setup = setup_of(job, dataset, poisoning=poisoning, asset=asset, model=model)
+        setup = setup_with_assets(job, dataset, poisoning)
         try:
             trigger = attack.trigger(setup)
             overlay = attack.poison(pool, setup, trigger)
         except DepoisonError as error:
-            what = " with ".join(
-                job.upstream(role).name for role in ("dataset", "asset") if role in job.spec["upstream"]
-            )
+            made = sorted(role for role in job.spec["upstream"] if role.startswith(asset_of()))
+            what = " with ".join(job.upstream(role).name for role in ("dataset", *made))
             raise DepoisonError(f"{job.parameters['attack']['name']} on {what}: {error}") from None
     # safetensors cannot hold a file without a tensor that tells nothing from a file that lost it: keep a marker.
     save_tensors(job.folder / "trigger.safetensors", trigger or {"none": torch.zeros(0)})
@@ -41,6 +38,7 @@ def run(job: Job) -> None:
     save_tensors(job.folder / "poison.safetensors", overlaid)
     poisoned = len(overlay.indices) - overlay.covers
     job.facts |= {"poisoned": poisoned, "covers": overlay.covers, "pool": len(where)}
+    job.facts |= {"parts": overlay.parts} if overlay.parts else {}
     if attack is not None and attack.poisons_data:
         # A clean-label attack may find fewer images than its rate asks for.
         job.facts |= {"requested": poisoning.count(len(where)), "poisoned_rate": poisoned / len(where)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -25,7 +25,7 @@ class Draws:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
         return type(self)(*(None if drawn is None else change(drawn) for drawn in vars(self).values()))
 
-    def __getitem__(self, part: slice) -> Self:
+    def __getitem__(self, part: slice | Tensor) -> Self:
         return self._each(lambda drawn: drawn[part])
 
     def to(self, device: torch.device) -> Self:
@@ -123,6 +123,39 @@ class PlainBatches(BatchSource):
 
     def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> Batch:
         return self.inputs(index, draws, generator), self.labels[index], *(more[index] for more in self.told)
+
+
+class MixedBatches(BatchSource):
+    """Samples of several sources, of one task, in one random order.
+
+    Args:
+        sources: each makes its own part of every batch.
+        members: for each source, (n,) int64, which sample of the mixture each of its samples is.
+    """
+
+    device = torch.device("cpu")
+    """Of the order: whose a sample is must be known without waiting for the sources' device."""
+
+    def __init__(self, sources: Sequence[BatchSource], members: Sequence[Tensor]):
+        self.sources, count = sources, sum(map(len, members))
+        self.owner, self.place = torch.empty(2, count, dtype=torch.int64)
+        for i, where in enumerate(members):
+            self.owner[where], self.place[where] = i, torch.arange(len(where))
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def draw(self, recipe: Recipe, count: int, generator: torch.Generator) -> Draws:
+        return self.sources[0].draw(recipe, count, generator)
+
+    def batch(self, index: Tensor, draws: Draws, generator: torch.Generator) -> Batch:
+        made = []
+        for i, source in enumerate(self.sources):
+            own = (self.owner[index] == i).nonzero()[:, 0]
+            if len(own):
+                where, device = self.place[index[own]], source.device
+                made.append(source.batch(where.to(device), draws[own].to(device), generator))
+        return tuple(torch.cat(each) for each in zip(*made, strict=True))
 
 
 def batch_sizes(count: int, batch_size: int) -> list[int]:

@@ -13,6 +13,7 @@ from depoison.errors import DepoisonError
 from depoison.files import RUN, sha256_of
 from depoison.papers.figures import PAGE, figures_of
 from depoison.papers.tables import ALL, PAPER, Table, Tables, locate, read_report, told_apart
+from depoison.plan.cells import parts_of
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact, fingerprint
@@ -214,9 +215,9 @@ def _methods(plan: Plan, paper: PaperReport) -> dict[str, list[tuple[str, str, s
     names: dict[str, dict[str, None]] = {kind: {} for kind in METHODS}
     for table in paper.tables.tables:
         for place in table.places.values():
-            used = (place.dataset, place.model, place.attack.name, place.defense.name)
-            for kind, name in zip(METHODS, used, strict=True):
-                names[kind][name] = None
+            used = ((place.dataset,), (place.model,), parts_of(place.attack.name), (place.defense.name,))
+            for kind, found in zip(METHODS, used, strict=True):
+                names[kind] |= dict.fromkeys(found)
     result = {}
     for kind, title in METHODS.items():
         known = [name for name in names[kind] if name in plan.configuration.names(kind) and name != "none"]
