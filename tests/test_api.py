@@ -261,6 +261,7 @@ def test_a_model_of_torchvision_is_purified():
         (lambda m, x, y: depoison.purify(m, x, y, mean=[0.5]), r"^mean or std of 1 channels, and the images have 3$"),
         (lambda m, x, y: depoison.poison(x, y, "wanet"), r"^wanet does more than poison images; valid: adaptive-blend, "),
         (lambda m, x, y: depoison.poison(x, y, "ssba"), r"^ssba does more than poison images"),
+        (lambda m, x, y: depoison.poison(x, y, "badnet&sig"), r"^badnet&sig does more than poison images; valid: adapt"),
         (lambda m, x, y: depoison.poison(x, y, "badnet", rate=2), r"badnet\+rate: '2' is not"),
         (lambda m, x, y: depoison.poison(x, y, "badnet", target=11), r"^target label 11 is none of the dataset's"),
         (lambda m, x, y: depoison.evaluate(m, x[y == 0], y[y == 0], trigger=lambda x: x), r"^all images have the label"),

@@ -153,8 +153,7 @@ def poison(
     configuration = _plan().configuration
     values = {("labels" if key == "labels_map" else key): value for key, value in values.items()}
     given = _settled("attack", attack, values, like)
-    if attack == "none" or not _poisons_images(attack):
-        valid = filter(_poisons_images, configuration.names("attack"))
+    if attack not in (valid := list(filter(_poisons_images, configuration.names("attack")))):
         raise DepoisonError(f"{attack} does more than poison images; valid: {', '.join(valid)}")
     pixels, classes = _pixels(images), _labels(labels, len(images))
     method = configuration.method("attack", attack).content
