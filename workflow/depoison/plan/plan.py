@@ -37,6 +37,11 @@ class Cell:
     evaluation: Artifact
 
 
+def values_of(settings: Mapping[str, Mapping[str, list[Setting]]]) -> dict[str, dict[str, Any]]:
+    """The value that holds of each hyper-parameter, by kind of method."""
+    return {kind: {key: history[-1].value for key, history in of.items()} for kind, of in settings.items()}
+
+
 class Plan:
     """Resolves cells; remembers every artifact that it met, so that a rule can look one up by its directory.
 
@@ -61,6 +66,7 @@ class Plan:
         self.local_copies: dict[str, str | None] = {}
         """By a dataset's directory, the local copy that the configuration names: no part of the spec."""
         self._cells: dict[CellName, Cell] = {}
+        self._undefended_of: dict[CellName, Artifact] = {}
         self._checksums: dict[Path, str] = {}
         self._folder_classes: dict[str | None, int | None] = {}
         self._settings_of: dict[tuple[Any, ...], dict[str, list[Setting]]] = {}
@@ -165,42 +171,42 @@ class Plan:
         self._require_one_task(name)
         for kind in ("attack", "defense"):
             self._require_what_it_needs(kind, name)
-        value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
+        value = values_of(settings)
         self._require_fit(name, value)
+        before = self._undefended(replace(name, defense=Choice("none")), settings)
+        if name.defense.name == "none":
+            return Cell(name, settings, before)
+        backdoored, specified = before.upstream["backdoored"], self.configuration.specified
+        data = {role: backdoored.upstream[role] for role in ("dataset", "split")}
+        seen = self.configuration.sight(name.defense.name)
+        upstream = {"model": backdoored} if "model" in seen else {}
+        upstream |= {"poison": backdoored.upstream["poison"]} if "suspect" in seen else {}
+        new = {"model": backdoored.spec["parameters"]["model"]} if "new_model" in seen else {}
+        parameters = {"defense": self._method("defense", name.defense, value["defense"], settings["defense"])} | new
+        parameters |= {"recipe": specified("recipe", value["defense"])} | self._tuning(name, value)
+        purified = make_artifact("purify", data | upstream, parameters, name.seed)
+        seen_of = before.upstream | {"model": purified, "undefended": before}
+        return Cell(name, settings, make_artifact("evaluate", seen_of, before.spec["parameters"]))
+
+    def _undefended(self, name: CellName, settings: Mapping[str, dict[str, list[Setting]]]) -> Artifact:
+        """The evaluation without a defense, which all cells of an attack share, and behind it all but what they do not."""
+        if name in self._undefended_of:
+            return self._undefended_of[name]
+        value, specified = values_of(settings), self.configuration.specified
         dataset = make_artifact("dataset", {}, self._dataset_parameters(name.dataset.name, value["dataset"]))
         self.local_copies[dataset.directory] = value["dataset"]["root"]
-        specified = self.configuration.specified
         reserve = specified("dataset", value["dataset"], ("reserve", "stratified"))
-        split = make_artifact("split", {"dataset": dataset}, reserve, name.seed)
-        data = {"dataset": dataset, "split": split}
+        data = {"dataset": dataset, "split": make_artifact("split", {"dataset": dataset}, reserve, name.seed)}
 
         attack = {"attack": self._attack(name.attack, value["attack"], settings["attack"])}
-        training = self._training(name)
         asset = self._assets(name, attack["attack"], data)
         poisoning = {"poisoning": specified("poisoning", value["attack"])}
         poison = make_artifact("poison", data | asset, attack | poisoning, name.seed)
-        backdoored = make_artifact("train", {**data, "poison": poison}, training, name.seed)
-
+        backdoored = make_artifact("train", {**data, "poison": poison}, self._training(name), name.seed)
         measure = specified("recipe", value["attack"], ("precision",)) | {"metrics": self.metrics.evaluated}
-        undefended = make_artifact(
-            "evaluate", {"dataset": dataset, "backdoored": backdoored, "model": backdoored}, measure
-        )
-        defense = self._method("defense", name.defense, value["defense"], settings["defense"])
-        if defense["name"] == "none":
-            return Cell(name, settings, undefended)
-        seen = self.configuration.sight(defense["name"])
-        upstream = {"model": backdoored} if "model" in seen else {}
-        upstream |= {"poison": poison} if "suspect" in seen else {}
-        new = {"model": training["model"]} if "new_model" in seen else {}
-        recipe = {"recipe": specified("recipe", value["defense"])}
-        parameters = {"defense": defense} | new | recipe | self._tuning(name, value)
-        purified = make_artifact("purify", data | upstream, parameters, name.seed)
-        evaluation = make_artifact(
-            "evaluate",
-            {"dataset": dataset, "backdoored": backdoored, "model": purified, "undefended": undefended},
-            measure,
-        )
-        return Cell(name, settings, evaluation)
+        upstream = {"dataset": dataset, "backdoored": backdoored, "model": backdoored}
+        found = self._undefended_of[name] = make_artifact("evaluate", upstream, measure)
+        return found
 
     def settings(
         self, kind: str, choice: Choice, *, dataset: str, model: str, track: str, paper: str, where: str
@@ -283,7 +289,7 @@ class Plan:
     def _training(self, name: CellName) -> dict[str, Any]:
         """The model of a cell and how it is trained, as they stand in a spec."""
         settings = {kind: self._settings(kind, name) for kind in ("dataset", "model", "attack")}
-        value = {kind: {key: history[-1].value for key, history in s.items()} for kind, s in settings.items()}
+        value = values_of(settings)
         model = self._method("model", name.model, value["model"], settings["model"])
         # What the task says of a dataset, such as how pixels are normalized, is what the model takes its inputs by.
         of_task = {key for key, parameter in self.configuration.shared["dataset"].items() if parameter.task}
