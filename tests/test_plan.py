@@ -544,7 +544,7 @@ def test_what_is_overruled_is_told_once_by_every_command(tiny):
     said = "depoison: mine.yaml:1: rate = 0.2 does not hold where config/papers/fst/small.yaml sets rate itself"
     for command in (
         ("snakemake", "-n", "--configfile", "mine.yaml", "--"),
-        ("depoison", "table", "--configfile", "mine.yaml"),
+        ("depoison", "report", "--configfile", "mine.yaml"),
     ):
         done = tiny.run(sys.executable, "-m", *command, "reports/tiny/small.md")
         assert done.stderr.splitlines().count(said) == 1, done.stderr
