@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from torch.nn.functional import cross_entropy
 import depoison
 from conftest import ROOT
 from depoison.api import IMAGES
+from depoison.artifacts import load_tensors
 from depoison.errors import DepoisonError
 from depoison.models.own import split
 
@@ -271,6 +275,55 @@ def test_what_does_not_fit_is_said_in_one_line(call, told, backdoored):
     with pytest.raises(DepoisonError, match=told) as refused:
         call(backdoored[0], *digits(CLEAN))
     assert "\n" not in str(refused.value)
+
+
+# --- cells and tables that were made -----------------------------------------------------------------------------
+
+
+def test_a_cell_that_was_made(made, monkeypatch):
+    monkeypatch.chdir(made.path)
+    cell = depoison.cell("tiny/digits/resnet18/badnet+rate=0.1/lp/s0")
+    evaluation = made.plan().cell(cell.path).evaluation
+    written = json.loads((made / evaluation.product).read_text(encoding="utf-8"))
+    assert cell.made and cell.metrics == written["metrics"] and repr(cell) == f"depoison.cell({cell.path!r})"
+    assert cell.record["seconds"] > 0
+    frame = cell.to_pandas()
+    assert (
+        frame.shape[0] == 1 and frame.at[0, "attack"] == "badnet+rate=0.1" and frame.at[0, "asr"] == cell.metrics["asr"]
+    )
+    model, images = cell.model(), load_tensors(made / evaluation.upstream["dataset"].product)
+    hits = model(images["test_inputs"]).argmax(1) == images["test_labels"]
+    assert 100 * hits.double().mean().item() == pytest.approx(cell.metrics["c_acc"])
+    (made / evaluation.upstream["model"].product).unlink()
+    with pytest.raises(
+        DepoisonError, match=rf"is not here; `depoison share pull --models {re.escape(cell.path)}` fetches"
+    ):
+        cell.model()
+
+
+def test_a_table_that_was_made(made, monkeypatch):
+    monkeypatch.chdir(made.path)
+    table = depoison.table("reports/tiny/small.md")
+    assert [cell.made for cell in table.cells] == [True] * 4
+    frame = table.to_pandas()
+    ours = {
+        (row.row, row.column): row.ours
+        for row in frame[frame.metric == "asr"].itertuples()
+        if row.row in ("BadNet", "Blended")
+    }
+    assert sorted(round(value, 9) for value in ours.values()) == sorted(round(c.metrics["asr"], 9) for c in table.cells)
+    Path(made.plan().cell(table.cells[0].path).evaluation.product).unlink()
+    assert not table.cells[0].made and table.to_pandas().ours.isna().any()
+    with pytest.raises(DepoisonError, match=r"s0\.json was not made; `snakemake -- .*s0\.json` makes it$"):
+        _ = table.cells[0].metrics
+
+
+def test_cells_are_of_a_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DepoisonError, match=r"^config/config.yaml: missing; cells and tables are of the project in the"
+    ):
+        depoison.cell("tiny/digits/resnet18/badnet/lp/s0")
 
 
 def test_importing_the_package_imports_no_torch():

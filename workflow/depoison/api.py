@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depoison.attacks.base import Attack, Poisoning, Pool, Setup, make, module_of, stamped
+from depoison.attacks.base import Attack, Poisoning, Pool, Setup, class_of, make, stamped
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
 from depoison.metrics import measure
@@ -232,10 +232,7 @@ def _poisons_images(attack: str) -> bool:
     method = _plan().configuration.method("attack", attack).content
     if attack == "none" or method.asset is not None or method.task not in (None, "image"):
         return False
-    of = next(
-        value for value in vars(module_of(attack)).values()
-        if isinstance(value, type) and issubclass(value, Attack) and value.__module__ == module_of(attack).__name__
-    )  # fmt: skip
+    of = class_of(attack)
     return of.poisons_data and of.train is Attack.train
 
 

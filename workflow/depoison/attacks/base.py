@@ -300,11 +300,13 @@ def module_of(attack: str) -> ModuleType:
     return importlib.import_module(f"depoison.attacks.{attack.replace('-', '_')}")
 
 
-def make(attack: Mapping[str, Any]) -> Attack | None:
-    """An attack of {name, version, parameters}; None for "none", a clean model."""
-    if attack["name"] == "none":
-        return None
-    module = module_of(attack["name"])
+def class_of(attack: str) -> type[Attack]:
+    """The class of an attack, by its name.
+
+    Raises:
+        DepoisonError: its file has none, or several.
+    """
+    module = module_of(attack)
     classes = [
         value
         for value in vars(module).values()
@@ -312,7 +314,12 @@ def make(attack: Mapping[str, Any]) -> Attack | None:
     ]
     if len(classes) != 1:
         raise DepoisonError(f"{module.__file__}: must define exactly one subclass of Attack, defines {len(classes)}")
-    return classes[0](**attack["parameters"])
+    return classes[0]
+
+
+def make(attack: Mapping[str, Any]) -> Attack | None:
+    """The attack of a spec's {name, version, parameters}; None for "none", a clean model."""
+    return None if attack["name"] == "none" else class_of(attack["name"])(**attack["parameters"])
 
 
 def choose(attack: Attack, pool: Pool, setup: Setup) -> Tensor:
