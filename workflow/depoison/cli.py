@@ -16,12 +16,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from depoison import __version__
 from depoison.errors import INTERRUPTED, TOLD, DepoisonError, told, unknown
 from depoison.running.logs import LogFile, log_of
 from depoison.running.worker import ARGUMENTS, ask
 
 TOLERANCE = 1.0
 """Percentage points that a number may be off when it is made anew: on another kind of processor sums round otherwise."""
+
+LISTED = ("attacks", "defenses", "models", "datasets", "tracks", "papers", "metrics")
+
+EXAMPLES = """examples:
+  snakemake -- reports/demo/overview.md                  a table, with all that it needs; most work is asked of Snakemake
+  depoison list defenses fst                             what a method does, and every value that it takes
+  depoison explain results/cells/demo/fashion-mnist/resnet18/badnet/fst/s0.json
+  depoison report --partial reports/demo/overview.md     a table of what is there
+"""
 
 PROJECT = "config/config.yaml"
 """What the project's folder is known by."""
@@ -65,7 +75,11 @@ log = logging.getLogger("depoison")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="depoison", description="Reproduce papers on purifying backdoored networks.")
+    parser = argparse.ArgumentParser(
+        prog="depoison", description="Reproduce papers on purifying backdoored networks.", epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -79,12 +93,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--config-json", help=argparse.SUPPRESS)
         return sub
 
-    sub = configured(command("explain", _explain, "every resolved value of a cell, and the file and line that set it"))
-    sub.add_argument("target", help="a cell, results/cells/…/s0.json")
-    sub.add_argument("--all", action="store_true", help="also show the values that were overruled")
+    sub = configured(
+        command("list", _list, "what there is: attacks, defenses, models, …, and all that is known of one")
+    )
+    sub.add_argument("kind", choices=LISTED, help=", ".join(LISTED), metavar="KIND")
+    sub.add_argument("name", nargs="?", default="", help="one of them")
 
     sub = configured(command("run", _run, "make cells and reports without Snakemake, one job after the other"))
     sub.add_argument("targets", nargs="+", help="cells (results/cells/…) and reports (reports/…)")
+
+    sub = configured(command("explain", _explain, "every resolved value of a cell, and the file and line that set it"))
+    sub.add_argument("target", help="a cell, results/cells/…/s0.json")
+    sub.add_argument("--all", action="store_true", help="also show the values that were overruled")
 
     sub = configured(
         command("progress", _progress, "what a run makes now, wherever it runs, and how long the rest takes")
@@ -126,17 +146,6 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--markdown", action="store_true", help="the table as Markdown")
     sub.set_defaults(failure=2)
 
-    sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
-    sub.add_argument("socket", type=Path)
-    sub.add_argument("descriptor", type=int)
-
-    sub = command("stage", _stage, "make one artifact from its spec")
-    sub.add_argument("spec", help="the spec as JSON")
-    sub.add_argument("--output", required=True, help="the artifact's directory")
-    sub.add_argument("--runtime", default="{}", help="how to work, as JSON: the section `runtime` of the configuration")
-    sub.add_argument("--root", default="", help="the local copy of a dataset")
-    sub.add_argument("--log", default="", help="file for the log")
-
     share = command("share", None, "share artifacts with a team through DVC (docs/sharing.md)").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -168,6 +177,17 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("schema", _schema, "write what is generated: .schemas/ for editors, and dvc.yaml")
 
     sub = command("lock", _lock, "accept the code of stages and methods as it is (see docs/architecture.md)")
+
+    sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
+    sub.add_argument("socket", type=Path)
+    sub.add_argument("descriptor", type=int)
+
+    sub = command("stage", _stage, "make one artifact from its spec")
+    sub.add_argument("spec", help="the spec as JSON")
+    sub.add_argument("--output", required=True, help="the artifact's directory")
+    sub.add_argument("--runtime", default="{}", help="how to work, as JSON: the section `runtime` of the configuration")
+    sub.add_argument("--root", default="", help="the local copy of a dataset")
+    sub.add_argument("--log", default="", help="file for the log")
     return parser
 
 
@@ -241,6 +261,12 @@ def _tell(plan: Any, options: argparse.Namespace, targets: list[str], makes: boo
         plan.require_unchanged()
         for note in [*plan.notes.values(), *notices(plan, targets, makes)]:
             print(f"depoison: {note}", file=sys.stderr)
+
+
+def _list(options: argparse.Namespace) -> None:
+    from depoison.reports.listing import listing
+
+    print(listing(_plan(options), options.kind, options.name), end="")
 
 
 def _explain(options: argparse.Namespace) -> None:
