@@ -28,7 +28,8 @@ from depoison.errors import DepoisonError
 from depoison.metrics import measure
 from depoison.models.own import split
 from depoison.plan.parameters import text_of
-from depoison.plan.plan import Plan
+from depoison.plan.plan import CONFIG_FILE, Plan
+from depoison.project import own_project
 from depoison.rng import Rng
 from depoison.stages.measure import followed
 from depoison.tasks import task_of
@@ -211,7 +212,7 @@ def evaluate(
 @cache
 def _plan() -> Plan:
     here = Path.cwd()
-    return Plan(here if (here / "config/config.yaml").exists() else Path(__file__).resolve().parents[2])
+    return Plan(here if (here / CONFIG_FILE).exists() else own_project())
 
 
 def _settled(kind: str, name: str, values: Mapping[str, Any], like: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _carry_out(options: argparse.Namespace) -> int:
     file = getattr(options, "log", None)
     try:
         _set_up_logging(file)
-        if options.command not in (_stage, _worker):
+        if options.command not in (_stage, _worker, _init):
             _stand_in_the_project()
         return options.command(options) or 0
     except Exception as error:
@@ -92,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--configfile", action="append", default=[], help="lay this file over config/config.yaml")
         sub.add_argument("--config-json", help=argparse.SUPPRESS)
         return sub
+
+    sub = command("init", _init, "lay out a working folder, for whoever installed the package and has no clone")
+    sub.add_argument("folder", type=Path, help="a new folder")
 
     sub = configured(
         command("list", _list, "what there is: attacks, defenses, models, …, and all that is known of one")
@@ -261,6 +264,12 @@ def _tell(plan: Any, options: argparse.Namespace, targets: list[str], makes: boo
         plan.require_unchanged()
         for note in [*plan.notes.values(), *notices(plan, targets, makes)]:
             print(f"depoison: {note}", file=sys.stderr)
+
+
+def _init(options: argparse.Namespace) -> None:
+    from depoison.project import lay_out
+
+    print(f"{options.folder} has {', '.join(lay_out(options.folder))}; next: cd {options.folder} && snakemake -n")
 
 
 def _list(options: argparse.Namespace) -> None:
