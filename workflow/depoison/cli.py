@@ -96,6 +96,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("init", _init, "lay out a working folder, for whoever installed the package and has no clone")
     sub.add_argument("folder", type=Path, help="a new folder")
 
+    new = command("new", None, "write a file of your own to edit").add_subparsers(required=True, metavar="WHAT")
+    help = "measure a folder of images, or a file of arrays, and write config/datasets/NAME.yaml"
+    sub = configured(new.add_parser("dataset", help=help, description=help))
+    sub.set_defaults(command=_new_dataset)
+    sub.add_argument(
+        "path", type=Path, help="train/<class>/* and test/<class>/*, or <class>/* alone; or .npz, .safetensors"
+    )
+    sub.add_argument("--name", required=True, help="what cells call it, such as my-photos")
+    sub.add_argument("--size", type=_positive, help="height and width in pixels; default: what the images have")
+
     sub = configured(
         command("list", _list, "what there is: attacks, defenses, models, …, and all that is known of one")
     )
@@ -270,6 +280,12 @@ def _init(options: argparse.Namespace) -> None:
     from depoison.project import lay_out
 
     print(f"{options.folder} has {', '.join(lay_out(options.folder))}; next: cd {options.folder} && snakemake -n")
+
+
+def _new_dataset(options: argparse.Namespace) -> None:
+    from depoison.new import new_dataset
+
+    print(new_dataset(_plan(options), options.path, options.name, options.size), end="")
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -78,6 +78,16 @@ def samples(
     return Samples(*tensors, classes=classes, source=source, checksum=checksum(*tensors), remarks=remarks)
 
 
+def held_out(labels: Tensor, part: float) -> Tensor:
+    """(N,) bool: a part of each class, drawn by its count alone, of which one stays on either side."""
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        where = (labels == label).nonzero()[:, 0]
+        order = torch.randperm(len(where), generator=torch.Generator().manual_seed(0))
+        held[where[order[: min(max(1, round(part * len(where))), len(where) - 1)]]] = True
+    return held
+
+
 def checksum(*tensors: Tensor) -> str:
     """SHA-256, in hex, over dtype, shape and raw bytes of each CPU tensor in turn (little-endian machines agree)."""
     digest = hashlib.sha256()

@@ -15,24 +15,36 @@ LISTING = "listing.json"
 """What the folder held when a dataset was read from it, beside the artifact; no part of it, and true on this machine only."""
 
 SOURCE = "imagefolder"
+OWN = (SOURCE, "arrays")
+"""Sources of a user's own files, which are known by where they lie."""
 PARTS = ("train", "test")
+
+
+def parts_of(root: Path) -> tuple[str, ...]:
+    """Those of PARTS that a folder of images has; ("",) where its classes lie in it themselves."""
+    return tuple(part for part in PARTS if (root / part).is_dir()) or ("",)
 
 
 def classes_of(root: Path) -> int | None:
     """How many classes a folder of images has; None where it is not there, or is none."""
-    return sum(entry.is_dir() for entry in _entries(root / PARTS[0])) or None
+    return sum(entry.is_dir() for entry in _entries(root / parts_of(root)[0])) or None
 
 
 def listing_of(root: Path) -> dict[str, str]:
-    """By class folder, such as train/cat, a hash of the names, sizes and times of its files."""
+    """By class folder, such as train/cat, a hash of the names, sizes and times of its files; of one file, its own as ""."""
+    if root.is_file():
+        return {"": _hash_of([(root.name, root.stat())])}
     found = {}
-    for part in PARTS:
-        folders = [entry for entry in _entries(root / part) if entry.is_dir()]
-        for folder in folders:
+    for part in parts_of(root):
+        for folder in (entry for entry in _entries(root / part) if entry.is_dir()):
             files = sorted((entry.name, entry.stat()) for entry in _entries(Path(folder.path)) if entry.is_file())
-            text = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in files)
-            found[f"{part}/{folder.name}"] = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
+            found[f"{part}/{folder.name}".lstrip("/")] = _hash_of(files)
     return found
+
+
+def _hash_of(files: list[tuple[str, os.stat_result]]) -> str:
+    text = "".join(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n" for name, stat in files)
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -50,7 +62,7 @@ def require_root(dataset: Artifact, root: str) -> None:
         DepoisonError: it is not.
     """
     name, folder = dataset.spec["parameters"]["name"], Path(root).expanduser()
-    if dataset.spec["parameters"]["source"] != SOURCE:
+    if dataset.spec["parameters"]["source"] != SOURCE or dataset.spec["parameters"]["options"].get("test"):
         needed, layout = [folder], ""
     else:
         needed, layout = (
@@ -75,7 +87,7 @@ def require_unchanged(dataset: Artifact, root: str) -> str:
     parameters = dataset.spec["parameters"]
     if parameters.get("root") is None or not path.exists() or not Path(dataset.product).exists():
         return ""  # known by its content, read on another machine, or not read yet
-    if not folder.is_dir():
+    if not folder.exists():
         read = time.strftime("%Y-%m-%d", time.localtime(path.stat().st_mtime))
         return f"{root}: not there any more; dataset {parameters['name']} is what was read from it on {read}"
     before = read_json(path)
@@ -86,8 +98,8 @@ def require_unchanged(dataset: Artifact, root: str) -> str:
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise DepoisonError(
-            f"{root}/{changed[0]}{more}: changed since {dataset.directory} was read from there; put it back, or give dataset "
-            f"{parameters['name']} a `checksum` (after any text the run says which), which makes it another set, or, if only "
-            f"times changed, delete {path}"
+            f"{Path(root, changed[0])}{more}: changed since {dataset.directory} was read from there; put it back, or give "
+            f"dataset {parameters['name']} a `checksum` (after any text the run says which), which makes it another set, "
+            f"or, if only times changed, delete {path}"
         )
     return ""

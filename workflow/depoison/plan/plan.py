@@ -13,6 +13,7 @@ from depoison.files import sha256_of
 from depoison.plan.cells import AND, CellName, Choice, own_of, parts_of
 from depoison.plan.config import KINDS, OWN, Configuration, Setting
 from depoison.plan.documents import read_document
+from depoison.plan.folders import OWN as OWN_SOURCES
 from depoison.plan.folders import SOURCE as FOLDER_SOURCE
 from depoison.plan.folders import classes_of, require_root, require_unchanged
 from depoison.plan.metrics import Metrics, metrics_of
@@ -340,7 +341,7 @@ class Plan:
         own = {key: values[key] for key in method.parameters if values["source"] == method.values["source"]}
         task = {"name": method.task, "version": self.configuration.tasks[method.task].version}
         parameters = {"name": name, "version": method.version, "task": task, **shared, "options": own}
-        if values["source"] == FOLDER_SOURCE and values["checksum"] is None:
+        if values["source"] in OWN_SOURCES and values["checksum"] is None:
             parameters["root"] = values["root"]
         return parameters
 
