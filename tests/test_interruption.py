@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ import pytest
 
 from conftest import SMALL, Project, cell, seldom, wait_until, with_lambda, with_tiny
 from depoison import metrics
+from depoison.cli import main
 from depoison.errors import DepoisonError
 from depoison.files import RUN, only_maker, sha256_of
 from depoison.papers.figures import read_figure
@@ -31,6 +33,7 @@ from depoison.papers.tables import read_table
 from depoison.plan.config import Runtime
 from depoison.plan.specs import STAGES, Artifact, chain_of
 from depoison.stages.runner import run_stage
+from snakemake_logger_plugin_depoison import _end
 
 pytestmark = pytest.mark.pipeline
 
@@ -357,6 +360,23 @@ def test_a_full_disk_is_told_in_one_line(disk, finished, tmp_path):
     errors = [line for line in failed.stderr.splitlines() if line.startswith("depoison: error: ")]
     assert errors and all(re.fullmatch(NO_SPACE, line) for line in errors)
     assert failed.stderr.splitlines()[-1] == errors[-1] and "Traceback" not in failed.stderr
+
+
+def test_a_full_disk_that_has_no_room_for_its_error_is_told_by_the_exit_code(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise DepoisonError("results/train/x: no room") from error
+
+    monkeypatch.setattr("depoison.stages.runner.run_stage", full)
+    spec = {"stage": "train", "version": 1, "upstream": {}, "parameters": {}, "seed": 0}
+    stage = ["stage", json.dumps(spec), "--output", "results/train/x", "--log", str(tmp_path / "x.log")]
+    assert main(stage) == errno.ENOSPC
+    monkeypatch.setattr("depoison.stages.runner.run_stage", lambda *_: 1 / 0)
+    assert main(stage) == 1
+    assert _end("returned non-zero exit status 28.") == "No space left on device; nothing finished is lost"
+    assert _end("returned non-zero exit status 1.") == "it ended with exit code 1 and no error in its log"
 
 
 @pytest.mark.drill

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from depoison import __version__
-from depoison.errors import INTERRUPTED, TOLD, DepoisonError, told, unknown
+from depoison.errors import INTERRUPTED, TOLD, DepoisonError, is_full_disk, told, unknown
 from depoison.running.logs import LogFile, log_of
 from depoison.running.worker import ARGUMENTS, ask
 
@@ -68,7 +69,8 @@ def _carry_out(options: argparse.Namespace) -> int:
         if not foreseen:
             _log_alone("".join(traceback.format_exception(error)).rstrip())
         log.error("error: %s", told(error), extra={"cause": told(error)})
-        return getattr(options, "failure", 1)
+        # A full disk may leave no room to say so in the log.
+        return errno.ENOSPC if file and is_full_disk(error) else getattr(options, "failure", 1)
 
 
 log = logging.getLogger("depoison")

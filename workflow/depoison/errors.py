@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sysconfig
 import traceback
@@ -19,6 +20,18 @@ INTERRUPTED = (
 
 class DepoisonError(Exception):
     """Bad input or a broken artifact. The message is one line; the command line prints it and exits with 1."""
+
+
+NO_ROOM = f"{os.strerror(errno.ENOSPC)}; nothing finished is lost"
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error is that, or was raised because of it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def told(error: BaseException) -> str:

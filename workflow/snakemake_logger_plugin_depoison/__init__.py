@@ -10,6 +10,7 @@ line. Snakemake's own complete log in .snakemake/log/ is what it always is.
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from depoison.errors import TOLD, DepoisonError
+from depoison.errors import NO_ROOM, TOLD, DepoisonError
 from depoison.plan.documents import read_document
 from depoison.running import display
 from depoison.running.board import Board
@@ -44,6 +45,8 @@ ENDED = re.compile(r"--log '?(?P<log>[^\s']+)'?\s*' (?P<how>returned non-zero ex
 def _end(how: str) -> str:
     """How a process ended that wrote no error into its log."""
     number = int(re.findall(r"\d+", how)[-1])
+    if number == errno.ENOSPC and not how.startswith("died"):
+        return NO_ROOM
     ended = number if how.startswith("died") else number - 128
     if ended in set(signal.Signals):
         name = signal.Signals(ended).name
@@ -140,6 +143,8 @@ class LogHandler(LogHandlerBase):
     def _lost(self, board: Board, jobid: int, logs: Sequence[str], message: str | None) -> str:
         log = next(iter(logs), None)
         known = next((self._ends[log] for log in logs if log in self._ends), None)
+        if known == NO_ROOM and (item := board.items.get(jobid)):
+            known = f"{item.artifact.directory if item.artifact else item.name}: {NO_ROOM}"
         board.lost(jobid, message or known or "its log tells no error", log)
         return f"failed: {board.failed[jobid].name}" if jobid in board.failed else ""
 
