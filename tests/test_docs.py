@@ -132,8 +132,9 @@ def test_the_readme_begins_with_what_was_measured():
 def test_the_readmes_cells_can_be_planned_and_their_attack_takes():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     cells = dict.fromkeys(re.findall(r"results/cells/\S+/s0\.json", readme))
-    name, combined = (CellName.parse(cell) for cell in cells)
+    own, name, combined = (CellName.parse(cell) for cell in cells)
     plan = Plan(ROOT)
+    assert plan.cell(own.path.replace("my-photos", "digits")).evaluation.stage == "evaluate"
     measured = (ROOT / "docs/measurements/combined.md").read_text(encoding="utf-8")
     assert f"/{combined.attack}/" in measured and plan.cell(combined).evaluation.stage == "evaluate"
     shown = {str(cell.name.attack) for cell in read_table(plan, "reports/demo/overview").cells()}
