@@ -21,7 +21,7 @@ from conftest import ROOT
 from depoison.api import IMAGES
 from depoison.artifacts import load_tensors
 from depoison.errors import DepoisonError
-from depoison.models.own import split
+from depoison.own import split
 
 
 class Small(nn.Module):

@@ -26,7 +26,7 @@ from depoison.attacks.base import Attack, Poisoning, Pool, Setup, class_of, make
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
 from depoison.metrics import measure
-from depoison.models.own import split
+from depoison.own import split
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import CONFIG_FILE, Plan
 from depoison.project import own_project
