@@ -17,7 +17,7 @@ from typing import Any
 from common import environment, machine, parser, project_copy, report, spread, table
 from depoison.papers.tables import all_tables
 from depoison.plan.plan import Plan
-from depoison.running.share import evaluations
+from depoison.reports.kinds import artifacts
 
 GROWTH = (1_000, 5_000, 10_000, 50_000)
 TARGETS = {
@@ -44,7 +44,7 @@ def main() -> None:
                 if repeat:  # the first fills the file cache and compiles modules
                     runs[name].append(found)
         runs["every table on every track"] = [_run(["-n", "--", *every], copy)]
-        a_seed = len(evaluations(Plan(copy), ["reports/table2.md"]))
+        a_seed = len(artifacts(Plan(copy), ["reports/table2.md"]))
         for cells in options.cells:
             seeds = -(-cells // a_seed)
             (copy / "seeds.yaml").write_text(f"seeds: {list(range(seeds))}\n")

@@ -17,7 +17,8 @@ from common import environment, machine, parser, project_copy, report, spread, t
 from depoison.files import RUN, SPEC, sha256_of, write_json
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact
-from depoison.running.share import evaluations, heavy_files
+from depoison.reports.kinds import artifacts
+from depoison.running.share import heavy_files
 
 TARGET = "reports/table2.md"
 
@@ -60,7 +61,7 @@ def _fill(project: Path, files: int, kilobytes: int) -> int:
         while count < files:
             seeds += 1
             Path("seeds.yaml").write_text(f"seeds: {list(range(seeds))}\n")
-            for evaluation in evaluations(Plan(project, ["seeds.yaml"]), [TARGET]):
+            for evaluation in artifacts(Plan(project, ["seeds.yaml"]), [TARGET]):
                 for artifact in evaluation.chain().values():
                     if artifact.directory not in made:
                         made.add(artifact.directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -83,6 +84,20 @@ def test_imports_run_one_way(module):
 
 READ_WORDS = {f"depoison.running.{name}" for name in ("store", "share")}
 """Those read what DVC writes, in its pointers and on its standard error."""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_uses_what_there_is(path):
+    asked = {name for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for name in names_outside(node)}
+    for module, name in asked:
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def names_outside(node: ast.AST) -> list[tuple[str, str]]:
+    """(module, name) of what a file outside the package imports from it; a module counts as its package's."""
+    if not (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("depoison")):
+        return []
+    return [(str(node.module), alias.name) for alias in node.names if f"{node.module}.{alias.name}" not in TREES]
 
 
 def test_artifacts_have_one_reader():
