@@ -1,5 +1,6 @@
 """The package with the project that it belongs to: configuration, rules and profiles, which `depoison init` lays out."""
 
+import sys
 from pathlib import Path
 from shutil import copy2, copytree, ignore_patterns
 
@@ -7,7 +8,10 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-PARTS = ("Snakefile", "config", "profiles", "envs", "workflow")
+sys.path.insert(0, str(HERE / "workflow"))
+
+from depoison.project import PARTS  # noqa: E402
+
 CODE_ALONE = ignore_patterns("__pycache__", "*.egg-info", "fashion-mnist.png", "fashion-mnist.LICENSE", "templates")
 
 

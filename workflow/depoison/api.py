@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from depoison.attacks.base import Attack, Poisoning, Pool, Setup, class_of, make, stamped
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
-from depoison.metrics import measure
 from depoison.own import split
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import CONFIG_FILE, Plan
 from depoison.project import own_project
 from depoison.rng import Rng
-from depoison.stages.measure import followed
+from depoison.stages.inputs import Dataset
+from depoison.stages.measure import Test
 from depoison.tasks import task_of
 from depoison.tasks.image import ImageClassifier
 from depoison.training.loop import Monitor, convolutions
@@ -81,7 +81,7 @@ def purify(
         given["select"] = "defender"
     pixels, classes = _pixels(images), _labels(labels, len(images))
     network, joined = _classifier(model, pixels[:8], mean, std)
-    _require_labels(classes, network, pixels[:2])
+    _require_labels(classes, network)
     recipe = Recipe.of(configuration.specified("recipe", given)) if "lr" in given else None
     tuner = Tuner(recipe, Rng(seed, "purify"), Monitor(report=report or (lambda row: None)), IMAGES)
     seen: dict[str, Any] = {"model": network, "clean": Labeled(pixels, classes), "tune": tuner}
@@ -116,9 +116,7 @@ class Trigger:
 
     def __call__(self, images: Any) -> Tensor:
         """(N, C, H, W) images → the same with the trigger, of the same type."""
-        pixels = _pixels(images)
-        found = stamped(self.attack, pixels, self.tensors)
-        return found.clamp(0, 255) / 255 if pixels.is_floating_point() else found
+        return _as_given(stamped(self.attack, _pixels(images), self.tensors))
 
 
 @dataclass(frozen=True)
@@ -169,8 +167,7 @@ def poison(
     changed[overlay.indices] = True
     pixels, classes = pixels.clone(), classes.clone()
     pixels[overlay.indices], classes[overlay.indices] = overlay.inputs, overlay.labels
-    found = pixels.clamp(0, 255) / 255 if pixels.is_floating_point() else pixels
-    return Poisoned(found, classes, changed, Trigger(made, tensors, poisoning, count))
+    return Poisoned(_as_given(pixels), classes, changed, Trigger(made, tensors, poisoning, count))
 
 
 def evaluate(
@@ -194,25 +191,26 @@ def evaluate(
         DepoisonError: images or a model that do not fit.
     """
     pixels, truth = _pixels(images), _labels(labels, len(images))
-    network = _Whole(model, mean, std, channels=pixels.shape[1])
-    seen: dict[str, Any] = {"labels": truth, "clean": IMAGES.predict(network, pixels, "fp32")}
-    seen |= dict.fromkeys(("triggered", "goals", "truth"))
+    dataset = Dataset(pixels[:0], truth[:0], pixels, truth, [], IMAGES)
+    kept, goals, shown = truth[:0], truth, pixels[:0]
     if trigger is not None:
-        own = isinstance(trigger, Trigger)
-        goals = trigger.poisoning.goals(truth, trigger.classes) if own else torch.full_like(truth, target)
-        wanted = trigger.poisoning.wanted(truth, trigger.classes) if own else truth != target
-        if not wanted.any():
+        known = isinstance(trigger, Trigger)
+        wants = trigger.poisoning if known else Poisoning(rate=1, target=target)
+        classes = trigger.classes if known else 0  # which all-to-one does not ask for
+        goals, kept = wants.goals(truth, classes), wants.wanted(truth, classes).nonzero()[:, 0]
+        if not len(kept):
             raise DepoisonError("all images have the label that the attack wants: none is left to measure it on")
-        shown = _pixels(trigger(torch.as_tensor(images)[wanted]))
-        seen |= {"triggered": IMAGES.predict(network, shown, "fp32"), "goals": goals[wanted], "truth": truth[wanted]}
-    found, _ = measure(followed(), seen)
-    return {key: value for key, value in found.items() if value is not None}
+        shown = _pixels(trigger(torch.as_tensor(images)[kept]))
+    test = Test(dataset, kept=kept, goals=goals[kept], images=shown)
+    return test.measure(_wrapped(model, *_normalization(mean, std, pixels.shape[1])), "fp32")
 
 
-@cache
 def _plan() -> Plan:
     here = Path.cwd()
-    return Plan(here if (here / CONFIG_FILE).exists() else own_project())
+    return _plan_of(here if (here / CONFIG_FILE).exists() else own_project())
+
+
+_plan_of = cache(Plan)
 
 
 def _settled(kind: str, name: str, values: Mapping[str, Any], like: str) -> dict[str, Any]:
@@ -259,6 +257,11 @@ def _pixels(images: Any) -> Tensor:
     return found.float() * 255
 
 
+def _as_given(pixels: Tensor) -> Tensor:
+    """What `_pixels` made, uint8 or in [0, 1] again."""
+    return pixels.clamp(0, 255) / 255 if pixels.is_floating_point() else pixels
+
+
 def _labels(labels: Any, count: int) -> Tensor:
     """(N,) int64 on the CPU.
 
@@ -271,35 +274,33 @@ def _labels(labels: Any, count: int) -> Tensor:
     return found.long()
 
 
-class _Whole(nn.Module):
-    """A user's model that takes pixels in [0, 255]."""
-
-    def __init__(self, model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, *, channels: int):
-        super().__init__()
-        self.model = model
-        self.device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-        self.mean, self.std = (_each(value, neutral, channels) for value, neutral in ((mean, 0.0), (std, 1.0)))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        mean, std = (torch.tensor(value, device=pixels.device).view(1, -1, 1, 1) for value in (self.mean, self.std))
-        return self.model((pixels / 255 - mean) / std)
+def _normalization(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> tuple[list[float], list[float]]:
+    """(C,) each; by default pixels in [0, 1] stay as they are."""
+    found = []
+    for value, neutral in ((mean, 0.0), (std, 1.0)):
+        found.append([neutral] * channels if value is None else list(value))
+        if len(found[-1]) != channels:
+            raise DepoisonError(f"mean or std of {len(found[-1])} channels, and the images have {channels}")
+    return found[0], found[1]
 
 
-def _each(value: Sequence[float] | None, neutral: float, channels: int) -> list[float]:
-    found = [neutral] * channels if value is None else list(value)
-    if len(found) != channels:
-        raise DepoisonError(f"mean or std of {len(found)} channels, and the images have {channels}")
-    return found
+def _wrapped(model: nn.Module, mean: list[float], std: list[float]) -> ImageClassifier:
+    """A user's model, where it is, that takes pixels in [0, 255]."""
+    wrapped = ImageClassifier(model, nn.Identity(), mean, std)
+    wrapped.mean, wrapped.std = (tensor.to(wrapped.device) for tensor in (wrapped.mean, wrapped.std))
+    return wrapped
 
 
 def _classifier(
     model: nn.Module, pixels: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[ImageClassifier, Callable[[ImageClassifier], nn.Module]]:
     """A model as defenses see it, and what makes a model as the user's of that."""
-    whole = _Whole(model, mean, std, channels=pixels.shape[1])
-    shape = ImageClassifier(nn.Identity(), nn.Identity(), whole.mean, whole.std).to(whole.device)
-    extractor, classifier, joined = split(model, shape.prepared(pixels.to(whole.device)))
-    network = ImageClassifier(extractor, classifier, whole.mean, whole.std).to(whole.device)
+    normalization = _normalization(mean, std, pixels.shape[1])
+    whole = _wrapped(model, *normalization)
+    extractor, classifier, joined = split(model, whole.prepared(pixels.to(whole.device)))
+    network = ImageClassifier(extractor, classifier, *normalization).to(whole.device)
 
     def back(purified: ImageClassifier) -> nn.Module:
         network.load_state_dict(purified.state_dict())
@@ -308,8 +309,7 @@ def _classifier(
     return network.eval(), back
 
 
-def _require_labels(labels: Tensor, network: ImageClassifier, pixels: Tensor) -> None:
-    with torch.no_grad():
-        classes = network(pixels.to(network.device)).shape[1]
+def _require_labels(labels: Tensor, network: ImageClassifier) -> None:
+    classes = network.head[-1].out_features
     if len(labels) < 2 or int(labels.max()) >= classes:
         raise DepoisonError(f"{len(labels)} images; valid: at least 2, with labels below the model's {classes} classes")

@@ -316,7 +316,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from depoison.gpu import lease
-    from depoison.reports.kinds import artifacts
+    from depoison.plan.specs import unique
     from depoison.running.board import Board, Item, item_of
     from depoison.running.watch import missing
     from depoison.stages.runner import devices_wanted, run_stage
@@ -324,7 +324,7 @@ def _run(options: argparse.Namespace) -> int:
     plan = _plan(options)
     runtime = plan.configuration.config.runtime
     reports = _made_of(plan, options.targets)
-    wanted = artifacts(plan, [target for target, report in reports.items() if report.computes])
+    wanted = unique(artifact for report in reports.values() if report.computes for artifact in report.artifacts())
     _tell(plan, options, options.targets, makes=True)
     lacking = missing(wanted)
     plan.require_sources(lacking)

@@ -22,7 +22,8 @@ class DepoisonError(Exception):
     """Bad input or a broken artifact. The message is one line; the command line prints it and exits with 1."""
 
 
-NO_ROOM = f"{os.strerror(errno.ENOSPC)}; nothing finished is lost"
+KEPT = "nothing finished is lost"
+NO_ROOM = f"{os.strerror(errno.ENOSPC)}; {KEPT}"
 
 
 def is_full_disk(error: BaseException | None) -> bool:

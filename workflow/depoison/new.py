@@ -9,7 +9,7 @@ from statistics import median
 from PIL import Image
 
 from depoison import data
-from depoison.data.arrays import WHOLE, names_in, size_of
+from depoison.data.arrays import look
 from depoison.data.dataset import Samples
 from depoison.data.imagefolder import EXTENSIONS
 from depoison.errors import DepoisonError
@@ -63,8 +63,8 @@ def new_dataset(plan: Plan, path: Path, name: str, size: int | None = None) -> s
     if file.exists():
         raise DepoisonError(f"{file.relative_to(plan.root)} is there; choose another name, or edit it")
     path = path.expanduser().resolve()
-    source, part = _source_of(path)
-    size = size or _fitting(size_of(path) if source == "arrays" else _shorter_sides(path))
+    source, whole, side = _look(path)
+    part, size = None if whole else HELD_OUT, size or _fitting(_shorter_sides(path) if side is None else side)
     options = {} if part is None else {"test": part}
     found = data.load(source, root=path, cache=plan.configuration.config.runtime.downloads, size=size, **options)
     pixels = found.train_inputs.double() / 255
@@ -80,17 +80,17 @@ def new_dataset(plan: Plan, path: Path, name: str, size: int | None = None) -> s
     return _told(found, file.relative_to(plan.root), name, size, part)
 
 
-def _source_of(path: Path) -> tuple[str, float | None]:
-    """The source that reads a path, and what it is to set aside as a test set: nothing where there is one.
+def _look(path: Path) -> tuple[str, bool, int | None]:
+    """The source that reads a path, whether there is a test set, and of arrays the images' shorter side in pixels.
 
     Raises:
         DepoisonError: there is nothing, or nothing that any reads.
     """
     if path.is_dir():
-        return "imagefolder", None if (path / "test").is_dir() else HELD_OUT
+        return "imagefolder", (path / "test").is_dir(), None
     if not path.exists() or path.suffix not in (".npz", ".safetensors"):
         raise DepoisonError(f"{path}: no folder of images, and no .npz or .safetensors file")
-    return "arrays", None if set(WHOLE) <= names_in(path) else HELD_OUT
+    return "arrays", *look(path)
 
 
 def _shorter_sides(folder: Path) -> float:

@@ -49,15 +49,11 @@ def load(*, root: Path | None, cache: Path, size: int, test: float | None = None
     )
 
 
-def names_in(path: Path) -> set[str]:
-    """What a file of arrays holds; as `load`."""
-    return set(_arrays(path))
-
-
-def size_of(path: Path) -> int:
-    """The shorter side of its images; as `load`."""
+def look(path: Path) -> tuple[bool, int]:
+    """Whether a file of arrays has a test set, and the shorter side of its images; as `load`."""
     arrays = _arrays(path)
-    return min(_of(arrays, WHOLE[0] if WHOLE[0] in arrays else PARTS[0], path).shape[2:])
+    whole = set(WHOLE) <= arrays.keys()
+    return whole, min(_of(arrays, WHOLE[0] if whole else PARTS[0], path).shape[2:])
 
 
 def _arrays(path: Path) -> dict[str, Any]:

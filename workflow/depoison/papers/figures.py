@@ -17,7 +17,7 @@ from depoison.plan.config import load_as
 from depoison.plan.documents import Document, names_in, read_document
 from depoison.plan.metrics import Metric
 from depoison.plan.plan import Cell, Plan
-from depoison.plan.specs import Artifact, chain_of, fingerprint
+from depoison.plan.specs import Artifact, chain_of, fingerprint, unique
 
 FOLDER = "figures"
 PAGE = "figures"
@@ -66,7 +66,7 @@ class Figure:
         """Every artifact that the figure reads, each once."""
         kind = kinds.kind_of(self.file.kind, self.name)
         needs = getattr(kind, "needs", Place.needs)
-        return list({artifact.directory: artifact for place in self.places for artifact in needs(place)}.values())
+        return unique(artifact for place in self.places for artifact in needs(place))
 
     def gaps(self) -> list[str]:
         """Why points are missing, each once."""

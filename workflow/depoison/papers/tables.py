@@ -19,7 +19,7 @@ from depoison.plan.config import DEFAULT_PAPER, PAPERS, Strict, load_as
 from depoison.plan.documents import Document, folders_in, names_in, read_document
 from depoison.plan.metrics import Metric
 from depoison.plan.plan import Cell, Plan
-from depoison.plan.specs import Artifact, fingerprint
+from depoison.plan.specs import Artifact, fingerprint, unique
 
 DEFAULT_TRACK = "paper"
 ALL = "all"
@@ -133,8 +133,7 @@ class Table:
 
     def artifacts(self) -> list[Artifact]:
         """Whatever its numbers are read from, each once."""
-        read = (artifact for place in self.places.values() for artifact in place.needs())
-        return list({artifact.directory: artifact for artifact in read}.values())
+        return unique(artifact for place in self.places.values() for artifact in place.needs())
 
     def products(self) -> list[str]:
         """Every file that numbers are read from, each once."""
@@ -175,7 +174,7 @@ class Tables:
         return list(dict.fromkeys(product for table in self.tables for product in table.evaluations()))
 
     def artifacts(self) -> list[Artifact]:
-        return list({one.directory: one for table in self.tables for one in table.artifacts()}.values())
+        return unique(one for table in self.tables for one in table.artifacts())
 
     def products(self) -> list[str]:
         return [artifact.product for artifact in self.artifacts()]

@@ -174,7 +174,7 @@ class Plan:
             self._require_what_it_needs(kind, name)
         value = values_of(settings)
         self._require_fit(name, value)
-        before = self._undefended(replace(name, defense=Choice("none")), settings)
+        before = self._undefended(replace(name, defense=Choice("none")), value, settings["attack"])
         if name.defense.name == "none":
             return Cell(name, settings, before)
         backdoored, specified = before.upstream["backdoored"], self.configuration.specified
@@ -189,17 +189,23 @@ class Plan:
         seen_of = before.upstream | {"model": purified, "undefended": before}
         return Cell(name, settings, make_artifact("evaluate", seen_of, before.spec["parameters"]))
 
-    def _undefended(self, name: CellName, settings: Mapping[str, dict[str, list[Setting]]]) -> Artifact:
-        """The evaluation without a defense, which all cells of an attack share, and behind it all but what they do not."""
+    def _undefended(
+        self, name: CellName, value: Mapping[str, Mapping[str, Any]], settings: Mapping[str, list[Setting]]
+    ) -> Artifact:
+        """The evaluation without a defense, which all cells of an attack share, and behind it all but what they do not.
+
+        Args:
+            settings: of the attack.
+        """
         if name in self._undefended_of:
             return self._undefended_of[name]
-        value, specified = values_of(settings), self.configuration.specified
+        specified = self.configuration.specified
         dataset = make_artifact("dataset", {}, self._dataset_parameters(name.dataset.name, value["dataset"]))
         self.local_copies[dataset.directory] = value["dataset"]["root"]
         reserve = specified("dataset", value["dataset"], ("reserve", "stratified"))
         data = {"dataset": dataset, "split": make_artifact("split", {"dataset": dataset}, reserve, name.seed)}
 
-        attack = {"attack": self._attack(name.attack, value["attack"], settings["attack"])}
+        attack = {"attack": self._attack(name.attack, value["attack"], settings)}
         asset = self._assets(name, attack["attack"], data)
         poisoning = {"poisoning": specified("poisoning", value["attack"])}
         poison = make_artifact("poison", data | asset, attack | poisoning, name.seed)

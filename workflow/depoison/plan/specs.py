@@ -99,6 +99,11 @@ class Artifact:
         return chain_of([self])
 
 
+def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:
+    """Each of these artifacts once, in their order."""
+    return list({artifact.directory: artifact for artifact in artifacts}.values())
+
+
 def chain_of(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
     """These artifacts and all that they are made from, by directory, each once, upstream first."""
     found: dict[str, Artifact] = {}

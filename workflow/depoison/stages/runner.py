@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from depoison.errors import DepoisonError
+from depoison.errors import KEPT, DepoisonError
 from depoison.files import RUN, SPEC, only_maker, publish, refuse_links, sha256_of, write_json
 from depoison.gpu import VISIBLE, devices, lease
 from depoison.plan.config import Runtime
@@ -102,7 +102,7 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
                 _make(spec, final, runtime, root)
     except OSError as error:
         where = error.filename or final
-        raise DepoisonError(f"{where}: {error.strerror or error}; nothing finished is lost") from error
+        raise DepoisonError(f"{where}: {error.strerror or error}; {KEPT}") from error
 
 
 def _make(spec: dict[str, Any], final: Path, runtime: Runtime, root: str | None) -> None:

@@ -16,7 +16,7 @@ from depoison.errors import DepoisonError
 from depoison.files import only_maker, refuse_links, write_bytes
 from depoison.papers.tables import stem_of
 from depoison.plan.plan import Plan
-from depoison.plan.specs import Artifact
+from depoison.plan.specs import Artifact, unique
 from depoison.reports.tables import command
 
 
@@ -164,8 +164,7 @@ def report_of(plan: Plan, target: str, partial: bool = False) -> Report:
 
 def artifacts(plan: Plan, targets: list[str]) -> list[Artifact]:
     """What cells and reports show, each once."""
-    found = (artifact for target in dict.fromkeys(targets) for artifact in report_of(plan, target).artifacts())
-    return list({artifact.directory: artifact for artifact in found}.values())
+    return unique(artifact for target in dict.fromkeys(targets) for artifact in report_of(plan, target).artifacts())
 
 
 def with_parts(plan: Plan, targets: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from depoison.papers.figures import PAGE, read_page
 from depoison.plan.plan import Plan
-from depoison.plan.specs import Artifact
+from depoison.plan.specs import Artifact, unique
 from depoison.reports.figures.write import render_page
 from depoison.reports.kinds import Report
 
@@ -22,7 +22,7 @@ class FigurePageReport(Report):
         return [figure.target for figure in self.page.figures]
 
     def artifacts(self) -> list[Artifact]:
-        return list({one.directory: one for figure in self.page.figures for one in figure.artifacts()}.values())
+        return unique(one for figure in self.page.figures for one in figure.artifacts())
 
     def needs(self) -> list[str]:
         return [f"{target}.png" for target in self.parts()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from depoison.papers.index import read_index
 from depoison.plan.plan import Plan
-from depoison.plan.specs import Artifact
+from depoison.plan.specs import Artifact, unique
 from depoison.reports.html.page import NO_PICTURE, PICTURE, render_index
 from depoison.reports.kinds import Report
 
@@ -25,8 +25,7 @@ class HtmlReport(Report):
         return [report.target for report in (*self.index.tables, *self.index.figures)]
 
     def artifacts(self) -> list[Artifact]:
-        shown = (one for report in (*self.index.tables, *self.index.figures) for one in report.artifacts())
-        return list({artifact.directory: artifact for artifact in shown}.values())
+        return unique(one for report in (*self.index.tables, *self.index.figures) for one in report.artifacts())
 
     def needs(self) -> list[str]:
         return self.index.products()
