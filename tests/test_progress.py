@@ -282,6 +282,9 @@ def test_a_course_is_what_a_stage_says_of_itself_beside_its_log(written, tmp_pat
     progress.within(row | {"epoch": 7, "part": 0.5, "seconds_left": 150.0})
     assert course_in(log, since=0).shown[:2] == ("epoch 7/12", "C-Acc 93.12") and course_in(log, since=0).left == 150
     assert course_in(log, since=time.time() + 60) is None, "of a run before"
+    beside, now = log.with_suffix(".json"), time.time()
+    os.utime(beside, (now, now - 0.01))
+    assert course_in(log, since=now) is not None, "the time of a file is that of the kernel's last tick"
     logging.getLogger("depoison").info("CUDA_VISIBLE_DEVICES=")
     assert course_in(log, since=0).left == 150, "other lines say nothing of it"
     assert course_in(tmp_path / "none.log", since=0) is None

@@ -17,7 +17,7 @@ from depoison.files import SPEC, read_json
 from depoison.plan.metrics import watched
 from depoison.plan.specs import STAGES, Artifact
 from depoison.running.estimate import Estimate, Records, Remaining, Work, duration, estimate, work_of
-from depoison.running.logs import Course, cause_in, course_in, log_of
+from depoison.running.logs import TICK, Course, cause_in, course_in, log_of
 from depoison.running.screen import in_columns
 
 RECORDS_READ = 500
@@ -270,7 +270,7 @@ class Board:
         log = self.items[key].log if key in self.items else None
         if self.queue and log is not None and key not in self._since:
             with contextlib.suppress(OSError):
-                if log.stat().st_mtime >= started:
+                if log.stat().st_mtime >= started - TICK:
                     self._since[key] = now
             return self._since.get(key)
         return self._since.get(key, started)

@@ -18,6 +18,9 @@ from depoison.running.estimate import duration
 
 log = logging.getLogger("depoison")
 
+TICK = 0.02
+"""Seconds by which the time of a file may lie behind the clock when it was written: the kernel's tick."""
+
 
 def log_of(directory: str) -> Path:
     """Where the stage that makes the artifact with this directory writes its log."""
@@ -71,8 +74,8 @@ class Course:
 
 def course_in(log: Path, since: float) -> Course | None:
     """The course of the job that writes a log; None where it told none, or none since then."""
-    said, when = _said(log)
-    if when < since or "course" not in said:
+    said, when = _said(log, since)
+    if "course" not in said:
         return None
     row = said["course"]
     left = row["seconds_left"]
@@ -83,16 +86,18 @@ def course_in(log: Path, since: float) -> Course | None:
 
 def cause_in(log: Path, since: float = 0.0) -> str | None:
     """Why the job that writes a log failed; None where it told nothing, or nothing since then."""
-    said, when = _said(log)
-    return said.get("cause") if when >= since else None
+    said, _ = _said(log, since)
+    return said.get("cause")
 
 
 def _beside(log: Path) -> Path:
     return log.with_suffix(".json")
 
 
-def _said(log: Path) -> tuple[Mapping[str, Any], float]:
-    """What stands beside a log, and since when."""
+def _said(log: Path, since: float) -> tuple[Mapping[str, Any], float]:
+    """What was said beside a log, and when; nothing where that was before `since`."""
     with contextlib.suppress(OSError, ValueError), _beside(log).open(encoding="utf-8") as file:
-        return json.load(file), os.fstat(file.fileno()).st_mtime
+        when = os.fstat(file.fileno()).st_mtime
+        if when >= since - TICK:
+            return json.load(file), when
     return {}, 0.0
