@@ -33,14 +33,28 @@ def test_every_hyper_parameter_of_a_method_stands_there_with_its_value(kind):
         assert found.startswith(f"{name}: {content.summary}\n")
         for key, parameter in PLAN.configuration.parameters(kind, name).items():
             value = content.values.get(key, parameter.default)
-            shown = "" if value is None and not parameter.optional else f" = {text_of(value)}"
+            sets = value is not None or (parameter.optional and key in content.parameters)
+            shown = f" = {text_of(value)}" if sets else ""
             assert re.search(rf"^  {key}{re.escape(shown)}($|  )", found, re.MULTILINE), (name, key)
+
+
+def test_values_under_a_condition_stand_there_whoever_says_them():
+    found = listing(PLAN, "defenses", "fst")
+    assert re.search(r"^  on gtsrb +alpha: 0.1, epochs: 15$", found, re.MULTILINE)
+    assert re.search(r"^  on cifar100, paper fst +alpha: 0.001, lr: 0.001, epochs: 15$", found, re.MULTILINE)
+    assert re.search(r"^  in tuning, paper fst +epochs: 20, ", listing(PLAN, "datasets", "cifar100"), re.MULTILINE)
+    assert re.search(r"^  in training +flip: 0.5$", listing(PLAN, "datasets", "cifar10"), re.MULTILINE)
+    assert "its paper sweeps lr  0.3,0.5,0.7\n" in listing(PLAN, "defenses", "lp")
+    assert re.search(r"^  sees +suspect, new_model, fit$", listing(PLAN, "defenses", "abl"), re.MULTILINE)
 
 
 def test_what_is_no_method_shows_what_its_file_says():
     demo = listing(PLAN, "tracks", "demo")
-    assert "replace    datasets: {*: fashion-mnist}, models: {*: resnet18}\n" in demo and "batch_size: 64" in demo
-    assert "no_rescue  right: lcr, clean: c-acc, by: 20.0\n" in listing(PLAN, "metrics", "asr")
+    assert re.search(r"^  replace.datasets +\*: fashion-mnist$", demo, re.MULTILINE) and "batch_size: 64" in demo
+    assert re.search(
+        r"^  no-rescue +right: lcr, clean: c-acc, by: 20.0$", listing(PLAN, "metrics", "asr"), re.MULTILINE
+    )
+    assert re.search(r"^  defenses.anp on gtsrb +epochs: 286$", listing(PLAN, "papers", "fst"), re.MULTILINE)
 
 
 def test_the_command(project: Project, capsys, monkeypatch):

@@ -191,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("schema", _schema, "write what is generated: .schemas/ for editors, and dvc.yaml")
 
+    sub = command("reference", _reference, "write what is generated of the documentation: docs/reference/")
+
     sub = command("lock", _lock, "accept the code of stages and methods as it is (see docs/architecture.md)")
 
     sub = command("worker", _worker, "run stages for `depoison stage` in processes that need not start (for Snakemake)")
@@ -509,6 +511,13 @@ def _schema(options: argparse.Namespace) -> None:
 
     write_schemas(Path(FOLDER))
     Path(DVC_FILE).write_text(dvc_file(Plan()), encoding="utf-8")
+
+
+def _reference(options: argparse.Namespace) -> None:
+    from depoison.plan.plan import Plan
+    from depoison.reports.reference import write_reference
+
+    write_reference(Plan())
 
 
 def _lock(options: argparse.Namespace) -> None:

@@ -22,6 +22,8 @@ PROSE = 2000
 WORD, PIECE = 16, 6
 """A word longer than WORD may be broken after every PIECE characters."""
 
+BIBLIOGRAPHY = "CITATIONS.bib"
+
 _TEXT = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "—": "---", "‘": "`", "’": "'", "“": "``", "”": "''",

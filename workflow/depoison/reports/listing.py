@@ -5,16 +5,51 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 from textwrap import wrap
-from typing import Any
+from typing import Any, NamedTuple
 
 from depoison.errors import unknown
-from depoison.plan.config import KINDS
+from depoison.plan.config import KINDS, SECTIONS
 from depoison.plan.parameters import Parameter, text_of
 from depoison.plan.plan import Plan
 
 WIDTH = 110
 WIDEST = 32
 """Of the left of two columns."""
+
+CONDITIONS = {"datasets": "on", "models": "with"}
+"""Keys of a file whose values hold on a dataset, or with a model, and how that is said."""
+
+
+class Row(NamedTuple):
+    """A hyper-parameter of a method.
+
+    Attributes:
+        value: as it is written in a cell's name; "" where nothing that is the method's own has one.
+        valid: an interval or choices; "" where any value of the type is.
+    """
+
+    type: str
+    value: str
+    valid: str
+    help: str
+    source: str
+
+
+class Known(NamedTuple):
+    """All that is known of one of a kind.
+
+    Attributes:
+        facts: by what they say; of what is no method, the keys of its file.
+        own: its own hyper-parameters, with the values of its file.
+        shared: likewise those that methods share.
+        said: values that hold under a condition, such as "on gtsrb", by it.
+    """
+
+    summary: str
+    facts: dict[str, str]
+    own: dict[str, Row]
+    shared: dict[str, Row]
+    said: dict[str, str]
 
 
 def listing(plan: Plan, listed: str, name: str = "") -> str:
@@ -26,35 +61,62 @@ def listing(plan: Plan, listed: str, name: str = "") -> str:
     Raises:
         DepoisonError: no such name.
     """
-    found = _all(plan, listed)
     if not name:
-        return "".join(_columns((key, _summary(content)) for key, content in found.items()))
-    if name not in found:
-        raise unknown(listed.removesuffix("s"), name, found)
-    content = found[name]
-    lines = [f"{name}: {_summary(content)}\n"]
-    kind = next((kind for kind, folder in KINDS.items() if folder == listed), None)
-    if kind is None:
-        shown = content.model_dump(exclude_defaults=True, exclude={"summary", "title"})
-        return "".join([*lines, *_columns((key, _shown(value)) for key, value in shown.items())])
-    facts = {
-        "from": content.source, "cited as": content.cite, "for the task": content.task, "needs": ", ".join(content.needs),
-        "has": ", ".join(content.has), "file": f"config/{listed}/{name}.yaml",
-    }  # fmt: skip
-    lines += _columns((f"  {key}", value) for key, value in facts.items() if value)
-    parameters = plan.configuration.parameters(kind, name)
-    own = {key: parameter for key, parameter in parameters.items() if key in content.parameters}
-    lines += ["\nhyper-parameters of its own\n", *_table(own, content.values)] if own else []
-    shared = {key: parameter for key, parameter in parameters.items() if key not in own}
-    lines += (
-        ["\nshared hyper-parameters, with what its own file sets\n", *_table(shared, content.values)] if shared else []
-    )
-    for of, values in (("on", content.datasets), ("with", content.models)):
-        lines += [f"\n{of} {target}: {_shown(each)}\n" for target, each in values.items()]
+        return "".join(_columns((key, _summary(content)) for key, content in all_of(plan, listed).items()))
+    known = known_of(plan, listed, name)
+    lines = [f"{name}: {known.summary}\n", *_columns((f"  {key}", value) for key, value in known.facts.items())]
+    for title, rows in (
+        ("hyper-parameters of its own", known.own),
+        ("shared hyper-parameters, with what its own file sets", known.shared),
+    ):
+        lines += [f"\n{title}\n", *_columns(_line(key, row) for key, row in rows.items())] if rows else []
+    if known.said:
+        lines += ["\nvalues elsewhere\n", *_columns((f"  {where}", values) for where, values in known.said.items())]
     return "".join(lines)
 
 
-def _all(plan: Plan, listed: str) -> Mapping[str, Any]:
+def known_of(plan: Plan, listed: str, name: str) -> Known:
+    """All that is known of one of a kind.
+
+    Raises:
+        DepoisonError: no such name.
+    """
+    found = all_of(plan, listed)
+    if name not in found:
+        raise unknown(listed.removesuffix("s"), name, found)
+    content, configuration = found[name], plan.configuration
+    summary = _summary(content)
+    kind = next((kind for kind, folder in KINDS.items() if folder == listed), None)
+    if kind is None:
+        shown = content.model_dump(exclude_defaults=True, exclude={"summary", "title"}, by_alias=True)
+        return Known(summary, dict(_flat(shown)), {}, {}, {})
+    facts = {
+        "label": content.label, "from": content.source, "cited as": content.cite, "for the task": content.task,
+        "sees": ", ".join(configuration.sight(name)) if kind == "defense" else "",
+        "needs": ", ".join(content.needs), "has": ", ".join(content.has),
+        "training samples": content.train_samples, "classes": content.classes, "file": f"config/{listed}/{name}.yaml",
+    }  # fmt: skip
+    parameters = configuration.parameters(kind, name)
+    sets = {key: each.default for key, each in content.parameters.items() if each.optional or each.default is not None}
+    sets |= content.values
+    rows = {key: row_of(each, text_of(sets[key]) if key in sets else "") for key, each in parameters.items()}
+    said = dict(_conditions(content.model_dump(include={*CONDITIONS, *SECTIONS, "normalization"})))
+    for paper in configuration.papers:
+        of_paper = getattr(configuration.paper(paper).content, listed).get(name)
+        for where, values in _conditions(of_paper.model_dump() if of_paper else {}):
+            said[f"{where}, paper {paper}".removeprefix(", ")] = values
+    said |= {f"its paper sweeps {key}": text_of(grid) for key, grid in content.grids.items()}
+    return Known(
+        summary,
+        {key: str(value) for key, value in facts.items() if value},
+        {key: row for key, row in rows.items() if key in content.parameters},
+        {key: row for key, row in rows.items() if key not in content.parameters},
+        said,
+    )
+
+
+def all_of(plan: Plan, listed: str) -> Mapping[str, Any]:
+    """What there is of a kind, by name."""
     configuration = plan.configuration
     if listed == "metrics":
         return plan.metrics
@@ -70,25 +132,43 @@ def _summary(content: Any) -> str:
     return getattr(content, "summary", None) or content.title
 
 
-def _table(parameters: Mapping[str, Parameter], values: Mapping[str, Any]) -> Iterable[str]:
-    rows = []
-    for key, parameter in parameters.items():
-        value = values.get(key, parameter.default)
-        valid = parameter.range or ", ".join(map(str, parameter.choices or ())) or parameter.type
-        valid += " or none" if parameter.optional else ""
-        shown = "" if value is None and not parameter.optional else f" = {text_of(value)}"
-        rows.append(
-            (f"  {key}{shown}", f"{parameter.help}; valid: {valid}" + f" ({parameter.source})" * bool(parameter.source))
-        )
-    return _columns(rows)
+def row_of(parameter: Parameter, value: str) -> Row:
+    """A hyper-parameter with the value that it has somewhere."""
+    valid = parameter.range or ", ".join(map(str, parameter.choices or ()))
+    if parameter.optional:
+        valid = f"{valid or parameter.type} or none"
+    return Row(parameter.type, value, valid, parameter.help, parameter.source)
 
 
-def _shown(value: Any) -> str:
+def _line(key: str, row: Row) -> tuple[str, str]:
+    shown = f"  {key} = {row.value}" if row.value else f"  {key}"
+    return shown, f"{row.help}; valid: {row.valid or row.type}" + f" ({row.source})" * bool(row.source)
+
+
+def _conditions(said: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """(condition, values) of what a file says of a method; "" is no condition."""
+    plain = {key: value for key, value in said.items() if key not in {*CONDITIONS, *SECTIONS, "normalization"}}
+    found = {"": plain, "pre-trained with": said.get("normalization")}
+    for key, word in CONDITIONS.items():
+        found |= {f"{word} {target}": values for target, values in (said.get(key) or {}).items()}
+    found |= {f"in {section}": said.get(section) for section in SECTIONS}
+    return [(condition, shown(values)) for condition, values in found.items() if values]
+
+
+def _flat(content: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """A file's keys with a line each; what is said of one method under one condition is a line."""
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value and all(isinstance(each, Mapping) for each in value.values()):
+            for name, each in value.items():
+                yield from ((f"{key}.{name} {condition}".strip(), values) for condition, values in _conditions(each))
+        else:
+            yield key, shown(value)
+
+
+def shown(value: Any) -> str:
+    """A value as files say it, on one line."""
     if isinstance(value, Mapping):
-        return ", ".join(
-            f"{key}: {{{_shown(each)}}}" if isinstance(each, Mapping) else f"{key}: {_shown(each)}"
-            for key, each in value.items()
-        )
+        return ", ".join(f"{key}: {shown(each)}" for key, each in value.items())
     return text_of([*value] if isinstance(value, tuple) else value)
 
 

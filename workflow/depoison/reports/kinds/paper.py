@@ -20,11 +20,10 @@ from depoison.plan.specs import Artifact, fingerprint
 from depoison.reports.figures.write import setting
 from depoison.reports.kinds import Report
 from depoison.reports.kinds.figure import FigureReport
-from depoison.reports.latex import compile_latex, points, read_bibliography, reference
+from depoison.reports.latex import BIBLIOGRAPHY, compile_latex, points, read_bibliography, reference
 from depoison.reports.numbers import Number
 from depoison.reports.tables import Head, command, content_of, directions, refuse_missing, replaced, templates
 
-BIBLIOGRAPHY = "CITATIONS.bib"
 WIDTHS = {"portrait": 480.0, "landscape": 728.0}
 """Of a line on A4 with margins of 2 cm, in pt."""
 HEIGHTS = {"portrait": 690.0, "landscape": 470.0}
