@@ -7,7 +7,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +46,18 @@ class Softmax(Small):
         return super().forward(x).softmax(1)
 
 
+class TwoHeads(Small):
+    """As networks that were distilled have."""
+
+    def __init__(self):
+        super().__init__()
+        self.distilled = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.features(x)
+        return (self.fc(features.amax((2, 3))) + self.distilled(features.mean((2, 3)))) / 2
+
+
 class NoLogits(Small):
     def forward(self, x: Tensor) -> Tensor:
         return {"logits": super().forward(x)}
@@ -61,10 +75,10 @@ def digits(part: slice) -> tuple[Tensor, Tensor]:
 TRAIN, CLEAN, TEST = slice(0, 1200), slice(1200, 1400), slice(1400, None)
 
 
-def trained(images: Tensor, labels: Tensor) -> nn.Module:
+def trained(images: Tensor, labels: Tensor, make: Callable[[], nn.Module] = Small) -> nn.Module:
     """By a plain loop: nothing of this project."""
     torch.manual_seed(0)
-    model = Small()
+    model = make()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for _ in range(8):
         for rows in torch.randperm(len(images)).split(64):
@@ -85,6 +99,7 @@ def backdoored() -> tuple[nn.Module, depoison.Poisoned]:
 NETWORKS = {
     "by hand": (Small, 16),
     "a sequence": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(784, 9), nn.Linear(9, 10)), 16),
+    "a convolution": (lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 10, 1), nn.Flatten()), 16),
     "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), 32),
     "vgg11_bn": (lambda: torchvision.models.vgg11_bn(num_classes=10), 32),
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(num_classes=10), 32),
@@ -98,11 +113,17 @@ LINEAR = {"vgg11_bn": 3, "mobilenet_v3_small": 2}
 def test_a_network_is_taken_apart_and_put_together(name):
     make, size = NETWORKS[name]
     torch.manual_seed(0)
-    network = make().train()
-    before, inputs = copy.deepcopy(network.state_dict()), torch.rand(4, 3, size, size)
+    classifier = require_parts_make_the_whole(make(), torch.rand(4, 3, size, size))
+    assert len([1 for module in classifier.modules() if isinstance(module, nn.Linear)]) == LINEAR.get(name, 1)
+
+
+def require_parts_make_the_whole(network: nn.Module, inputs: Tensor) -> nn.Module:
+    """Returns the classifier."""
+    network.train()
+    before = copy.deepcopy(network.state_dict())
     extractor, classifier, joined = split(network, inputs)
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items()) and network.training
-    assert len([1 for module in classifier.modules() if isinstance(module, nn.Linear)]) == LINEAR.get(name, 1)
+    assert all(module.training for module in classifier.modules())
     again = joined()
     assert type(again) is type(network) and [*again.state_dict()] == [*before]
     for each in (network, extractor, classifier, again):
@@ -110,6 +131,12 @@ def test_a_network_is_taken_apart_and_put_together(name):
     with torch.no_grad():
         assert torch.allclose(classifier(extractor(inputs)), network(inputs), atol=1e-5)
         assert torch.equal(again(inputs), network(inputs))
+        for parameter in classifier.parameters():
+            parameter.add_(1)
+        changed = joined().eval()
+        assert torch.allclose(classifier(extractor(inputs)), changed(inputs), rtol=1e-4, atol=1e-4)
+        assert (changed(inputs) - network(inputs)).abs().min() > 0.1
+    return classifier
 
 
 @pytest.mark.parametrize(
@@ -119,14 +146,69 @@ def test_a_network_is_taken_apart_and_put_together(name):
             Softmax(),
             r"output is not that of its last linear layer, fc; valid: a classifier that returns its logits, without",
         ),
+        (TwoHeads(), r"output is not that of its last linear layer, distilled; valid: .* or a second head$"),
         (NoLogits(), r"^the model returns dict; valid: logits, \(B, K\)$"),
         (nn.Conv2d(3, 10, 3), r"^the model returns shape \(4, 10, 14, 14\); valid: logits, \(B, K\)$"),
         (nn.Sequential(nn.Conv2d(3, 10, 16), nn.Flatten()), r"^the model has no linear layer, which"),
+        (
+            nn.Sequential(nn.Conv2d(3, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            r"^the model has no linear layer, which",
+        ),
     ],
 )
 def test_a_network_that_is_no_classifier_is_refused(network, told):
     with pytest.raises(DepoisonError, match=told):
         split(network, torch.rand(4, 3, 16, 16))
+
+
+# --- timm's networks ---------------------------------------------------------------------------------------------
+
+TIMM = {
+    "test_resnet": 32, "test_vit": 160, "test_convnext": 32, "test_efficientnet": 32, "test_nfnet": 32,
+    "mobilenetv3_small_050": 64, "densenet121": 64, "dla34": 64, "resnetv2_18": 32, "levit_128s": 224,
+}  # fmt: skip
+
+
+@pytest.mark.docs
+@pytest.mark.parametrize("name", TIMM)
+def test_a_network_of_timms_is_taken_apart_and_put_together(name):
+    network, inputs = timm_network(name), torch.rand(2, 3, TIMM[name], TIMM[name])
+    if name == "levit_128s":
+        with pytest.raises(
+            DepoisonError, match="not that of its last linear layer, head_dist.linear; valid: .* second head"
+        ):
+            split(network, inputs)
+        return
+    require_parts_make_the_whole(network, inputs)
+
+
+@pytest.mark.docs
+def test_a_network_of_timms_is_purified():
+    poisoned = depoison.poison(*digits(TRAIN), "badnet", rate=0.1)
+    model = trained(poisoned.images, poisoned.labels, lambda: timm_network("test_resnet"))
+    before = depoison.evaluate(model, *digits(TEST), trigger=poisoned.trigger)
+    purified = depoison.purify(model, *digits(CLEAN), "fst", like="digits", alpha=0.1, epochs=10, batch_size=32)
+    after = depoison.evaluate(purified, *digits(TEST), trigger=poisoned.trigger)
+    assert before["asr"] > 80 and after["asr"] < before["asr"] / 2 and after["c_acc"] > before["c_acc"] - 20, (
+        before,
+        after,
+    )
+
+
+@pytest.mark.docs
+def test_of_a_network_that_ends_in_a_convolution_that_is_the_classifier():
+    model = timm_network("resnetv2_18", channels=(16, 16, 32, 32), stem_chs=16)
+    purified = depoison.purify(model, *digits(CLEAN), "lp", like="digits", epochs=1, lr=0.1)
+    before, after = model.state_dict(), purified.state_dict()
+    assert type(purified) is type(model) and [*after] == [*before] and after["head.fc.weight"].shape == (10, 32, 1, 1)
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {"head.fc.weight", "head.fc.bias"}
+
+
+def timm_network(name: str, **values: Any) -> nn.Module:
+    import timm
+
+    torch.manual_seed(0)
+    return timm.create_model(name, num_classes=10, **values)
 
 
 # --- poisoned ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,14 @@ def split(network: nn.Module, inputs: Tensor) -> tuple[nn.Module, nn.Module, Cal
     whole = copy.deepcopy(network)
     modes = [(module, module.training) for module in whole.modules()]
     whole.eval()
-    called: list[nn.Module] = []
+    linear: list[nn.Module] = []
+
+    def note(module: nn.Module, given: tuple[Any, ...], _: Any) -> None:
+        if isinstance(module, nn.Linear) or _is_linear(module, given[0]):
+            linear.append(module)
+
     names = {module: name for name, module in whole.named_modules()}
-    handles = [module.register_forward_hook(lambda module, *_: called.append(module)) for module in names]
+    handles = [module.register_forward_hook(note) for module in names if isinstance(module, nn.Linear | nn.Conv2d)]
     try:
         with torch.no_grad():
             expected = whole(inputs)
@@ -44,28 +50,59 @@ def split(network: nn.Module, inputs: Tensor) -> tuple[nn.Module, nn.Module, Cal
     if not isinstance(expected, Tensor) or expected.ndim != 2:
         shape = f"shape {tuple(expected.shape)}" if isinstance(expected, Tensor) else type(expected).__name__
         raise DepoisonError(f"the model returns {shape}; valid: logits, (B, K)")
-    linear = [module for module in called if isinstance(module, nn.Linear)]
     if not linear:
         raise DepoisonError("the model has no linear layer, which these defenses take for its classifier")
-    classifier = _whole_of(whole, names[linear[-1]])
-    place, _, name = names[classifier].rpartition(".")
+    last = _whole_of(whole, names[linear[-1]])
+    place, _, name = names[last].rpartition(".")
     setattr(whole.get_submodule(place), name, nn.Identity())
-    with torch.no_grad():
-        found = classifier(whole(inputs))
-    if found.shape != expected.shape or (found - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1):
+    classifier = _as_linear(last)
+    if not _agrees(expected, whole, classifier, inputs):
         raise DepoisonError(
-            f"the model's output is not that of its last linear layer, {names[classifier]}; valid: a classifier that returns "
-            "its logits, without softmax"
+            f"the model's output is not that of its last linear layer, {names[last]}; valid: a classifier that returns "
+            "its logits, without softmax or a second head"
         )
     for module, training in modes:
         module.training = training
+    classifier.train(last.training)
 
     def joined() -> nn.Module:
-        again = copy.deepcopy(whole)
-        setattr(again.get_submodule(place), name, copy.deepcopy(classifier))
+        again, part = copy.deepcopy(whole), copy.deepcopy(last)
+        shapes = part.state_dict()
+        part.load_state_dict({key: tensor.view_as(shapes[key]) for key, tensor in classifier.state_dict().items()})
+        setattr(again.get_submodule(place), name, part)
         return again
 
     return whole, classifier, joined
+
+
+def _is_linear(module: nn.Module, inputs: Tensor) -> bool:
+    """Whether a module is a convolution of one pixel, as some networks' classifiers are."""
+    return isinstance(module, nn.Conv2d) and (module.kernel_size, module.groups, *inputs.shape[2:]) == ((1, 1), 1, 1, 1)
+
+
+def _as_linear(classifier: nn.Module) -> nn.Module:
+    """What is of linear layers as it is; a convolution of one pixel as the linear layer that it is."""
+    if not isinstance(classifier, nn.Conv2d):
+        return classifier
+    weight, bias = classifier.weight, classifier.bias
+    linear = nn.Linear(*weight.shape[1::-1], bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    linear.load_state_dict(
+        {key: tensor.flatten(1) if tensor.ndim > 1 else tensor for key, tensor in classifier.state_dict().items()}
+    )
+    return linear
+
+
+def _agrees(expected: Tensor, extractor: nn.Module, classifier: nn.Module, inputs: Tensor) -> bool:
+    """Whether a network's parts compute what it computes."""
+    try:
+        with torch.no_grad():
+            found = classifier(extractor(inputs))
+    except Exception:  # of the user's code, which was written for logits in this place
+        return False
+    allowed = TOLERANCE * expected.abs().max().clamp(min=1)
+    return (
+        found.shape == expected.shape and not (found - expected).abs().max() > allowed
+    )  # NaN is what a network may give
 
 
 def _whole_of(network: nn.Module, name: str) -> nn.Module:
