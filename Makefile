@@ -9,7 +9,7 @@ export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 DEMO := $(addprefix reports/demo/,overview.md figure1.png index.html)
-.PHONY: help environment demo digits test test-full test-methods test-cluster test-browser test-latex lint format requirements clean-environment
+.PHONY: help environment demo digits test test-full test-methods test-cluster test-browser test-latex docs lint format requirements clean-environment
 
 help:
 	@echo "make demo         four attacks, seven defenses, on embedded photographs: a table, a plot and a page; minutes, CPU, no download"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-cluster the tests of the cluster profiles, on a real SLURM set up on this machine (root; Debian)"
 	@echo "make test-browser the tests of the HTML report in Chromium (root, to install it; Debian)"
 	@echo "make test-latex   the tests of the documents, with TeX Live's basic packages, installed if need be (root; Debian)"
+	@echo "make docs         the documentation as a site, build/docs/index.html, and the tests of what it shows"
 	@echo "make lint         ruff, snakefmt and snakemake --lint"
 	@echo "make environment  only .venv, from envs/lock.txt, each file checked by its hash"
 	@echo "make requirements envs/*.txt anew: the newest versions that pyproject.toml allows, and their hashes"
@@ -55,9 +56,9 @@ test-methods: environment
 	test -d /usr/share/datasets/fashion-mnist || $(DEBIAN) dataset-fashion-mnist
 	pytest -m methods
 
-# Snakemake looks at every plugin when it starts: those for clusters stay out of the environment.
-$(VENV)/cluster/.ready: envs/cluster.txt $(READY)
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) --require-hashes --requirement envs/cluster.txt
+# Beside the environment: Snakemake looks at every plugin when it starts, and nobody needs the documentation's packages to work.
+$(VENV)/%/.ready: envs/%.txt $(READY)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(@D) --require-hashes --requirement $<
 	@touch $@
 
 test-cluster: $(VENV)/cluster/.ready
@@ -71,6 +72,10 @@ test-browser: environment
 test-latex: environment
 	command -v pdflatex && command -v pdftotext || $(DEBIAN) texlive-latex-base texlive-latex-recommended poppler-utils
 	pytest -m latex --numprocesses auto --maxprocesses 8
+
+docs: $(VENV)/docs/.ready
+	PYTHONPATH=$(abspath $(<D)) python -m sphinx --fail-on-warning --quiet --fresh-env --doctree-dir build/doctrees docs build/docs
+	PYTHONPATH=$(abspath $(<D)) pytest -m docs
 
 lint: environment
 	ruff check .
@@ -90,6 +95,8 @@ COMPILE := uv pip compile --quiet --upgrade --universal --python-version 3.11 --
 requirements: environment
 	$(COMPILE) --extra pipeline --extra test --output-file envs/lock.txt pyproject.toml
 	$(COMPILE) --no-deps --output-file envs/cluster.txt envs/cluster.in
+	$(COMPILE) --constraints envs/lock.txt $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' envs/lock.txt) \
+	  --output-file envs/docs.txt envs/docs.in
 
 clean-environment:
 	rm -rf $(VENV)

@@ -100,6 +100,13 @@ def names_outside(node: ast.AST) -> list[tuple[str, str]]:
     return [(str(node.module), alias.name) for alias in node.names if f"{node.module}.{alias.name}" not in TREES]
 
 
+def test_nothing_asks_for_what_is_beside_the_environment():
+    """Commands and the Python interface work without the packages of `make test-cluster` and `make docs`."""
+    asked = {name.split(".")[0] for found in IMPORTS.values() for name in found}
+    beside = {name for file in (ROOT / "envs").glob("*.in") for name in file.read_text(encoding="utf-8").split()}
+    assert len(beside) > 5 and not asked & {name.replace("-", "_") for name in beside}
+
+
 def test_artifacts_have_one_reader():
     """Whoever else reads JSON reads files that are no artifact's, which have no record."""
     others = {"files", "plan.folders", "plan.lock", "running.board"}

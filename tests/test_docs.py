@@ -139,3 +139,13 @@ def test_the_readmes_cells_can_be_planned_and_their_attack_takes():
     assert f"/{combined.attack}/" in measured and plan.cell(combined).evaluation.stage == "evaluate"
     shown = {str(cell.name.attack) for cell in read_table(plan, "reports/demo/overview").cells()}
     assert plan.cell(name).evaluation.stage == "evaluate" and (name.track, str(name.attack) in shown) == ("demo", True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_is_committed_without_what_it_shows(path):
+    """`make docs` makes that; so a change of it can be read."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert all(
+        cell["outputs"] == [] and cell["execution_count"] is None for cell in cells if cell["cell_type"] == "code"
+    )
+    assert all(cell["id"].replace("-", "").isalpha() for cell in cells)

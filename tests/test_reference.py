@@ -7,7 +7,7 @@ import re
 import pytest
 
 from conftest import ROOT, Project
-from depoison.cli import LISTED, main
+from depoison.cli import LISTED, _parser, main
 from depoison.papers import kinds
 from depoison.papers.schema import SCHEMAS
 from depoison.plan.config import KINDS
@@ -16,7 +16,7 @@ from depoison.reports.listing import all_of
 from depoison.reports.reference import FOLDER, OTHERS, PAGES, reference
 
 PLAN = Plan(ROOT)
-TEXTS = {path.removeprefix(f"{FOLDER}/").removesuffix(".md"): text for path, text in reference(PLAN).items()}
+TEXTS = {path.removeprefix(f"{FOLDER}/").removesuffix(".md"): text for path, text in reference(PLAN, _parser()).items()}
 
 
 def section(page: str, heading: str) -> str:
@@ -63,6 +63,21 @@ def test_every_shared_hyper_parameter_and_every_key_of_a_file_stands_there():
     assert "| `runtime.threads` | integer in \\[1, 256\\] | `1` |" in section("files", "config")
     for kind in kinds.names():
         assert f"\n| `kind` | {kind} | required |" in section("files", f"figure, kind {kind}")
+
+
+def test_every_command_stands_there_with_what_it_takes():
+    text = section("command-line", "depoison share pull")
+    assert (
+        "\n| `TARGETS …` | cells (results/cells/…) and reports (reports/…) |\n" in text and "\n| `--models` | " in text
+    )
+    assert "\n| `[NAME]` | one of them |\n" in section("command-line", "depoison list")
+    assert "that a number may be off (1) |" in section("command-line", "depoison verify")
+    used = re.findall(
+        r"^depoison (?:(share|new|papers) )?([a-z]+)", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert len(used) >= 5 and all(
+        f"\n## depoison {' '.join(filter(None, words))}\n" in TEXTS["command-line"] for words in used
+    )
 
 
 def test_a_table_is_a_table():

@@ -517,7 +517,7 @@ def _reference(options: argparse.Namespace) -> None:
     from depoison.plan.plan import Plan
     from depoison.reports.reference import write_reference
 
-    write_reference(Plan())
+    write_reference(Plan(), _parser())
 
 
 def _lock(options: argparse.Namespace) -> None:

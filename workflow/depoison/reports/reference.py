@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import SUPPRESS, Action, ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,10 @@ SHARED = (
 FILES = (
     "The keys of every YAML file below `config/`. Editors know them from `.schemas/`, which `depoison schema` writes."
 )
+COMMANDS = (
+    "In the project's folder. Most work is asked of Snakemake, by the name of what is wanted: "
+    "`snakemake -- reports/table2.md`. `python -m depoison` is the same where the package is not installed."
+)
 INDEX = (
     "Every method, value and key, written by `depoison reference` from the files that say it. In a terminal: "
     "`depoison list defenses fst`."
@@ -46,12 +51,18 @@ INDEX = (
 OTHERS = {
     "shared": "hyper-parameters that methods share: of data, poisoning, training and tuning",
     "files": "the keys of configuration, methods, tracks, papers, tables, figures and claims",
+    "command-line": "commands, and what each takes",
+    "python": "what `import depoison` offers",
 }
 PARAMETERS = ("hyper-parameter", "type", "value", "valid", "what it does", "source")
 
 
-def reference(plan: Plan) -> dict[str, str]:
-    """The pages: path → text."""
+def reference(plan: Plan, parser: ArgumentParser) -> dict[str, str]:
+    """The pages that files say: path → text. That of Python is of docstrings, which the site reads (docs/conf.py).
+
+    Args:
+        parser: of the command line.
+    """
     path = plan.root / BIBLIOGRAPHY
     cited = read_bibliography(path.read_text(encoding="utf-8")) if path.exists() else {}
     pages = {listed: _page(listed.capitalize(), about, _all(plan, listed, cited)) for listed, about in PAGES.items()}
@@ -59,14 +70,15 @@ def reference(plan: Plan) -> dict[str, str]:
         "shared": _page("Shared hyper-parameters", SHARED, _shared(plan)),
         "files": _page("Files", FILES, _files()),
     }
+    pages["command-line"] = _page("Command line", COMMANDS, _commands(parser))
     pages["README"] = _page("Reference", INDEX, _index(plan))
     return {f"{FOLDER}/{name}.md": text for name, text in pages.items()}
 
 
-def write_reference(plan: Plan) -> None:
+def write_reference(plan: Plan, parser: ArgumentParser) -> None:
     """Write what `reference` says."""
     (plan.root / FOLDER).mkdir(parents=True, exist_ok=True)
-    for path, text in reference(plan).items():
+    for path, text in reference(plan, parser).items():
         (plan.root / path).write_text(text, encoding="utf-8")
 
 
@@ -110,11 +122,12 @@ def _all(plan: Plan, listed: str, cited: Mapping[str, Mapping[str, str]]) -> Ite
             facts = {key: escape_markdown(value) for key, value in known.facts.items()}
             if entry := cited.get(known.facts.get("cited as", "")):
                 facts["cited as"] += f": {escape_markdown(_citation(entry))}"
-            yield from _table(("", ""), facts.items())
+            yield from (*(f"- {key}: {value}" for key, value in facts.items()), "")
         else:
             yield from _table(("key", "value"), ((_verbatim(k), _verbatim(v)) for k, v in known.facts.items()))
-        rows = ((_verbatim(key), *_cells(row), escape_markdown(row.source)) for key, row in known.own.items())
-        yield from _table(PARAMETERS, rows)
+        rows = [(_verbatim(key), *_cells(row), escape_markdown(row.source)) for key, row in known.own.items()]
+        sourced = len(PARAMETERS) - (not any(row[-1] for row in rows))
+        yield from _table(PARAMETERS[:sourced], (row[:sourced] for row in rows))
         sets = {key: row.value for key, row in known.shared.items() if row.value}
         said = ({"always": shown(sets)} if sets else {}) | known.said
         if groups := [group for group, keys in plan.configuration.shared.items() if keys.keys() & known.shared.keys()]:
@@ -191,3 +204,27 @@ def _type(schema: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     high = f"{schema['maximum']}]" if "maximum" in schema else f"{schema.get('exclusiveMaximum', 'inf')})"
     words = {"object": "mapping", "string": "text", None: "any"}.get(schema.get("type"), str(schema.get("type")))
     return words if (low, high) == ("(-inf", "inf)") else f"{words} in {low}, {high}"
+
+
+def _commands(parser: ArgumentParser) -> Iterator[str]:
+    """A table for each command that has no commands of its own."""
+    for action in parser._actions:
+        if isinstance(action.choices, Mapping):
+            for command in action.choices.values():
+                yield from _commands(command)
+            return
+    yield from (f"## {parser.prog}", "", _prose(parser.description or ""), "")
+    rows = ((_argument(action), _prose(_help(parser, action))) for action in parser._actions if action.dest != "help")
+    yield from _table(("argument", "what it is"), (row for row in rows if row[1]))
+
+
+def _argument(action: Action) -> str:
+    """As a usage has it."""
+    name = str(action.metavar or action.dest.upper())
+    if action.option_strings:
+        return _verbatim(" ".join([*action.option_strings, *([] if action.nargs == 0 else [name])]))
+    return _verbatim({"?": f"[{name}]", "*": f"[{name} …]", "+": f"{name} …"}.get(str(action.nargs), name))
+
+
+def _help(parser: ArgumentParser, action: Action) -> str:
+    return "" if action.help in (None, SUPPRESS) else parser._get_formatter()._expand_help(action)
