@@ -25,6 +25,8 @@ from depoison.running.worker import ARGUMENTS, ask
 TOLERANCE = 1.0
 """Percentage points that a number may be off when it is made anew: on another kind of processor sums round otherwise."""
 
+EXPORTED = ("like-input", "safetensors", "pt")
+
 LISTED = ("attacks", "defenses", "models", "datasets", "tracks", "papers", "metrics")
 
 EXAMPLES = """examples:
@@ -107,6 +109,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--name", required=True, help="what cells call it, such as my-photos")
     sub.add_argument("--size", type=_positive, help="height and width in pixels; default: what the images have")
+
+    help = "recognize a network by its weights, and write config/checkpoints/NAME.yaml"
+    sub = configured(new.add_parser("checkpoint", help=help, description=help))
+    sub.set_defaults(command=_new_checkpoint)
+    sub.add_argument("path", type=Path, help="a file of weights: .safetensors, or .pt, .pth, … of tensors")
+    sub.add_argument("--name", required=True, help="what cells call it, in an attack's place")
+    sub.add_argument("--dataset", required=True, help="what it classifies")
+    sub.add_argument(
+        "--model", default="", help="which model it is, such as resnet18+width=32; default: the one that fits"
+    )
+
+    sub = configured(command("export", _export, "write the model of a cell as a file of weights"))
+    sub.add_argument("target", help="a cell, results/cells/…/s0.json")
+    sub.add_argument("--output", type=Path, required=True, help="the file")
+    sub.add_argument(
+        "--format", choices=EXPORTED, default=EXPORTED[0],
+        help="like-input: of a checkpoint's cell with names, types and key as in the file that was brought (%(default)s)",
+    )  # fmt: skip
 
     sub = configured(
         command("list", _list, "what there is: attacks, defenses, models, …, and all that is known of one")
@@ -290,6 +310,18 @@ def _new_dataset(options: argparse.Namespace) -> None:
     from depoison.new import new_dataset
 
     print(new_dataset(_plan(options), options.path, options.name, options.size), end="")
+
+
+def _new_checkpoint(options: argparse.Namespace) -> None:
+    from depoison.checkpoints import new_checkpoint
+
+    print(new_checkpoint(_plan(options), options.path, options.name, options.dataset, options.model), end="")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from depoison.checkpoints import export
+
+    print(export(_plan(options).cell(options.target), options.output, options.format), end="")
 
 
 def _list(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 
 class GlobalAverage(nn.Module):
@@ -39,3 +40,19 @@ def residual_stages(
             blocks.append(block(inputs, inner, 2 if stage and not number else 1))
             inputs = expansion * inner
     return blocks, inputs
+
+
+class PreActBlock(nn.Module):
+    """He et al., Identity Mappings …, ECCV 2016, figure 1 (b), of two 3 × 3 convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), convolution(inputs, outputs, 3, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), convolution(outputs, outputs, 3)
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = convolution(inputs, outputs, 1, stride) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = relu(self.bn1(x))
+        kept = x if self.shortcut is None else self.shortcut(y)  # the projection starts from the activated input
+        return self.conv2(relu(self.bn2(self.conv1(y)))) + kept

@@ -23,6 +23,8 @@ def check(plan: Plan) -> str:
     for kind in KINDS:
         for name in configuration.names(kind):
             configuration.method(kind, name)
+    for name in configuration.names("checkpoint"):
+        configuration.checkpoint(name)
     for track in configuration.names("track"):
         configuration.track(track)
     for paper in configuration.papers:

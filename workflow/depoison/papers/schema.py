@@ -12,7 +12,7 @@ from depoison.papers import kinds
 from depoison.papers.claims import ClaimsFile
 from depoison.papers.published import CorrectionsFile
 from depoison.papers.tables import TableFile
-from depoison.plan.config import KINDS, Config, Method, Paper, SharedFile, TaskFile, Track
+from depoison.plan.config import KINDS, Checkpoint, Config, Method, Paper, SharedFile, TaskFile, Track
 from depoison.plan.metrics import Metric
 
 FOLDER = ".schemas"
@@ -38,6 +38,7 @@ SCHEMAS = {
     "task": Described(TaskFile, ("tasks/*.yaml",)),
     "method": Described(Method, tuple(f"{folder}/*.yaml" for folder in KINDS.values())),
     "metric": Described(Metric, ("metrics/*.yaml",)),
+    "checkpoint": Described(Checkpoint, ("checkpoints/*.yaml",)),
     "track": Described(Track, ("tracks/*.yaml",)),
     "paper": Described(Paper, ("papers/*/paper.yaml",)),
     "table": Described(TableFile, ("papers/*/table*.yaml", "papers/*/overview.yaml")),

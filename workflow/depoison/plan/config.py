@@ -214,6 +214,38 @@ class Track(Strict):
         return content == Track(summary="").model_dump(exclude={"summary"})
 
 
+class Trigger(Strict):
+    """The trigger of a model that was brought: that of one of the attacks."""
+
+    attack: str
+    values: Values = Field(default={}, description="of the attack, and target, labels and victim")
+
+
+class Checkpoint(Strict):
+    """config/checkpoints/<name>.yaml: a model that was trained elsewhere, in an attack's place."""
+
+    summary: str = Field("a model that was trained elsewhere", description="one line")
+    label: str = Field("", description="name in tables; default: that of the file")
+    weights: str = Field(
+        description="file of weights, from the project's folder: .safetensors, or .pt, .pth, … of tensors"
+    )
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="of that file, which then may be gone once it was adopted"
+    )
+    key: str = Field("", description="where the state dict lies in the file, such as `model`; default: where it fits")
+    rename: dict[str, str | None] = Field(
+        default={}, description="by pattern, what stands in its place in the tensors' names; null leaves a tensor out"
+    )
+    model: str = Field(description="its architecture: one of config/models")
+    parameters: Values = Field(default={}, description="the model's hyper-parameters, such as its width")
+    dataset: str = Field(description="what it classifies")
+    normalization: Values = Field(default={}, description="mean and std that it takes, in place of the dataset's")
+    labels: list[str] | None = Field(
+        None, min_length=2, description="the classes of its outputs, in their order; default: the dataset's"
+    )
+    trigger: Trigger | None = Field(None, description="default: none is known")
+
+
 class OfDataset(BaseModel):
     """A paper's values on a dataset: of the dataset itself, and of how models are trained and tuned on it."""
 
@@ -366,11 +398,11 @@ class Configuration:
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
-        folders = (*KINDS.values(), "tracks", "tasks")
+        folders = (*KINDS.values(), "tracks", "tasks", "checkpoints")
         return {folder: names_in(self.root / "config" / folder, self.root) for folder in folders}
 
     def names(self, kind: str) -> list[str]:
-        """Every name of a kind ("dataset", "model", "attack", "defense", "track" or "task") that has a file."""
+        """Every name of a kind ("dataset", "model", "attack", "defense", "track", "task" or "checkpoint") that has a file."""
         return self._names[KINDS.get(kind, f"{kind}s")]
 
     @cache  # noqa: B019 - lives as long as the process
@@ -384,6 +416,8 @@ class Configuration:
         self.require(kind, name)
         if len(parts := parts_of(name)) > 1:
             return self._combined(parts)
+        if kind == "attack" and name not in self.names(kind):
+            return self._brought(name)
         loaded = load_as(Method, read_document(self.root / "config" / KINDS[kind] / f"{name}.yaml", self.root))
         method, document = loaded
         if method.task not in (None, *self.tasks):
@@ -423,8 +457,11 @@ class Configuration:
         return loaded
 
     def missing(self, kind: str, name: str) -> list[str]:
-        """The name, or of a combined attack those of its attacks, of which there is no file."""
-        return [part for part in (parts_of(name) if kind == "attack" else (name,)) if part not in self.names(kind)]
+        """The name, or those of attacks that it combines, of which there is no file; an attack may be a checkpoint."""
+        parts, known = (name,), [*self.names(kind)]
+        if kind == "attack":
+            parts, known = parts_of(name), known + self.names("checkpoint")
+        return [part for part in parts if part not in known]
 
     def require(self, kind: str, name: str, where: str = "") -> None:
         """See that there is a method of this name, and that attacks that it combines can be.
@@ -436,7 +473,8 @@ class Configuration:
             DepoisonError: there is not, with the nearest name, or they cannot.
         """
         for part in self.missing(kind, name):
-            raise unknown(kind, part, self.names(kind), where)
+            brought = self.names("checkpoint") if kind == "attack" else []
+            raise unknown(kind, part, [*self.names(kind), *brought], where)
         if len(parts := parts_of(name)) == 1:
             return
         at = f"{where}: " if where else ""
@@ -452,6 +490,8 @@ class Configuration:
     @cache  # noqa: B019
     def _alone(self, attack: str) -> str:
         """Why an attack cannot be combined with others; "" where it can."""
+        if attack in self.names("checkpoint"):
+            return "is a model"
         if "poisoning" not in self._groups("attack", self.method("attack", attack).content):
             return "poisons nothing"
         return "trains the model in a loop of its own" if declared_loop(self._code("attack", attack)) else ""
@@ -478,9 +518,47 @@ class Configuration:
         )
         return Loaded(method, Document("config/attacks", {}, places))
 
+    @cache  # noqa: B019
+    def checkpoint(self, name: str) -> Loaded:
+        """The validated file of a model that was brought.
+
+        Raises:
+            DepoisonError: no such file, a fault in it, or the name of an attack.
+        """
+        loaded = load_as(Checkpoint, read_document(self.root / "config" / "checkpoints" / f"{name}.yaml", self.root))
+        content, document = loaded
+        if name in self.names("attack"):
+            raise DepoisonError(f"{document.path}: {name} is an attack; give the file another name")
+        for kind in ("model", "dataset"):
+            if (named := getattr(content, kind)) not in self.names(kind):
+                raise unknown(kind, named, self.names(kind), document.place(kind))
+        task = self.task_of(content.dataset)
+        own = self.method("model", content.model).content
+        self._check_values(content.parameters, own.parameters, ("parameters",), document.place)
+        of_task = {key: parameter for key, parameter in self._of("dataset", task).items() if parameter.task}
+        self._check_values(content.normalization, of_task, ("normalization",), document.place)
+        if content.trigger is not None:
+            attack, where = content.trigger.attack, document.place("trigger", "attack")
+            if attack not in self.names("attack"):
+                raise unknown("attack", attack, self.names("attack"), where)
+            method = self.method("attack", attack).content
+            if method.asset is not None or not set(self._groups("attack", method)) >= {"poisoning"}:
+                raise DepoisonError(f"{where}: {method.label} has no trigger that is known before training")
+            known = {key: parameter for key, parameter in self.parameters("attack", attack).items() if key != "rate"}
+            known = {key: p for key, p in known.items() if key in method.parameters or key in self.shared["poisoning"]}
+            self._check_values(content.trigger.values, known, ("trigger", "values"), document.place)
+        return loaded
+
+    def _brought(self, name: str) -> Loaded:
+        """A model that was brought, as the attack in whose place it stands."""
+        content, document = self.checkpoint(name)
+        task = self.task_of(content.dataset)
+        return Loaded(Method(summary=content.summary, label=content.label or name, task=task, shared=[]), document)
+
     def clean_label(self, attack: str) -> bool:
         """Whether an attack, or one of those that it combines, poisons samples of the target class alone."""
-        return any(declared_clean_label(self._code("attack", part)) for part in parts_of(attack))
+        parts = (part for part in parts_of(attack) if part in self.names("attack"))
+        return any(declared_clean_label(self._code("attack", part)) for part in parts)
 
     def _check_code(self, kind: str, name: str, loaded: Loaded) -> None:
         code = self._code(kind, name)
@@ -539,6 +617,12 @@ class Configuration:
     def lacking(self, kind: str, name: str, model: str) -> str:
         """What a method needs and a model lacks, a sentence; "" where it lacks nothing."""
         method, model_ = self.method(kind, name).content, self.method("model", model).content
+        if (
+            kind == "attack"
+            and name in self.names("checkpoint")
+            and model != (own := self.checkpoint(name).content.model)
+        ):
+            return f"{method.label} is a {self.method('model', own).content.label}, no {model_.label}"
         if method.task and model_.task and method.task != model_.task:
             return f"{method.label} is for the task {method.task}, and {model_.label} for {model_.task}"
         for feature in method.needs:

@@ -11,8 +11,8 @@ from typing import Any
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
 from depoison.plan.cells import AND, CellName, Choice, own_of, parts_of
-from depoison.plan.config import KINDS, OWN, Configuration, Setting
-from depoison.plan.documents import read_document
+from depoison.plan.config import KINDS, OWN, Configuration, Loaded, Setting
+from depoison.plan.documents import Document, read_document
 from depoison.plan.folders import OWN as OWN_SOURCES
 from depoison.plan.folders import SOURCE as FOLDER_SOURCE
 from depoison.plan.folders import classes_of, require_root, require_unchanged
@@ -65,9 +65,9 @@ class Plan:
         self.notes: dict[str, str] = {}
         """What whoever asked should know, a line each; by what it is about, so that each is said once."""
         self.local_copies: dict[str, str | None] = {}
-        """By a dataset's directory, the local copy that the configuration names: no part of the spec."""
+        """By the directory of a dataset or an adopted model, the file or folder that it is read from: no part of the spec."""
         self._cells: dict[CellName, Cell] = {}
-        self._undefended_of: dict[CellName, Artifact] = {}
+        self._undefended_of: dict[CellName, tuple[Artifact, dict[str, Artifact]]] = {}
         self._checksums: dict[Path, str] = {}
         self._folder_classes: dict[str | None, int | None] = {}
         self._settings_of: dict[tuple[Any, ...], dict[str, list[Setting]]] = {}
@@ -116,8 +116,12 @@ class Plan:
             DepoisonError: it is not.
         """
         for dataset in datasets:
-            if dataset.stage == "dataset" and (root := self.local_copies.get(dataset.directory)):
+            if (root := self.local_copies.get(dataset.directory)) is None:
+                continue
+            if dataset.stage == "dataset":
                 require_root(dataset, root)
+            elif not Path(root).is_file():
+                raise DepoisonError(f"{root}: no such file; {dataset.product} is to be made from these weights")
 
     def require_unchanged(self) -> None:
         """See that each folder of images, of the cells that were resolved, is what it was when it was read; note those gone.
@@ -126,7 +130,8 @@ class Plan:
             DepoisonError: one changed.
         """
         for directory, root in self.local_copies.items():
-            if root and directory in self.artifacts and (gone := require_unchanged(self.artifacts[directory], root)):
+            artifact = self.artifacts.get(directory)
+            if root and artifact and artifact.stage == "dataset" and (gone := require_unchanged(artifact, root)):
                 self.notes[f"folder {root}"] = gone
 
     def paper_label(self, name: str) -> str:
@@ -154,7 +159,7 @@ class Plan:
         """How tables call a method; its name where it has no implementation."""
         if kind == "attack" and AND in name:
             return " & ".join(self.label(kind, part) for part in parts_of(name))
-        known = name in self.configuration.names(kind)
+        known = not self.configuration.missing(kind, name)
         return self.configuration.method(kind, name).content.label if known else name
 
     def adopt(self, directory: str, spec: dict[str, Any], local_copy: str | None) -> None:
@@ -168,19 +173,25 @@ class Plan:
             raise unknown("track", name.track, self.configuration.names("track"), name.path)
         if name.paper and name.paper not in self.configuration.papers:
             raise unknown("paper", name.paper, self.configuration.papers, name.path)
+        brought = self._brought(name)
         settings = {kind: self._settings(kind, name) for kind in KINDS}
         self._require_one_task(name)
         for kind in ("attack", "defense"):
             self._require_what_it_needs(kind, name)
         value = values_of(settings)
         self._require_fit(name, value)
-        before = self._undefended(replace(name, defense=Choice("none")), value, settings["attack"])
+        before, data = self._undefended(replace(name, defense=Choice("none")), value, settings["attack"])
         if name.defense.name == "none":
             return Cell(name, settings, before)
         backdoored, specified = before.upstream["backdoored"], self.configuration.specified
-        data = {role: backdoored.upstream[role] for role in ("dataset", "split")}
         seen = self.configuration.sight(name.defense.name)
         upstream = {"model": backdoored} if "model" in seen else {}
+        if brought and not upstream:
+            sees = (one for one in self.configuration.names("defense") if "model" in self.configuration.sight(one))
+            why = f"of {name.attack.name} there is a model alone, no training set; valid: {', '.join(sees)}"
+            raise DepoisonError(
+                f"{name.path}: {self.label('defense', name.defense.name)} sees what a model is trained on, and {why}"
+            )
         upstream |= {"poison": backdoored.upstream["poison"]} if "suspect" in seen else {}
         new = {"model": backdoored.spec["parameters"]["model"]} if "new_model" in seen else {}
         parameters = {"defense": self._method("defense", name.defense, value["defense"], settings["defense"])} | new
@@ -191,8 +202,8 @@ class Plan:
 
     def _undefended(
         self, name: CellName, value: Mapping[str, Mapping[str, Any]], settings: Mapping[str, list[Setting]]
-    ) -> Artifact:
-        """The evaluation without a defense, which all cells of an attack share, and behind it all but what they do not.
+    ) -> tuple[Artifact, dict[str, Artifact]]:
+        """The evaluation without a defense, which all cells of an attack share, and the data that defenses get, by role.
 
         Args:
             settings: of the attack.
@@ -205,15 +216,82 @@ class Plan:
         reserve = specified("dataset", value["dataset"], ("reserve", "stratified"))
         data = {"dataset": dataset, "split": make_artifact("split", {"dataset": dataset}, reserve, name.seed)}
 
-        attack = {"attack": self._attack(name.attack, value["attack"], settings)}
-        asset = self._assets(name, attack["attack"], data)
-        poisoning = {"poisoning": specified("poisoning", value["attack"])}
-        poison = make_artifact("poison", data | asset, attack | poisoning, name.seed)
-        backdoored = make_artifact("train", {**data, "poison": poison}, self._training(name), name.seed)
+        if brought := self._brought(name):
+            backdoored = self._adopted(brought, name, value["attack"], settings, dataset)
+        else:
+            attack = {"attack": self._attack(name.attack, value["attack"], settings)}
+            asset = self._assets(name, attack["attack"], data)
+            poisoning = {"poisoning": specified("poisoning", value["attack"])}
+            poison = make_artifact("poison", data | asset, attack | poisoning, name.seed)
+            backdoored = make_artifact("train", {**data, "poison": poison}, self._training(name), name.seed)
         measure = specified("recipe", value["attack"], ("precision",)) | {"metrics": self.metrics.evaluated}
         upstream = {"dataset": dataset, "backdoored": backdoored, "model": backdoored}
-        found = self._undefended_of[name] = make_artifact("evaluate", upstream, measure)
+        found = self._undefended_of[name] = make_artifact("evaluate", upstream, measure), data
         return found
+
+    def _brought(self, name: CellName) -> Loaded | None:
+        """The file of the model that stands in the attack's place, if one does.
+
+        Raises:
+            DepoisonError: the cell's dataset or model is not its own, or the cell sets values of what it is.
+        """
+        if name.attack.name not in self.configuration.names("checkpoint"):
+            return None
+        loaded = self.configuration.checkpoint(name.attack.name)
+        for kind in ("dataset", "model"):
+            if (own := getattr(loaded.content, kind)) != (named := getattr(name, kind).name):
+                raise DepoisonError(f"{name.path}: checkpoint {name.attack.name} has the {kind} {own}, not {named}")
+        for kind, fixed in (
+            ("attack", ""),
+            ("model", loaded.content.parameters),
+            ("dataset", loaded.content.normalization),
+        ):
+            for key, _ in getattr(name, kind).overrides:
+                if not fixed or key in fixed:
+                    raise DepoisonError(f"{name.path}: {key} is what {loaded.document.path} says it is; set it there")
+        return loaded
+
+    def _adopted(
+        self, brought: Loaded, name: CellName, value: Mapping[str, Any], settings: Mapping[str, list[Setting]],
+        dataset: Artifact,
+    ) -> Artifact:  # fmt: skip
+        """A model that was brought, as training would have left it.
+
+        Args:
+            value, settings: of the attack whose trigger it has.
+        """
+        content, document = brought
+        path = self.root / Path(content.weights).expanduser()
+        if not path.is_file() and content.sha256 is None:
+            raise DepoisonError(f"{document.place('weights')}: weights: {content.weights}: no such file")
+        if path.is_file() and (found := self._sha256(path)) != (content.sha256 or found):
+            raise DepoisonError(f"{document.place('sha256')}: sha256: {content.weights} is another file: {found}")
+        weights = {
+            "sha256": content.sha256 or self._sha256(path),
+            "key": content.key,
+            "rename": [*content.rename.items()],
+        }
+        parameters = {
+            "name": name.attack.name, "weights": weights | {"labels": content.labels}, "model": self._training(name)["model"],
+            "attack": self._method("attack", self._trigger_of(brought), value, settings),
+            "poisoning": self.configuration.specified("poisoning", value),
+        }  # fmt: skip
+        adopted = make_artifact("adopt", {"dataset": dataset}, parameters)
+        self.local_copies[adopted.directory] = str(Path(content.weights).expanduser())
+        return adopted
+
+    @staticmethod
+    def _trigger_of(brought: Loaded) -> Choice:
+        """The attack whose trigger a model has that was brought, with the values that its file sets."""
+        content, document = brought
+        if content.trigger is None:
+            return Choice("none")
+        return _fixed(content.trigger.attack, content.trigger.values, document, "trigger", "values")
+
+    def _sha256(self, path: Path) -> str:
+        if path not in self._checksums:
+            self._checksums[path] = sha256_of(path)
+        return self._checksums[path]
 
     def settings(
         self, kind: str, choice: Choice, *, dataset: str, model: str, track: str, paper: str, where: str
@@ -236,7 +314,20 @@ class Plan:
 
     def _settings(self, kind: str, name: CellName) -> dict[str, list[Setting]]:
         of = {"dataset": name.dataset.name, "model": name.model.name, "track": name.track, "paper": name.paper}
-        return self.settings(kind, getattr(name, kind), **of, where=name.path.rpartition("/")[0])
+        choice, brought = getattr(name, kind), self._brought(name)
+        if brought and kind in ("model", "dataset"):
+            values = getattr(brought.content, key := {"model": "parameters", "dataset": "normalization"}[kind])
+            choice = _fixed(choice.name, values, brought.document, key, also=choice.overrides)
+        if brought and kind == "attack":
+            choice = self._trigger_of(brought)
+        found = self.settings(kind, choice, **of, where=name.path.rpartition("/")[0])
+        if brought and kind == "attack":  # how it was trained is not known
+            known = {
+                *self.configuration.method(kind, choice.name).content.parameters,
+                *self.configuration.shared["poisoning"],
+            }
+            found = {key: history for key, history in found.items() if key in known - {"rate"}}
+        return found
 
     @cached_property
     def _sources(self) -> list[str]:
@@ -333,9 +424,7 @@ class Plan:
         if len(files) != 1:
             found = "no file" if not files else "more than one file"
             raise DepoisonError(f"{where}: {found} config/triggers/{stem}.*; put exactly one file there")
-        if files[0] not in self._checksums:
-            self._checksums[files[0]] = sha256_of(files[0])
-        return f"{files[0].name}@sha256:{self._checksums[files[0]]}"
+        return f"{files[0].name}@sha256:{self._sha256(files[0])}"
 
     def _dataset_parameters(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """What a dataset's content follows from: its source, and for a folder of images which one or what is in it."""
@@ -358,7 +447,7 @@ class Plan:
             DepoisonError: a dataset of one class, a target label that is none, or a patch that is larger than the image.
         """
         attack, dataset = value["attack"], value["dataset"]
-        classes = self._classes(name.dataset.name, dataset["source"], dataset["root"])
+        classes = self.classes(name.dataset.name, dataset)
         if classes == 1:
             raise DepoisonError(f"{dataset['root']}: dataset {name.dataset.name} has 1 class; valid: at least 2")
         if attack.get("labels") == "source-specific" and attack["victim"] in (None, attack["target"]):
@@ -367,7 +456,8 @@ class Plan:
             raise DepoisonError(
                 f"{name.path}: target label {attack['target']} is none of the dataset's; valid: 0 to {classes - 1}"
             )
-        for key, parameter in self.configuration.method("attack", name.attack.name).content.parameters.items():
+        trigger = self._trigger_of(brought) if (brought := self._brought(name)) else name.attack
+        for key, parameter in self.configuration.method("attack", trigger.name).content.parameters.items():
             # As `enlargement` has it: what is drawn for 32 pixels grows with the image.
             grows = attack.get(f"{key[: key.rfind('.') + 1]}enlarge")
             maximum = dataset["size"] // (max(1, dataset["size"] // 32) if grows else 1)
@@ -376,8 +466,9 @@ class Plan:
                     f"{name.path}: {key}: a patch of {attack[key]} pixels is larger than the image; the maximum is {maximum}"
                 )
 
-    def _classes(self, name: str, source: str, root: str | None) -> int | None:
-        """How many classes a dataset has; None where nobody knows before it is read."""
+    def classes(self, name: str, values: Mapping[str, Any]) -> int | None:
+        """How many classes a dataset with these values has; None where nobody knows before it is read."""
+        source, root = values["source"], values["root"]
         if source == FOLDER_SOURCE:
             if root not in self._folder_classes:
                 self._folder_classes[root] = classes_of(Path(root).expanduser()) if root else None
@@ -395,3 +486,12 @@ class Plan:
                 f"{name.path}: tuning_ratio {ratio:g} is above the defender's reserve; the maximum is {reserve:g}"
             )
         return {"tuning_ratio": reserve if ratio is None else ratio}
+
+
+def _fixed(
+    name: str, values: Mapping[str, Any], document: Document, *keys: str, also: Iterable[tuple[str, str]] = ()
+) -> Choice:
+    """A method with the values that a checkpoint's file sets at `keys`, and those of the cell's name."""
+    pairs = [(key, text_of(value)) for key, value in values.items()]
+    origins = tuple((key, "checkpoint", document.place(*keys, key)) for key in values)
+    return Choice(name, (*pairs, *also), origins)

@@ -36,6 +36,7 @@ STAGES: dict[str, Stage] = {
     "asset": Stage(1, ("asset.safetensors",)),
     "poison": Stage(2, ("trigger.safetensors", "poison.safetensors")),
     "train": Stage(2, ("trigger.safetensors", "triggered.safetensors", "history.csv", "model.safetensors")),
+    "adopt": Stage(1, ("names.json", "trigger.safetensors", "triggered.safetensors", "model.safetensors")),
     "purify": Stage(1, ("history.csv", "model.safetensors")),
     "evaluate": Stage(3, ("metrics.json",)),
     "probe": Stage(1, ("value.json",)),
@@ -168,6 +169,8 @@ def _readable_name(spec: dict[str, Any]) -> str:
             return f"{name_of('dataset')}-{attack}{rate}-s{spec['seed']}"
         case "train":
             return f"{name_of('poison')}-{parameters['model']['name']}"
+        case "adopt":
+            return f"{name_of('dataset')}-{parameters['name']}-{parameters['model']['name']}"
         case "purify":
             start = (
                 name_of("model")

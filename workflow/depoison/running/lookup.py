@@ -182,7 +182,7 @@ class Lookup:
         def told(wildcards: Any) -> str:
             artifact = self._artifact(stage, wildcards)
             words = [canonical(artifact.spec), "--output", artifact.directory, "--runtime", runtime]
-            if stage == "dataset":
+            if artifact.directory in self.plan.local_copies:
                 words.append(f"--root={self.plan.local_copies[artifact.directory] or ''}")
             return shlex.join(words)
 

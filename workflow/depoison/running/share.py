@@ -34,6 +34,7 @@ PLURAL = {
     "asset": "networks of attacks",
     "poison": "poisoned sets",
     "train": "backdoored models",
+    "adopt": "adopted models",
     "purify": "purified models",
     "embedding": "embeddings",
     "examples": "examples",

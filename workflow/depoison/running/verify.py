@@ -27,7 +27,7 @@ from depoison.reports.verification import Recomputed, Verification, checksum_of,
 from depoison.running.share import SUFFIXES
 from depoison.stages.runner import devices_wanted, git_commit, run_stage
 
-GIVEN = ("dataset", "split", "train")
+GIVEN = ("dataset", "split", "train", "adopt")
 """What a purification and its evaluation are made from, and what is not made anew."""
 
 Tell = Callable[[str], None]

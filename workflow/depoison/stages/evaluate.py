@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from depoison.artifacts import METRICS_FILE, read_evaluation, read_record, read_spec
 from depoison.files import write_json
 from depoison.metrics import key_of, measure
-from depoison.stages.inputs import chain_of, parts_in, read_dataset, read_model
+from depoison.stages.inputs import chain_of, parts_in, poison_of, read_dataset, read_model
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 from depoison.tasks import NO_LABEL
@@ -34,7 +33,7 @@ def run(job: Job) -> None:
         told = {f"{key}_before": before["metrics"].get(key) for key in map(key_of, names)}
         return dict(zip(("metrics", "denominators"), measure(names, seen | told), strict=True))
 
-    parts = parts_in(read_spec(Path(read_spec(backdoored)["upstream"]["poison"]))["parameters"]["attack"])
+    parts = parts_in(read_spec(poison_of(backdoored))["parameters"]["attack"])
     by_part = {
         part: measured(test.seen(*predictions, part=(i, len(parts))), before.get("parts", {}).get(part, before))
         for i, part in enumerate(parts)

@@ -106,11 +106,20 @@ def read_trigger(poison: Path, attack: Attack | None, dataset: Dataset) -> dict[
     return trigger
 
 
+def poison_of(backdoored: Path) -> Path:
+    """The artifact that tells the attack of a train artifact; of an adopted model itself."""
+    return Path(read_spec(backdoored)["upstream"].get("poison", backdoored))
+
+
 def read_attack(poison: Path) -> tuple[Attack | None, Poisoning | None]:
-    """The attack of a poison artifact and its shared hyper-parameters; None for a clean model."""
+    """The attack of a poison or adopt artifact and its shared hyper-parameters; None for a clean model."""
     parameters = read_spec(poison)["parameters"]
-    poisoning = parameters["poisoning"]
-    return attack_of(parameters["attack"]), Poisoning(**poisoning) if poisoning else None
+    return attack_of(parameters["attack"]), poisoning_of(parameters)
+
+
+def poisoning_of(parameters: Mapping[str, Any]) -> Poisoning | None:
+    """Those of a spec's parameters; of a model that was brought the rate is not known, and nothing asks for it."""
+    return Poisoning(**{"rate": 0.0} | poisoning) if (poisoning := parameters["poisoning"]) else None
 
 
 def read_pool(job: Job, dataset: Dataset) -> Pool:
@@ -145,7 +154,7 @@ def setup_of(
     def fresh(rng: Rng) -> Classifier:
         assert model is not None
         if job.spec["stage"] != "asset":  # the weights are the asset's
-            return _built(model, dataset, rng)
+            return built(model, dataset, rng)
         return new_model(model, dataset, rng, job.downloads)
 
     return Setup(
@@ -183,7 +192,7 @@ def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: P
     Raises:
         DepoisonError: it cannot take the dataset's images; or `load_pretrained` does.
     """
-    made = _built(model, dataset, rng)
+    made = built(model, dataset, rng)
     try:
         with torch.no_grad():
             made.eval()(torch.zeros(1, *dataset.shape, dtype=dataset.task.dtype))
@@ -199,7 +208,7 @@ def read_model(directory: Path, dataset: Dataset) -> Classifier:
     """The model of a train or purify artifact, on the CPU, in evaluation mode."""
     spec = read_spec(directory)
     described = spec if "model" in spec["parameters"] else read_spec(Path(spec["upstream"]["model"]))
-    model = _built(described["parameters"]["model"], dataset, Rng(0, "unused"))
+    model = built(described["parameters"]["model"], dataset)
     try:
         load_weights(model, load_tensors(path := directory / "model.safetensors"))
     except DepoisonError as error:
@@ -207,6 +216,8 @@ def read_model(directory: Path, dataset: Dataset) -> Classifier:
     return model.eval()
 
 
-def _built(model: Mapping[str, Any], dataset: Dataset, rng: Rng) -> Classifier:
+def built(model: Mapping[str, Any], dataset: Dataset, rng: Rng | None = None) -> Classifier:
+    """A spec's model with fresh weights, which mean nothing where no `rng` is given."""
+    rng = rng or Rng(0, "unused")
     task, generator = dataset.task, rng.generator("model")
     return task.network(model, classes=len(dataset.classes), shape=dataset.shape, generator=generator)

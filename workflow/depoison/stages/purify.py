@@ -66,10 +66,9 @@ def run(job: Job) -> None:
         if backdoored is None:
             raise DepoisonError(f"defense {defense['name']} returns Candidates; valid for one that sees `model`")
         # Measured as the evaluation will measure it: in the precision that the backdoored model was trained in.
-        test, trained = Test.of(backdoored, dataset), Recipe.of(read_spec(backdoored)["parameters"]["recipe"])
-        purified, job.facts["selection"] = pick(
-            purified, seen["model"], lambda model: test.measure(model, trained.precision)
-        )
+        test, trained = Test.of(backdoored, dataset), read_spec(backdoored)["parameters"].get("recipe", {})
+        precision = trained.get("precision", "fp32")
+        purified, job.facts["selection"] = pick(purified, seen["model"], lambda model: test.measure(model, precision))
     if differing := sorted(name for name, _ in _shapes(purified) ^ shapes):
         raise DepoisonError(f"defense {defense['name']} returns a network of another shape: {differing[0]} differs")
     write_history(job, monitor.history)

@@ -38,7 +38,7 @@ class Job:
         scratch: where it may keep resumable state.
         runtime: how to work; must not change what is made.
         device: a torch.device, for the stages that compute.
-        root: a dataset's local copy.
+        root: a dataset's local copy, or the file of a model that was brought.
     """
 
     spec: dict[str, Any]
@@ -77,7 +77,7 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
 
     Args:
         directory: must be the one that belongs to the spec.
-        root: for a dataset, the local copy that the configuration names.
+        root: as `Job` has it.
 
     Raises:
         DepoisonError: bad input, a missing or corrupted upstream artifact, a symbolic link below results/, or a full disk.

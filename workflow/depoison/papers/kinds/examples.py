@@ -26,7 +26,8 @@ class File(FigureFile):
 
 def drawn(file: File, cell: Cell) -> Artifact:
     """The images."""
-    poison = cell.evaluation.upstream["backdoored"].upstream["poison"]
+    backdoored = cell.evaluation.upstream["backdoored"]
+    poison = backdoored.upstream.get("poison", backdoored)
     upstream = {"dataset": cell.evaluation.upstream["dataset"], "poison": poison}
     return make_artifact("examples", upstream, {"count": KEPT}, cell.name.seed)
 

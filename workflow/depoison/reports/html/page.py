@@ -396,6 +396,8 @@ class _Builder:
             case "train":
                 poison = behind[upstream["poison"]]
                 return f"{label('attack', poison['parameters']['attack'])}, {label('model', parameters['model'])}"
+            case "adopt":
+                return f"{self.plan.label('attack', parameters['name'])}, {label('model', parameters['model'])}"
             case "purify":
                 return label("defense", parameters["defense"])
             case "evaluate":

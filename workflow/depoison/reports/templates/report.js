@@ -6,7 +6,7 @@
   const dialog = document.getElementById("details");
   const grids = [...document.querySelectorAll(".grid")];
   const numbers = [...document.querySelectorAll("td.n")];
-  const STAGES = ["dataset", "split", "asset", "poison", "train", "purify", "evaluate"];
+  const STAGES = ["dataset", "split", "asset", "poison", "train", "adopt", "purify", "evaluate"];
   const MINUS = "\u2212", DASH = "\u2013";
   let parsed = null;
   const data = () => (parsed ??= JSON.parse(document.getElementById("data").textContent));

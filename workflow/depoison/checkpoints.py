@@ -1,0 +1,172 @@
+"""Models that were trained elsewhere: what they are (`depoison new checkpoint`), and a cell's model as a file of weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from depoison.errors import DepoisonError, unknown
+from depoison.files import read_json, sha256_of, write_bytes
+from depoison.models.layouts import Misfit, read_states
+from depoison.plan.cells import Choice
+from depoison.plan.plan import Cell, Plan
+from depoison.rng import Rng
+from depoison.stages.adopt import adopted, order_of, reorder
+from depoison.stages.inputs import read_dataset, read_model
+from depoison.tasks import task_of
+
+TRACK = "paper"
+"""By whose values a model and a dataset are described where nothing else says more."""
+TEMPLATE = """summary: a model that was trained elsewhere
+label: {name}
+weights: {weights}
+sha256: {sha256}
+{key}model: {model}
+parameters: {{{parameters}}}
+dataset: {dataset}
+# normalization: {{mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}   # where it takes other pixels than the dataset's file says
+# labels: [cat, dog]                                # the classes of its outputs, where their order is not the dataset's
+# trigger: {{attack: badnet, values: {{size: 3, target: 0}}}}   # where it is known; `patch` is one of your own pictures
+"""
+
+
+def new_checkpoint(plan: Plan, path: Path, name: str, dataset: str, model: str = "") -> str:
+    """Recognize a network by its weights, and write config/checkpoints/<name>.yaml.
+
+    Args:
+        path: of the file of weights.
+        dataset: what it classifies.
+        model: which of config/models it is, as in a cell's name; "": the one that fits.
+
+    Returns:
+        What was found and written, and what to type next.
+
+    Raises:
+        DepoisonError: a name that is none, or taken; no model fits (`Misfit`, of the one that fits best), or several do.
+    """
+    file = plan.root / "config/checkpoints" / f"{name}.yaml"
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise DepoisonError(f"{name!r} is no name; valid: lower-case letters, digits and single hyphens")
+    if file.exists():
+        raise DepoisonError(f"{file.relative_to(plan.root)} is there; choose another name, or edit it")
+    configuration = plan.configuration
+    if name in configuration.names("attack"):
+        raise DepoisonError(f"{name} is an attack; choose another name")
+    if dataset not in configuration.names("dataset"):
+        raise unknown("dataset", dataset, configuration.names("dataset"))
+    states = read_states(path)
+    fits, misfits = [], []
+    for choice in _candidates(plan, dataset, model, states):
+        try:
+            # Shapes are all that is asked for: without memory or weights a network is there at once.
+            with torch.device("cpu" if model else "meta"):
+                network = _built(plan, dataset, choice)
+            fits.append((choice, adopted(network, states, "", {})[1]))
+        except Misfit as misfit:
+            misfits.append((len(misfit.lines), choice.name, misfit))
+        except (DepoisonError, RuntimeError):  # such as a width that this one cannot have
+            if model:
+                raise
+    if not fits:
+        _, nearest, misfit = min(misfits, key=lambda each: each[:2])
+        raise DepoisonError(f"{path}: fits no model; as the nearest, {nearest}, it is {misfit}")
+    if len(fits) > 1:
+        raise DepoisonError(f"{path}: fits {' and '.join(str(choice) for choice, _ in fits)}; say which by --model")
+    ((choice, known),) = fits
+    here = path.resolve()
+    shown = here.relative_to(plan.root) if here.is_relative_to(plan.root) else here
+    text = TEMPLATE.format(
+        name=name, weights=shown, sha256=sha256_of(path), model=choice.name, dataset=dataset,
+        key=f"key: {known['key']}\n" if known["key"] else "",
+        parameters=", ".join(f"{key}: {value}" for key, value in choice.overrides),
+    )  # fmt: skip
+    file.parent.mkdir(exist_ok=True)
+    write_bytes(file, text.encode())
+    where = f" at {known['key']!r}" if known["key"] else ""
+    return (
+        f"{path}{where}: {choice}, {len(known['names'])} tensors\n{file.relative_to(plan.root)} written; to try it:\n"
+        f"  snakemake -- results/cells/{TRACK}/{dataset}/{choice.name}/{name}/fst/s0.json\n"
+    )
+
+
+def _candidates(plan: Plan, dataset: str, model: str, states: dict[str, dict[str, Tensor]]) -> Iterator[Choice]:
+    """Models that weights may be of, each as wide as it has its default, and as the first convolution of theirs is."""
+    configuration = plan.configuration
+    task, named = configuration.task_of(dataset), Choice.parse(model, "--model") if model else None
+    names = [named.name] if named else configuration.names("model")
+    first = (next((t for t in of.values() if t.ndim == 4), None) for of in states.values())
+    widths = {len(tensor) for tensor in first if tensor is not None}
+    for name in names:
+        configuration.require("model", name, "--model")
+        method = configuration.method("model", name).content
+        if method.task not in (None, task):
+            continue
+        given = dict(named.overrides) if named else {}
+        yield Choice(name, tuple(given.items()))
+        for width in sorted(widths) if "width" in method.parameters and "width" not in given else ():
+            if width != method.parameters["width"].default:
+                yield Choice(name, (*given.items(), ("width", str(width))))
+
+
+def _built(plan: Plan, dataset: str, choice: Choice) -> Any:
+    of = {"dataset": dataset, "model": choice.name, "track": TRACK, "paper": ""}
+    values = {}
+    for kind, chosen in (("dataset", Choice(dataset)), ("model", choice)):
+        settings = plan.settings(kind, chosen, **of, where="--model")
+        values[kind] = {key: history[-1].value for key, history in settings.items()}
+    classes = plan.classes(dataset, values["dataset"])
+    if classes is None:
+        raise DepoisonError(
+            f"dataset {dataset}: how many classes it has is not known before it is read; give `classes`"
+        )
+    content, task = (
+        plan.configuration.method("model", choice.name).content,
+        task_of(plan.configuration.task_of(dataset)),
+    )
+    spec = {"name": choice.name, "version": content.version, "parameters": values["model"]} | values["dataset"]
+    shape, generator = task.shape(values["dataset"]["size"]), Rng(0, "unused").generator("model")
+    return task.network(spec, classes=classes, shape=shape, generator=generator)
+
+
+def export(cell: Cell, output: Path, form: str = "like-input") -> str:
+    """Write a cell's model as a file of weights.
+
+    Args:
+        form: one of `depoison.cli.EXPORTED`. "like-input": of a checkpoint's cell with the names, types, order of outputs and
+            key of the file that was brought, and in its format; of others as safetensors.
+
+    Raises:
+        DepoisonError: the model is not here.
+    """
+    chain = cell.evaluation.chain().values()
+    model, dataset = (cell.evaluation.upstream[role] for role in ("model", "dataset"))
+    for artifact in (model, dataset):
+        if not Path(artifact.product).exists():
+            raise DepoisonError(f"{artifact.product} is not here; snakemake -- {cell.name.path} makes it")
+    data = read_dataset(Path(dataset.directory))
+    network = read_model(Path(model.directory), data)
+    adopt = next((artifact for artifact in chain if artifact.stage == "adopt"), None)
+    key, state = "", network.state_dict()
+    if form == "like-input" and adopt is not None:
+        weights, known = adopt.spec["parameters"]["weights"], read_json(Path(adopt.directory) / "names.json")
+        if weights["labels"] is not None:
+            reorder(network, order_of(data.classes, weights["labels"]))
+        state, key = network.state_dict(), known["key"]
+        types = {name: getattr(torch, known["types"][name]) for name in known["names"]}
+        state = {theirs: state[own].to(types[own]) for own, theirs in known["names"].items()}
+        form = "pt" if known["pickled"] else "safetensors"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if form == "pt":
+        content: Any = state
+        for name in reversed(key.split(".") if key else []):
+            content = {name: content}
+        torch.save(content, output)
+    else:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, output)
+    return f"{output}: {len(state)} tensors{f' at {key!r}' if key and form == 'pt' else ''}, the model of {cell.name.path}\n"
