@@ -164,7 +164,8 @@ def test_a_model_says_that_it_has_batchnorm_where_it_has():
     configuration, small = Plan(ROOT).configuration, SMALL | {"resnet18": {"width": 8}, "swin-t": swin}
     kinds = {name: configuration.method("model", name).content for name in configuration.names("model")}
     for name in (name for name, kind in kinds.items() if kind.task == "image"):
-        layers = model(name, small[name]).modules()
+        defaults = {key: parameter.default for key, parameter in kinds[name].parameters.items()}
+        layers = model(name, small.get(name, defaults)).modules()
         assert any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers) == (
             "batchnorm" in kinds[name].has
         ), name

@@ -69,7 +69,7 @@ def new_checkpoint(plan: Plan, path: Path, name: str, dataset: str, model: str =
                 network = _built(plan, dataset, choice)
             fits.append((choice, adopted(network, states, "", {})[1]))
         except Misfit as misfit:
-            misfits.append((len(misfit.lines), choice.name, misfit))
+            misfits.append((len(misfit.faults), choice.name, misfit))
         except (DepoisonError, RuntimeError):  # such as a width that this one cannot have
             if model:
                 raise

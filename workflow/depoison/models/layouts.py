@@ -22,8 +22,6 @@ COUNTER = "num_batches_tracked"
 """BatchNorm's count of batches, which older files lack and no prediction asks for."""
 SHORTCUTS = ("shortcut", "downsample")
 """What a block's projection may be a module of."""
-NEAREST = 30
-"""Of the tensors that do not fit, of how many the nearest name is looked for."""
 DEEPEST = 8
 """How deep dictionaries of a file may nest."""
 
@@ -121,15 +119,22 @@ class Misfit(DepoisonError):
     """Weights are not those of a network.
 
     Attributes:
-        lines: one for each tensor that is missing, superfluous or of another shape, with the nearest name.
+        faults: one for each tensor that is missing, superfluous or of another shape, with its name and what the nearest name
+            is looked for among.
     """
 
     def __init__(self, own: State, given: State):
-        faults = _faults(own, given)
-        self.lines = [f"{fault}{_near(name, among)}" for fault, name, among in faults[:NEAREST]]
-        self.lines += [fault for fault, *_ in faults[NEAREST:]]
-        more = f"; and {len(self.lines) - 3} more" if len(self.lines) > 3 else ""
-        super().__init__(f"weights of another network: {'; '.join(self.lines[:3])}{more}")
+        super().__init__()
+        self.faults = _faults(own, given)
+
+    @property
+    def lines(self) -> list[str]:
+        """The faults in words."""
+        return [f"{fault}{_near(name, among)}" for fault, name, among in self.faults]
+
+    def __str__(self) -> str:
+        first = "; ".join(f"{fault}{_near(name, among)}" for fault, name, among in self.faults[:3])
+        return f"weights of another network: {first}" + f"; and {len(self.faults) - 3} more" * (len(self.faults) > 3)
 
 
 def matched(own: State, given: State) -> dict[str, str]:
@@ -209,9 +214,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _faults(own: State, given: State) -> list[tuple[str, str, State]]:
-    """What differs where the modules of both are laid side by side, like ones beside each other.
-
-    Each fault comes with the tensor's name and what the nearest name is looked for among.
+    """As `Misfit` has them: what differs where the modules of both are laid side by side, like ones beside each other.
 
     Alike are modules of the same tensors, if that way all are, else those of the same shapes.
     """

@@ -95,7 +95,7 @@ def adopted(
             {mine: old[hers] for mine, hers in names.items()},
         )
     if not found:
-        raise min(misfits, key=lambda misfit: len(misfit.lines))
+        raise min(misfits, key=lambda misfit: len(misfit.faults))
     if len(found) > 1:
         raise DepoisonError(f"more than one state dict fits: {', '.join(found)}; say which by `key`")
     ((at, (tensors, names)),) = found.items()
