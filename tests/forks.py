@@ -34,7 +34,7 @@ CODE = Path(depoison.__file__).parents[1]
 SELDOM = "__main__", "snakemake", "models", "attacks", "defenses", "data"
 """Parts of the package that a command imports where it needs them."""
 OTHERS = "snakemake.cli", "dvc.cli", "dvc.repo"
-SECONDS = 1200
+SECONDS = 3600
 """After which a command is killed."""
 ONE_AT_A_TIME = threading.Lock()
 

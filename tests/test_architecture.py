@@ -158,7 +158,8 @@ def test_nothing_is_unpickled_or_evaluated(module):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in ("eval", "exec", "compile", "__import__", "os.system"), ast.unparse(node)
-            assert called != "torch.save", ast.unparse(node)
+            # A user who brought such a file gets her purified weights in one.
+            assert called != "torch.save" or module == "depoison.checkpoints", ast.unparse(node)
             if called == "torch.load":
                 assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
             assert not any(k.arg in ("shell", "allow_pickle") and ast.unparse(k.value) == "True" for k in node.keywords)

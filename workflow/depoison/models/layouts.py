@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 import re
 import warnings
 from collections import Counter, defaultdict
@@ -59,7 +58,9 @@ def _loaded(path: Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
         # torch says at length what else one could do; what it refuses comes last.
         said = _line(error).rpartition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
         wanted = re.search(r"(?:GLOBAL|class|function|type) ([\w.]+)", said)
