@@ -5,8 +5,9 @@
   metric by its key, such as `c_acc`, and `c_acc_before`, of the model before the defense. It returns percent, 0 to 100, or
   for each image whether it counts, (n,) bool, of which the percentage is taken.
 - from record: `record`, the run.json of the purified model.
-- from probe: `model` (in evaluation mode, on its device), the test images and their labels as above (`images`, `labels`,
-  `triggered_images`, `goals`, `truth`), `generator`, and by keyword the values under `parameters` in its YAML.
+- from probe: `model` (in evaluation mode, on its device), `original`, the same before the defense, the test images and their
+  labels as above (`images`, `labels`, `triggered_images`, `goals`, `truth`), `generator`, and by keyword the values under
+  `parameters` in its YAML. It returns a number, or a number and what the record shall say besides.
 - from embedding: `backdoored` and `target` (n, 2), points of triggered images, and of clean ones of the target class.
 
 What is None where a model has none, such as triggered images of a clean model, leaves the metric None.

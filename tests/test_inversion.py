@@ -1,0 +1,70 @@
+"""Metrics of a model that one does not trust: agreement with what it was, and trigger inversion."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from depoison.metrics.agreement import agreement
+from depoison.metrics.inversion import anomaly, inversion
+
+VALUES = {"steps": 150, "batch_size": 32, "lr": 0.1, "cost": 0.001, "success": 0.99, "patience": 5}
+
+
+class Planted(nn.Module):
+    """Four classes by the brightest quadrant of 8 x 8 pixels; whatever has a white corner of 2 x 2 is of class 2."""
+
+    def __init__(self, strength: float):
+        super().__init__()
+        self.strength = nn.Parameter(torch.tensor(strength))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float().mean(1) / 255
+        parts = [part.mean((1, 2)) for rows in x.split(4, 1) for part in rows.split(4, 2)]
+        corner = x[:, -2:, -2:].mean((1, 2)) ** 4
+        return 40 * torch.stack(parts, 1) + self.strength * corner[:, None] * torch.eye(4)[2]
+
+
+def photographs() -> tuple[Tensor, Tensor]:
+    """Images of the four classes, none with a white corner."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 100, (200, 3, 8, 8), generator=generator)
+    labels = torch.arange(200) % 4
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = divmod(label, 2)
+        image[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 60
+    return images.to(torch.uint8), labels
+
+
+@pytest.mark.parametrize("strength", [60.0, 0.0])
+def test_a_planted_trigger_is_found_at_its_class(strength):
+    images, labels = photographs()
+    index, found = inversion(Planted(strength).eval(), images, labels, torch.Generator().manual_seed(1), **VALUES)
+    assert (index > 10 if strength else index < 5) and len(found["mask_sizes"]) == 4
+    if strength:
+        assert found["class"] == 2 and found["mask_sizes"][2] < min(found["mask_sizes"][i] for i in (0, 1, 3))
+
+
+def test_the_anomaly_index_by_hand():
+    """Median 10, absolute deviations 8, 0, 1, 2, 0: their median is 1."""
+    assert anomaly(torch.tensor([2.0, 10.0, 11.0, 12.0, 10.0])).tolist() == pytest.approx([8 / 1.4826, 0, 0, 0, 0])
+    assert anomaly(torch.full((4,), 3.0)).tolist() == [0.0] * 4
+
+
+@given(st.lists(st.floats(0, 1000), min_size=3, max_size=12))
+def test_an_anomaly_index_is_a_number_and_nothing_above_the_median_has_one(sizes):
+    found, given_ = anomaly(torch.tensor(sizes)), torch.tensor(sizes)
+    assert bool(found.isfinite().all()) and bool((found >= 0).all())
+    assert not found[given_ >= given_.quantile(0.5)].any()
+
+
+def test_agreement_is_of_what_both_say():
+    images, _ = photographs()
+    model, other = Planted(0.0), Planted(60.0)
+    assert agreement(model, other, images) == 100
+    images[:50, :, -2:, -2:] = 255
+    before = model(images).argmax(1) == other(images).argmax(1)
+    assert agreement(model, other, images) == pytest.approx(100 * before.float().mean().item()) and not before.all()
