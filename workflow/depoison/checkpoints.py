@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from depoison.artifacts import read_recorded
 from depoison.errors import DepoisonError, unknown
-from depoison.files import read_json, sha256_of, write_bytes
+from depoison.files import parse_json, sha256_of, write_bytes
 from depoison.models.layouts import Misfit, read_states
 from depoison.plan.cells import Choice
 from depoison.plan.plan import Cell, Plan
@@ -154,7 +155,8 @@ def export(cell: Cell, output: Path, form: str = "like-input") -> str:
     adopt = next((artifact for artifact in chain if artifact.stage == "adopt"), None)
     key, state = "", network.state_dict()
     if form == "like-input" and adopt is not None:
-        weights, known = adopt.spec["parameters"]["weights"], read_json(Path(adopt.directory) / "names.json")
+        names = Path(adopt.directory) / "names.json"
+        weights, known = adopt.spec["parameters"]["weights"], parse_json(read_recorded(names), names)
         if weights["labels"] is not None:
             reorder(network, order_of(data.classes, weights["labels"]))
         state, key = network.state_dict(), known["key"]
