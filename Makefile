@@ -75,7 +75,7 @@ test-latex: environment
 
 docs: $(VENV)/docs/.ready
 	PYTHONPATH=$(abspath $(<D)) python -m sphinx --fail-on-warning --quiet --fresh-env --doctree-dir build/doctrees docs build/docs
-	PYTHONPATH=$(abspath $(<D)) pytest -m docs
+	PYTHONPATH=$(abspath $(<D)) pytest -m docs $$(grep --files-with-matches mark.docs tests/*.py)
 
 lint: environment
 	ruff check .

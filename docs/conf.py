@@ -22,6 +22,9 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 python_use_unqualified_type_names = True
 
+mermaid_fullscreen = False
+mermaid_height = "auto"
+
 html_theme = "sphinx_book_theme"
 html_title = project
 html_show_sourcelink = False
