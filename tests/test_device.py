@@ -27,7 +27,9 @@ SMALLEST = {
     "resnet18": "width=8",
     "resnet50": "width=8",
     "swin-t": "weights=none+size=32+width=12+depth=1+window=2",
+    "torchvision": "",
     "vgg19-bn": "width=2+hidden=8",
+    "wrn-16-1": "width=8",
     "pointnet2": "width=4+centers1=16+centers2=8+neighbors1=4+neighbors2=4",
 }
 """Each as small as it gets; others as they are."""
