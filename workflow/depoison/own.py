@@ -35,8 +35,8 @@ def split(network: nn.Module, inputs: Tensor) -> tuple[nn.Module, nn.Module, Cal
     whole.eval()
     linear: list[nn.Module] = []
 
-    def note(module: nn.Module, given: tuple[Any, ...], _: Any) -> None:
-        if isinstance(module, nn.Linear) or _is_linear(module, given[0]):
+    def note(module: nn.Module, _: Any, found: Tensor) -> None:
+        if isinstance(module, nn.Linear) or _is_linear(module, found):
             linear.append(module)
 
     names = {module: name for name, module in whole.named_modules()}
@@ -63,7 +63,7 @@ def split(network: nn.Module, inputs: Tensor) -> tuple[nn.Module, nn.Module, Cal
         )
     for module, training in modes:
         module.training = training
-    classifier.train(last.training)
+    classifier.training = last.training
 
     def joined() -> nn.Module:
         again, part = copy.deepcopy(whole), copy.deepcopy(last)
@@ -75,9 +75,10 @@ def split(network: nn.Module, inputs: Tensor) -> tuple[nn.Module, nn.Module, Cal
     return whole, classifier, joined
 
 
-def _is_linear(module: nn.Module, inputs: Tensor) -> bool:
+def _is_linear(module: nn.Module, found: Tensor) -> bool:
     """Whether a module is a convolution of one pixel, as some networks' classifiers are."""
-    return isinstance(module, nn.Conv2d) and (module.kernel_size, module.groups, *inputs.shape[2:]) == ((1, 1), 1, 1, 1)
+    one = (module.kernel_size, module.stride, module.groups) == ((1, 1), (1, 1), 1)
+    return one and found.shape[2:] == (1, 1)
 
 
 def _as_linear(classifier: nn.Module) -> nn.Module:
@@ -99,10 +100,10 @@ def _agrees(expected: Tensor, extractor: nn.Module, classifier: nn.Module, input
             found = classifier(extractor(inputs))
     except Exception:  # of the user's code, which was written for logits in this place
         return False
+    if found.shape != expected.shape:
+        return False
     allowed = TOLERANCE * expected.abs().max().clamp(min=1)
-    return (
-        found.shape == expected.shape and not (found - expected).abs().max() > allowed
-    )  # NaN is what a network may give
+    return not (found - expected).abs().max() > allowed  # a network may give NaN
 
 
 def _whole_of(network: nn.Module, name: str) -> nn.Module:
