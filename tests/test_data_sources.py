@@ -151,7 +151,7 @@ for wrong in ({"last": 2}, {"lats": 2}):
     )
     assert done.stdout.splitlines() == [
         "[0, 1]",
-        "dataset source my-set: train_labels are in 0..2; valid: 0..1, 2 classes",
+        "depoison/data/my_set.py: dataset source my-set: train_labels are in 0..2; valid: 0..1, 2 classes",
         "unknown option of dataset source my-set 'lats'; did you mean 'last'? valid: last",
     ], done.stderr
 

@@ -89,6 +89,22 @@ def test_page_leads_to_a_report(page, made):
 
 
 @pytest.mark.pipeline
+@pytest.mark.drill
+def test_a_method_of_ones_own_leads_to_the_page_of_a_track(made):
+    """Beside FST, in a table of one's own; after an edit, anew."""
+    (md, page) = walk("your-own-method", made)
+    table = json.loads((made / md).with_suffix(".json").read_text(encoding="utf-8"))
+    labels = [column["label"] for column in table["columns"]]
+    assert labels == ["No defense", "Fine-Pruning 0.5", "Fine-Pruning 0.9", "FST"] and not table["missing"]
+    assert all(number["ours"] is not None for number in table["lines"][0]["numbers"])
+    assert "Does pruning help?" in (made / page).read_text(encoding="utf-8")
+    code = made / "methods/defenses/fine_pruning.py"
+    code.write_text(code.read_text().replace("argsort()", "argsort(descending=True)"))
+    done = made.run(sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--", md)
+    assert job_counts(done.stdout + done.stderr) == {"purify": 2, "evaluate": 2, "table": 1}
+
+
+@pytest.mark.pipeline
 def test_page_leads_to_a_kind_of_report(made):
     """It says what was recorded, is up to date until that changes, and is made anew then."""
     (target,) = walk("adding-a-report-kind", made)

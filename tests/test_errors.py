@@ -377,14 +377,15 @@ def test_what_does_not_hang_on_a_failed_job_goes_on_and_the_end_says_what_is_mis
     [
         ("return None", ("returns nothing", "valid: the purified Classifier")),
         ("return model.state_dict()", ("returns a OrderedDict",)),
-        ("model.more = model.classifier; return model", ("another shape", "more.")),
+        ("model.more = model.classifier; return model", ("another network", "more.")),
     ],
     ids=["nothing", "no model", "another model"],
 )
 def test_a_defense_that_returns_something_else_is_named(body, words, made):
     code = made / "workflow/depoison/defenses/lp.py"
     code.write_text(code.read_text().replace("    return tune(", f"    {body}\n    return tune("))
-    refused(run(made, tiny_cell(defense="lp+lr=0.5")), "defense lp ", *words, progress=True)
+    words = ("workflow/depoison/defenses/lp.py: defense lp ", *words)
+    refused(run(made, tiny_cell(defense="lp+lr=0.5")), *words, progress=True)
 
 
 FORMS = {

@@ -32,8 +32,9 @@ from depoison.papers.published import Key
 from depoison.papers.schema import FOLDER, SCHEMAS, schemas
 from depoison.papers.tables import all_tables, locate, parse_target, read_table
 from depoison.plan.cells import CellName, Choice
+from depoison.plan.code import PACKAGE, text_of_tree
 from depoison.plan.config import KINDS, Runtime
-from depoison.plan.lock import PACKAGE, _text_of, current, disagreement, stale
+from depoison.plan.lock import current, disagreement, stale
 from depoison.plan.parameters import Parameter, text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.signatures import _tree
@@ -330,7 +331,8 @@ def test_the_version_of_a_method_moves_what_follows_from_it(kind, project):
 
 def test_how_work_is_done_moves_nothing(project):
     runtime = {"threads": 2, "device": "cpu", "jobs_per_gpu": 3, "save_seconds": 5, "downloads": "elsewhere"}
-    runtime |= {"largest_image": 7}
+    runtime |= {"largest_image": 7, "methods": "mine"}
+    (project / "mine").mkdir()
     assert set(runtime) == set(Runtime.model_fields)
     project.set("config/config.yaml", "runtime", to=runtime)
     assert moved(PLAN.cell(cell()), project.plan().cell(cell())) == set()
@@ -867,9 +869,7 @@ def test_what_the_snakefile_imports_imports_no_torch(project):
 
 def test_editors_find_the_schemas(project):
     settings = json.loads((ROOT / ".vscode/settings.json").read_text(encoding="utf-8"))["yaml.schemas"]
-    named = {
-        f"./{FOLDER}/{name}.schema.json": [f"config/{file}" for file in each.files] for name, each in SCHEMAS.items()
-    }
+    named = {f"./{FOLDER}/{name}.schema.json": each.paths for name, each in SCHEMAS.items()}
     assert settings == named and f"/{FOLDER}/" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert project.depoison("schema").returncode == 0
     assert {path.name: path.read_text(encoding="utf-8") for path in (project / FOLDER).iterdir()} == schemas()
@@ -1066,9 +1066,9 @@ def test_code_is_read_again_only_after_a_file_changed(project, monkeypatch):
 def test_code_is_the_same_text_on_every_python():
     """Newer Pythons have fields that older ones lack, and 3.12 sees an empty piece at the end of some format strings."""
     tree = ast.parse("def f(a): return f'{a:<{width}}'")
-    text = _text_of(tree)
+    text = text_of_tree(tree)
     tree.body[0].type_params = []
     tree.body[0].body[0].value.values[0].format_spec.values.append(ast.Constant(""))
-    assert _text_of(tree) == text
-    assert _text_of(ast.parse("x = None")) != _text_of(ast.parse("x = False"))
-    assert _text_of(ast.parse("x = 'a'")) != _text_of(ast.parse("x = b'a'"))
+    assert text_of_tree(tree) == text
+    assert text_of_tree(ast.parse("x = None")) != text_of_tree(ast.parse("x = False"))
+    assert text_of_tree(ast.parse("x = 'a'")) != text_of_tree(ast.parse("x = b'a'"))

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from conftest import Project, cell, seldom, wait_until
 from depoison.plan.specs import canonical
 from depoison.running.worker import ADDRESS, PREFIX, SUPPORTED, parse
+from test_own_methods import MINE, MY_CELL, YAML, purified, put
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(not SUPPORTED, reason="the worker needs pidfds")]
 
@@ -111,6 +112,16 @@ def stage(project: Project, pattern: str) -> tuple[Path, list[str]]:
     spec = canonical(json.loads((folder / "spec.json").read_text()))
     relative = folder.relative_to(project.path)
     return relative, ["stage", spec, "--output", str(relative)]
+
+
+def test_an_edited_method_of_ones_own_is_never_the_one_that_an_earlier_stage_of_the_worker_imported(warm):
+    put(warm.project, defenses__mine__py=MINE, defenses__mine__yaml=YAML)
+    for factor in ("share", "0.125"):
+        put(warm.project, defenses__mine__py=MINE.replace("*= share", f"*= {factor}"))
+        artifact = warm.project.plan().cell(MY_CELL).evaluation.upstream["model"]
+        code, told = warm.run("stage", canonical(artifact.spec), "--output", artifact.directory)
+        assert code == 0 and not warm.forked(), told
+        assert purified(warm.project) == pytest.approx(0.5 if factor == "share" else 0.125)
 
 
 def long_training(project: Project) -> list[str]:

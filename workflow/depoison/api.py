@@ -12,26 +12,38 @@ normalized, `mean` and `std` say how. Values that are not given are those of the
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from depoison.attacks.base import Attack, Poisoning, Pool, Setup, class_of, make, stamped
+from depoison.attacks.base import (
+    Attack,
+    Poisoning,
+    Pool,
+    Setup,
+    class_of,
+    make,
+    overlay_of,
+    stamped,
+    trigger_of,
+)
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
+from depoison.importing import module_of, use
 from depoison.own import split
+from depoison.plan.methods import DEFAULT as METHODS
+from depoison.plan.methods import stem_of
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import CONFIG_FILE, Plan
 from depoison.project import own_project
 from depoison.rng import Rng
 from depoison.stages.inputs import Dataset
 from depoison.stages.measure import Test
+from depoison.stages.purify import layout_of, require_network
 from depoison.tasks import task_of
 from depoison.tasks.image import ImageClassifier
 from depoison.training.loop import Monitor, convolutions
@@ -85,13 +97,13 @@ def purify(
     recipe = Recipe.of(configuration.specified("recipe", given)) if "lr" in given else None
     tuner = Tuner(recipe, Rng(seed, "purify"), Monitor(report=report or (lambda row: None)), IMAGES)
     seen: dict[str, Any] = {"model": network, "clean": Labeled(pixels, classes), "tune": tuner}
-    name = defense.replace("-", "_")
-    function = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
+    function = getattr(module_of("defenses", defense), stem_of(defense))
     with convolutions(recipe.precision if recipe else "fp32"):
         sees = [seen[key] for key in configuration.sight(defense)]
         purified = function(*sees, **{key: given[key] for key in method.parameters})
     if isinstance(purified, Candidates):
         raise DepoisonError(f"{defense} chooses by test data, which a defender does not have; valid: select='defender'")
+    require_network(function, defense, purified, layout_of(network))
     found = joined(purified)
     for parameter, before in zip(found.parameters(), model.parameters(), strict=True):
         parameter.requires_grad_(before.requires_grad)
@@ -161,8 +173,8 @@ def poison(
     poisoning, count = Poisoning(**configuration.specified("poisoning", given)), int(classes.max()) + 1
     shape, cpu = tuple(pixels.shape[1:]), torch.device("cpu")
     setup = Setup(task=IMAGES, shape=shape, classes=count, poisoning=poisoning, device=cpu, rng=Rng(seed, "poison"))
-    tensors = made.trigger(setup)
-    overlay = made.poison(Pool(pixels, classes), setup, tensors)
+    tensors = trigger_of(made, setup)
+    overlay = overlay_of(made, Pool(pixels, classes), setup, tensors)
     changed = torch.zeros(len(classes), dtype=torch.bool)
     changed[overlay.indices] = True
     pixels, classes = pixels.clone(), classes.clone()
@@ -206,11 +218,20 @@ def evaluate(
 
 
 def _plan() -> Plan:
+    """The plan of the project here, or of the package's; with the user's own methods as they are now."""
     here = Path.cwd()
-    return _plan_of(here if (here / CONFIG_FILE).exists() else own_project())
+    plan, texts = _PLANS.get(here, (None, None))
+    if plan is None or plan.configuration.methods.texts() != texts:
+        there = (here / CONFIG_FILE).exists()
+        own = {} if there or not (here / METHODS).is_dir() else {"runtime": {"methods": str(here / METHODS)}}
+        plan = Plan(here if there else own_project(), given=own)
+        _PLANS[here] = plan, plan.configuration.methods.texts()
+    use(plan.configuration.methods.folder)
+    return plan
 
 
-_plan_of = cache(Plan)
+_PLANS: dict[Path, tuple[Plan, dict[Path, bytes]]] = {}
+"""By working directory, with the texts of the user's own methods that it was made of."""
 
 
 def _settled(kind: str, name: str, values: Mapping[str, Any], like: str) -> dict[str, Any]:

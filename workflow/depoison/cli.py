@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def configured(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("--configfile", action="append", default=[], help="lay this file over config/config.yaml")
+        sub.add_argument(
+            "--methods", metavar="DIR", help="folder of methods of your own (runtime.methods); default: methods"
+        )
         sub.add_argument("--config-json", help=argparse.SUPPRESS)
         return sub
 
@@ -286,7 +289,9 @@ def _plan(options: argparse.Namespace) -> Any:
 
     for target in getattr(options, "targets", []):
         kind_of(target)
-    given = json.loads(options.config_json) if options.config_json else None
+    given = json.loads(options.config_json) if options.config_json else {}
+    if options.methods:
+        given["runtime"] = given.get("runtime", {}) | {"methods": options.methods}
     return Plan(".", options.configfile, given)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import errno
+import inspect
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 TOLD = "DEPOISON_ERRORS"
 """Environment variable; "in-log": what has a log tells its error only there, for whoever started it to tell it."""
@@ -48,6 +50,27 @@ def told(error: BaseException) -> str:
     ours = [frame for frame in frames if not frame.filename.startswith((*libraries, "<"))]
     where = [f"{os.path.relpath(frame.filename)}, line {frame.lineno}" for frame in (ours or frames)[-1:]]
     return " ".join([": ".join(filter(None, (name, text))), *(f"({place})" for place in where)])
+
+
+def returned(code: Callable[..., Any], of: str, found: Any, valid: str) -> DepoisonError:
+    """An error for what a method's code returns and should not.
+
+    Args:
+        code: the function, whose file is named.
+        of: such as "defense fst".
+        found: what it returns; a text says it itself.
+        valid: what it should, in words.
+    """
+    file = os.path.relpath(inspect.unwrap(code).__code__.co_filename)
+    shown = found if isinstance(found, str) else described(found)
+    return DepoisonError(f"{file}: {of} returns {shown}; valid: {valid}")
+
+
+def described(value: Any) -> str:
+    """What a value is, in words: its type, of a tensor with its shape."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def unknown(what: str, name: str, known: Iterable[str], where: str = "") -> DepoisonError:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from depoison.errors import DepoisonError
+from depoison.errors import DepoisonError, described, returned
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.tasks import Task
@@ -273,6 +273,62 @@ class Attack:
         return trigger
 
 
+def _of(attack: Attack, method: str) -> str:
+    """What of an attack's code returns something, for messages."""
+    return f"attack {type(attack).__module__.rpartition('.')[2].replace('_', '-')}: {method}"
+
+
+def tensors(code: Callable[..., Any], of: str, found: Any) -> dict[str, Tensor]:
+    """Tensors by name, as code of an attack's returned them.
+
+    Raises:
+        DepoisonError: they are not; as `returned`, which `code` and `of` are for.
+    """
+    if not isinstance(found, Mapping):
+        raise returned(code, of, found, "tensors by name")
+    for name, tensor in found.items():
+        if not isinstance(tensor, Tensor):
+            raise returned(code, of, f"{described(tensor)} as {name!r}", "tensors by name")
+    return dict(found)
+
+
+def trigger_of(attack: Attack, setup: Setup) -> dict[str, Tensor]:
+    """What an attack's `trigger` makes; raises as `tensors` does."""
+    return tensors(attack.trigger, _of(attack, "trigger"), attack.trigger(setup))
+
+
+def trained(attack: Attack, fit: Fit, model: Classifier, setup: Setup, trigger: State) -> dict[str, Tensor]:
+    """The trigger as an attack's `train` leaves it; raises as `tensors` does."""
+    return tensors(attack.train, _of(attack, "train"), attack.train(fit, model, setup, trigger))
+
+
+def overlay_of(attack: Attack, pool: Pool, setup: Setup, trigger: State) -> Overlay:
+    """What an attack changes of a pool.
+
+    Raises:
+        DepoisonError: as its `poison`, or that returns tensors of another type or shape, or labels or indices that are none.
+    """
+    found, of = attack.poison(pool, setup, trigger), _of(attack, "poison")
+    if not isinstance(found, Overlay):
+        raise returned(attack.poison, of, found, "an Overlay")
+    count = tuple(getattr(found.indices, "shape", "n")[:1])
+    expected = {
+        "indices": (torch.int64, count, len(pool.labels)),
+        "inputs": (pool.inputs.dtype, (*count, *pool.inputs.shape[1:]), None),
+        "labels": (torch.int64, count, setup.classes),
+    }
+    for key, (dtype, shape, below) in expected.items():
+        tensor = getattr(found, key)
+        if not isinstance(tensor, Tensor) or (tensor.dtype, tuple(tensor.shape)) != (dtype, shape):
+            raise returned(attack.poison, of, f"{key} that are {described(tensor)}", f"{dtype} {shape}")
+        if below is not None and not ((tensor >= 0) & (tensor < below)).all():
+            told = f"{key} from {int(tensor.min())} to {int(tensor.max())}"
+            raise returned(attack.poison, of, told, f"0 to {below - 1}")
+    if (found.indices.diff() < 1).any():
+        raise returned(attack.poison, of, "indices that are not sorted, or stand twice", "each once, in order")
+    return found
+
+
 def stamped(attack: Attack, inputs: Tensor, trigger: State, device: torch.device = CPU) -> Tensor:
     """Inputs with the trigger, as they are stored.
 
@@ -283,8 +339,18 @@ def stamped(attack: Attack, inputs: Tensor, trigger: State, device: torch.device
     trigger = {name: tensor.to(device) for name, tensor in trigger.items()}
     found = torch.empty_like(inputs)
     for part, into in zip(inputs.split(1000), found.split(1000), strict=True):
-        into.copy_(stored(attack.stamp(part.to(device).float(), trigger), inputs.dtype))
+        shown = attack.stamp(part.to(device).float(), trigger)
+        if fault := _misfit(shown, part):
+            raise returned(attack.stamp, _of(attack, "stamp"), fault, f"float {tuple(part.shape)}")
+        into.copy_(stored(shown, inputs.dtype))
     return found
+
+
+def _misfit(found: Any, inputs: Tensor) -> str:
+    """What inputs with a trigger are, in words, that are not float as these; "": they are."""
+    if not isinstance(found, Tensor) or found.shape != inputs.shape or not found.is_floating_point():
+        return described(found)
+    return "" if found.isfinite().all() else "what is no number"
 
 
 def stored(inputs: Tensor, dtype: torch.dtype) -> Tensor:

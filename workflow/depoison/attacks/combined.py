@@ -43,7 +43,7 @@ class Combined(Attack):
         """name.*: the tensors of each attack."""
         found: dict[str, Tensor] = {}
         for name, attack in self.attacks.items():
-            found |= _named(name, attack.trigger(setup.of(name)))
+            found |= _named(name, base.trigger_of(attack, setup.of(name)))
         return found
 
     def poison(self, pool: Pool, setup: Setup, trigger: State) -> Overlay:
@@ -58,7 +58,7 @@ class Combined(Attack):
             share = (count + len(self.attacks) - 1 - i) // len(self.attacks)
             told = replace(setup.of(name), poisoning=replace(setup.poisoning, rate=share / len(where)))
             try:
-                overlay = attack.poison(pool.part(where), told, _of(name, trigger))
+                overlay = base.overlay_of(attack, pool.part(where), told, _of(name, trigger))
             except DepoisonError as error:
                 raise DepoisonError(f"{name}, of its {len(where)} samples: {error}") from None
             overlays.append(replace(overlay, indices=where[overlay.indices]))
@@ -87,7 +87,7 @@ class Combined(Attack):
             name, attack, where = own[len(sources)]
             of_part = {"pool": fit.pool.part(where), "poisoned": fit.poisoned[where]}
             share = _Share(**vars(fit) | of_part, name=name, go_on=lambda data: along([*sources, data]))
-            found.update(_named(name, attack.train(share, model, setup.of(name), _of(name, trigger))))
+            found.update(_named(name, base.trained(attack, share, model, setup.of(name), _of(name, trigger))))
             if not trained:
                 share.refuse()
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depoison.errors import DepoisonError, unknown
+from depoison.errors import DepoisonError, returned, unknown
 
 if TYPE_CHECKING:
     from depoison.data.dataset import Samples
@@ -42,11 +44,10 @@ def load(source: str, *, root: str | Path | None, cache: str | Path, size: int, 
     Raises:
         DepoisonError: unknown source or option, invalid size, or whatever is wrong with the files.
     """
-    if source not in SOURCES:
-        raise unknown("dataset source", source, SOURCES)
+    where = _module_of(source)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise DepoisonError(f"dataset source {source}: size is {size!r}; valid: a whole number, at least 1")
-    module = importlib.import_module(SOURCES[source])
+    module = importlib.import_module(where)
     known = set(inspect.signature(module.load).parameters) - {"root", "cache", "size"}
     for option in options:
         if option not in known:
@@ -54,5 +55,22 @@ def load(source: str, *, root: str | Path | None, cache: str | Path, size: int, 
     data = module.load(
         root=None if root is None else Path(root).expanduser(), cache=Path(cache).expanduser(), size=size, **options
     )
-    data.validate()
+    if not isinstance(data, importlib.import_module(f"{__name__}.dataset").Samples):
+        raise returned(module.load, f"source {source}", data, "Samples")
+    try:
+        data.validate()
+    except DepoisonError as error:
+        raise DepoisonError(f"{os.path.relpath(module.__file__)}: {error}") from None
     return data
+
+
+def _module_of(source: str) -> str:
+    """The name of a source's module: one of SOURCES, or a user's own.
+
+    Raises:
+        DepoisonError: there is none.
+    """
+    stem = source.replace("-", "_")
+    if source not in SOURCES and (stem[:1] == "_" or stem in _SHARED or find_spec(f"{__name__}.{stem}") is None):
+        raise unknown("dataset source", source, SOURCES)
+    return f"{__name__}.{stem}"

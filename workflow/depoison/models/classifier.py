@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depoison.errors import DepoisonError
+from depoison.errors import DepoisonError, returned
 
 
 class Classifier(nn.Module):
@@ -58,12 +58,25 @@ def build(
     Args:
         model: {name, version, parameters, …} of a spec.
         generator: its seed decides every initial weight.
+
+    Raises:
+        DepoisonError: its code returns something else.
     """
-    module = _module_of(model)
-    architecture = getattr(module, module.__name__.rpartition(".")[2])
+    make = architecture(model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(generator.initial_seed())
-        return architecture(classes, channels, **model["parameters"])
+        found = make(classes, channels, **model["parameters"])
+    if not isinstance(found, tuple) or [isinstance(part, nn.Module) for part in found] != [True, True]:
+        raise returned(
+            make, f"model {model['name']}", found, "two modules, a feature extractor and a linear classifier"
+        )
+    return found
+
+
+def architecture(model: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function that builds a model of a spec."""
+    module = _module_of(model)
+    return getattr(module, module.__name__.rpartition(".")[2])
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], assign: bool = False) -> None:

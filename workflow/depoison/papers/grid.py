@@ -207,7 +207,7 @@ class Place:
             return cell.evaluation
         if metric.source == "embedding":
             return self.artifacts[i] if self.artifacts else embedding(cell, metric.parameters)
-        of = {"metrics": {metric.name: metric.version}, "parameters": metric.parameters}
+        of = {"metrics": {metric.name: metric.revision}, "parameters": metric.parameters}
         return make_artifact("probe", _upstream(cell), of, cell.name.seed)
 
     def read(self, i: int) -> list[Artifact]:

@@ -24,6 +24,13 @@ class Described(NamedTuple):
 
     model: Any
     files: tuple[str, ...]
+    own: bool = False
+    """Whether it describes files of the same names below methods/, too."""
+
+    @property
+    def paths(self) -> list[str]:
+        """Of the files, below the project's folder."""
+        return [f"{top}/{file}" for top in ("config", "methods")[: 1 + self.own] for file in self.files]
 
 
 def _any_figure() -> Any:
@@ -36,8 +43,8 @@ SCHEMAS = {
     "config": Described(Config, ("config.yaml",)),
     "shared": Described(SharedFile, ("shared.yaml",)),
     "task": Described(TaskFile, ("tasks/*.yaml",)),
-    "method": Described(Method, tuple(f"{folder}/*.yaml" for folder in KINDS.values())),
-    "metric": Described(Metric, ("metrics/*.yaml",)),
+    "method": Described(Method, tuple(f"{folder}/*.yaml" for folder in KINDS.values()), own=True),
+    "metric": Described(Metric, ("metrics/*.yaml",), own=True),
     "checkpoint": Described(Checkpoint, ("checkpoints/*.yaml",)),
     "track": Described(Track, ("tracks/*.yaml",)),
     "paper": Described(Paper, ("papers/*/paper.yaml",)),

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.cells import parts_of
 from depoison.plan.documents import Document, folders_in, names_in, read_document
+from depoison.plan.methods import DEFAULT, KINDS, Methods, stem_of
 from depoison.plan.parameters import Parameter, Shared
 from depoison.plan.signatures import (
     declared_asset,
@@ -20,9 +21,6 @@ from depoison.plan.signatures import (
     declared_loop,
     declared_sight,
 )
-
-KINDS = {"dataset": "datasets", "model": "models", "attack": "attacks", "defense": "defenses"}
-"""The folder of each kind of method, in config/ and in the package."""
 
 SECTIONS = {"poisoning": ("poisoning",), "training": ("recipe",), "tuning": ("recipe", "tuning")}
 """Sections of shared values, in config.yaml and (but for poisoning) in datasets and tracks, and the groups they set."""
@@ -59,6 +57,7 @@ class Runtime(Strict):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     jobs_per_gpu: int = Field(1, ge=1, le=64, description="jobs that may share a device")
     save_seconds: float = Field(30, ge=0, description="least time between two saves of a training that may be resumed")
+    methods: str = Field(DEFAULT, description="folder of methods of your own: in it attacks/, defenses/, models/, …")
     downloads: str = Field("data", description="folder that keeps downloaded archives and pre-trained weights")
     largest_image: float = Field(
         50, gt=0, le=10_000, description="megapixels that an image file may have; more is refused"
@@ -123,13 +122,15 @@ class Smoke(Strict):
 
 
 class Method(Strict):
-    """A dataset, model, attack or defense: config/<kind>s/<name>.yaml."""
+    """A dataset, model, attack or defense: config/<kind>s/<name>.yaml, or beside its code in a folder of one's own."""
 
     summary: str = Field(description="one line")
     label: str = Field(description="name in tables")
     cite: str = Field("", description="citation key in CITATIONS.bib")
     source: str = Field("", description="where the method stands in its paper")
-    version: int = Field(1, ge=1, description="raised when the method's code changes what it makes")
+    version: int = Field(
+        1, ge=1, description="raised when the method's code changes what it makes; a method of one's own has none"
+    )
     task: str | None = Field(None, description="the kind of data that it is of or for; default: any")
     shared: list[Literal["dataset", "poisoning", "recipe", "tuning"]] | None = Field(
         None, description="groups of shared hyper-parameters that it takes; default: all of its kind"
@@ -370,6 +371,7 @@ class Configuration:
             load_as(Config, documents[0])
         self.config: Config
         self.config, self._document = load_as(Config, Document(documents[0].path, merged, places))
+        self.methods = Methods(root, self.config.runtime.methods)
         self._own = {section: own.get(section) or {} for section in SECTIONS}
         """The user's values of the shared sections: those of overlays, not those of config.yaml."""
         for section in SECTIONS:
@@ -396,16 +398,14 @@ class Configuration:
                 raise unknown("hyper-parameter", key, known, f"{where}: {'.'.join(keys)}")
             known[key].check(value, f"{where}: {'.'.join((*keys, key))}")
 
-    @cached_property
-    def _names(self) -> dict[str, list[str]]:
-        folders = (*KINDS.values(), "tracks", "tasks", "checkpoints")
-        return {folder: names_in(self.root / "config" / folder, self.root) for folder in folders}
-
+    @cache  # noqa: B019 - lives as long as the process
     def names(self, kind: str) -> list[str]:
         """Every name of a kind ("dataset", "model", "attack", "defense", "track", "task" or "checkpoint") that has a file."""
-        return self._names[KINDS.get(kind, f"{kind}s")]
+        if kind in KINDS:
+            return self.methods.names(KINDS[kind])
+        return names_in(self.root / "config" / f"{kind}s", self.root)
 
-    @cache  # noqa: B019 - lives as long as the process
+    @cache  # noqa: B019
     def method(self, kind: str, name: str) -> Loaded:
         """The validated file of a dataset, model, attack or defense.
 
@@ -418,12 +418,15 @@ class Configuration:
             return self._combined(parts)
         if kind == "attack" and name not in self.names(kind):
             return self._brought(name)
-        loaded = load_as(Method, read_document(self.root / "config" / KINDS[kind] / f"{name}.yaml", self.root))
+        loaded = load_as(Method, read_document(self.methods.file(KINDS[kind], name), self.root))
         method, document = loaded
         if method.task not in (None, *self.tasks):
             raise unknown("task", method.task, self.tasks, document.place("task"))
         if kind == "dataset" and method.task is None:
             raise DepoisonError(f"{document.place('task')}: a dataset needs a task; valid: {', '.join(self.tasks)}")
+        self.methods.refuse_version(
+            KINDS[kind], method.values.get("source", "") if kind == "dataset" else name, document
+        )
         own, shared = method.parameters, self._shared_by(kind, method)
         for key in own.keys() & shared.keys():
             raise DepoisonError(f"{document.place('parameters', key)}: {key!r} is the name of a shared hyper-parameter")
@@ -473,6 +476,8 @@ class Configuration:
             DepoisonError: there is not, with the nearest name, or they cannot.
         """
         for part in self.missing(kind, name):
+            if (code := self.methods.folder / KINDS[kind] / f"{stem_of(part)}.py").exists():
+                raise DepoisonError(f"{self.methods.shown(code)}: lacks its YAML, {part}.yaml beside it")
             brought = self.names("checkpoint") if kind == "attack" else []
             raise unknown(kind, part, [*self.names(kind), *brought], where)
         if len(parts := parts_of(name)) == 1:
@@ -494,7 +499,11 @@ class Configuration:
             return "is a model"
         if "poisoning" not in self._groups("attack", self.method("attack", attack).content):
             return "poisons nothing"
-        return "trains the model in a loop of its own" if declared_loop(self._code("attack", attack)) else ""
+        return (
+            "trains the model in a loop of its own"
+            if declared_loop(self._code("attack", attack), self.methods.bases("attacks"))
+            else ""
+        )
 
     def _combined(self, parts: Sequence[str]) -> Loaded:
         """Attacks that are combined, as one method, which has each hyper-parameter of theirs as `attack.key`.
@@ -565,7 +574,7 @@ class Configuration:
         if kind == "defense":
             self.sight(name)
         takes, has = declared_keywords(code), set(loaded.content.parameters)
-        shown = code.relative_to(self.root)
+        shown = self.methods.shown(code)
         for key in sorted(has - takes):
             raise DepoisonError(
                 f"{loaded.document.place('parameters', key)}: {key!r} is dead: {shown} does not take it"
@@ -601,7 +610,7 @@ class Configuration:
         return declared_sight(self._code("defense", defense))
 
     def _code(self, kind: str, name: str) -> Path:
-        return self.root / "workflow" / "depoison" / KINDS[kind] / f"{name.replace('-', '_')}.py"
+        return self.methods.code(KINDS[kind], name)
 
     def task_of(self, dataset: str) -> str:
         """The task of a dataset."""
@@ -752,7 +761,8 @@ class Configuration:
             result[key].append(Setting(known[key].check(text, where), layer, place))
         for key, settings in result.items():
             if not settings:
-                raise DepoisonError(f"config/{KINDS[kind]}/{name}.yaml: no value for {key!r}; {known[key].help}")
+                file = self.methods.shown(self.methods.file(KINDS[kind], name))
+                raise DepoisonError(f"{file}: no value for {key!r}; {known[key].help}")
         return result
 
     def _layers(

@@ -7,25 +7,22 @@ change (artifacts move), and runs `depoison lock`. Every run compares, and so do
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import functools
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from depoison.errors import DepoisonError
 from depoison.files import read_json, write_json
-from depoison.plan.config import KINDS
+from depoison.plan.code import PACKAGE, Code
+from depoison.plan.methods import KINDS, methods_in
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact, chain_of
 
 LOCK = "workflow/depoison.lock.json"
-PACKAGE = Path("workflow/depoison")
-
 SEEN = Path(".snakemake/depoison/code.json")
 """What the last comparison found, and the names, sizes and times of the files that it looked at."""
 
@@ -34,35 +31,29 @@ Entry = dict[str, Any]
 
 
 def current(root: Path) -> dict[str, Entry]:
-    """{"stage train": {"version", "code"}, "defense fst": …} of the code as it is."""
-    found: dict[str, Entry] = {}
-    staged: set[Path] = set()
-    for stage, facts in STAGES.items():
-        files = reached_from(root / PACKAGE / "stages" / f"{stage}.py", root)
-        found[f"stage {stage}"] = {"version": facts.version, "code": _hash(files, root)}
-        staged.update(files)
+    """{"stage train": {"version", "code"}, "defense fst": …} of the package's code as it is."""
     plan = Plan(root)
-    configuration = plan.configuration
+    code, root = Code(plan.root), plan.root
+    configuration, methods = plan.configuration, plan.configuration.methods
 
-    def own_code(file: Path) -> str:
-        return _hash([module for module in reached_from(file, root) if module not in staged], root)
+    def entry(version: int, file: Path) -> Entry:
+        return {"version": version, "code": code.of_method(file)}
 
+    found: dict[str, Entry] = {
+        f"stage {stage}": {"version": facts.version, "code": code.of_stage(stage)} for stage, facts in STAGES.items()
+    }
     for name, task in configuration.tasks.items():
         file = root / PACKAGE / "tasks" / f"{name.replace('-', '_')}.py"
-        found[f"task {name}"] = {"version": task.version, "code": own_code(file)}
+        found[f"task {name}"] = entry(task.version, file)
     for kind, folder in KINDS.items():
-        for name in configuration.names(kind) if kind != "dataset" else []:
-            file = root / PACKAGE / folder / f"{name.replace('-', '_')}.py"
-            entry = {"version": configuration.method(kind, name).content.version, "code": own_code(file)}
-            found[f"{kind} {name}"] = entry
-    for name, metric in plan.metrics.items():
-        found[f"metric {name}"] = {
-            "version": metric.version,
-            "code": own_code(root / PACKAGE / "metrics" / f"{metric.key}.py"),
-        }
-    for file in sorted((root / PACKAGE / "data").glob("[!_]*.py")):
-        if file not in staged and "\ndef load(" in file.read_text(encoding="utf-8"):
-            found[f"data {file.stem}"] = {"version": STAGES["dataset"].version, "code": own_code(file)}
+        for name in methods.of_package(folder) if kind != "dataset" else ():
+            found[f"{kind} {name}"] = entry(
+                configuration.method(kind, name).content.version, methods.code(folder, name)
+            )
+    for name in methods.of_package("metrics"):
+        found[f"metric {name}"] = entry(plan.metrics[name].version, methods.code("metrics", name))
+    for file in methods.sources_of_package():
+        found[f"data {file.stem}"] = entry(STAGES["dataset"].version, file)
     return found
 
 
@@ -138,9 +129,7 @@ def _behind(artifact: Artifact) -> Iterator[str]:
     """The entries of what makes an artifact."""
     yield f"stage {artifact.stage}"
     parameters = artifact.spec["parameters"]
-    for kind in (*KINDS, "task"):
-        if isinstance(parameters.get(kind), dict):
-            yield from (f"{kind} {one['name']}" for one in parameters[kind].get("parts", (parameters[kind],)))
+    yield from (f"{kind} {method['name']}" for kind, method in methods_in(artifact.spec))
     yield from (f"metric {name}" for name in parameters.get("metrics", ()))
     if artifact.stage == "dataset":
         yield f"data {parameters['source'].replace('-', '_')}"
@@ -175,67 +164,3 @@ def _sentence(name: str, locked: Entry | None, now: Entry | None) -> str:
         f"{name}: its code changed since version {now['version']} was locked: raise {where} to compute anew, "
         "or run `depoison lock` if the numbers stay the same"
     )
-
-
-def reached_from(file: Path, root: Path) -> list[Path]:
-    """A module and every module of ours that it imports, directly or not; methods, imported by name, are not among them."""
-    found: list[Path] = []
-    waiting, offers = [file], root / "workflow/depoison/__init__.py"
-    while waiting:
-        module = waiting.pop()
-        if module in found or module == offers or not module.exists():  # it offers whatever there is in Python
-            continue
-        found.append(module)
-        for package, names in _parsed(module.read_text(encoding="utf-8")).imports:
-            path = (root / "workflow").joinpath(*package.split("."))
-            waiting += [path.with_suffix(".py"), path / "__init__.py"]
-            waiting += [path / f"{name}.py" for name in names]
-            waiting += [path / name / "__init__.py" for name in names]
-    # Planning and bookkeeping say where artifacts go, not what is in them.
-    return sorted(path for path in found if path.parent.name != "plan" and path.name not in ("runner.py", "errors.py"))
-
-
-def _hash(files: list[Path], root: Path) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(root)}\n{_parsed(file.read_text(encoding='utf-8')).code}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-class _Parsed(NamedTuple):
-    """What counts of a module."""
-
-    imports: list[tuple[str, list[str]]]
-    """From which module of ours it imports which names."""
-    code: str
-    """Without comments, docstrings and layout; the same on every version of Python."""
-
-
-@functools.cache  # most modules are behind most methods
-def _parsed(text: str) -> _Parsed:
-    try:
-        tree = ast.parse(text)
-    except SyntaxError:  # in the middle of an edit; whoever needs the module will hear of it
-        return _Parsed([], text)
-    imports = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("depoison"):
-            imports.append((node.module, [alias.name for alias in node.names]))
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return _Parsed(imports, _text_of(tree))
-
-
-def _text_of(node: Any) -> str:
-    """A tree as text. Unlike `ast.unparse` and `ast.dump` it is none of the Python's version: empty fields are left out
-    (newer Pythons have more of them), and so are the empty pieces that some Pythons see in a formatted string."""
-    if isinstance(node, list):
-        return ",".join(map(_text_of, node))
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = ((name, getattr(node, name, None)) for name in node._fields if name not in ("ctx", "kind", "type_comment"))
-    if isinstance(node, ast.JoinedStr):
-        pieces = [piece for piece in node.values if not (isinstance(piece, ast.Constant) and piece.value == "")]
-        fields = iter([("values", pieces)])
-    inner = ",".join(f"{name}=[{_text_of(value)}]" for name, value in fields if value is not None and value != [])
-    return f"{type(node).__name__}({inner})"

@@ -11,13 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.config import load_as
-from depoison.plan.documents import names_in, read_document
+from depoison.plan.documents import read_document
+from depoison.plan.methods import Methods
 from depoison.plan.signatures import declared_arguments
 
-FOLDER, ATTACKS = "config/metrics", "config/attacks"
 OF = "@"
 """Between a metric and one of combined attacks."""
-CODE = "workflow/depoison/metrics"
 
 
 class NoRescue(BaseModel):
@@ -31,7 +30,7 @@ class NoRescue(BaseModel):
 
 
 class Metric(BaseModel):
-    """config/metrics/<name>.yaml"""
+    """config/metrics/<name>.yaml, or beside its code in a folder of one's own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -57,6 +56,7 @@ class Metric(BaseModel):
     no_rescue: NoRescue | None = Field(None, alias="no-rescue", description=NoRescue.__doc__)
 
     _name: str = PrivateAttr("")
+    _revision: int | str = PrivateAttr(1)
 
     @model_validator(mode="after")
     def _fits_its_source(self) -> Metric:
@@ -73,6 +73,11 @@ class Metric(BaseModel):
     def name(self) -> str:
         """As files of a user's call it."""
         return self._name
+
+    @property
+    def revision(self) -> int | str:
+        """In a spec: its version, or of a user's own the hash of its code."""
+        return self._revision
 
     @property
     def key(self) -> str:
@@ -123,9 +128,9 @@ class Metrics(dict[str, Metric]):
         return next((metric for metric in self.values() if metric.took is not None), None)
 
     @property
-    def evaluated(self) -> dict[str, int]:
-        """Those that each evaluation measures, and their versions."""
-        return {name: metric.version for name, metric in self.items() if metric.source == "evaluate"}
+    def evaluated(self) -> dict[str, int | str]:
+        """Those that each evaluation measures, and their revisions."""
+        return {name: metric.revision for name, metric in self.items() if metric.source == "evaluate"}
 
     def by_key(self, key: str) -> Metric:
         name, at, part = key.partition(OF)
@@ -156,22 +161,27 @@ class Metrics(dict[str, Metric]):
         return tuple(self.find(name, where) for name in names)
 
 
-def metrics_of(root: Path) -> Metrics:
+def metrics_of(root: Path, methods: Methods | None = None) -> Metrics:
     """The metrics of a project.
+
+    Args:
+        methods: its methods, where a user's own do not lie in the folder of the project where they do by default.
 
     Raises:
         DepoisonError: a fault in a file, or one that does not fit its code; two that say whether an attack took.
     """
-    found = Metrics(names_in(root / ATTACKS, root))
-    for name in names_in(root / FOLDER, root, "-"):
-        metric, document = load_as(Metric, read_document(root / FOLDER / f"{name}.yaml", root))
-        metric._name = name
-        code = root / CODE / f"{metric.key}.py"
+    methods = methods or Methods(root)
+    found = Metrics(methods.names("attacks"))
+    for name in methods.names("metrics"):
+        metric, document = load_as(Metric, read_document(methods.file("metrics", name), root))
+        code = methods.code("metrics", name)
+        methods.refuse_version("metrics", name, document)
+        metric._name, metric._revision = name, next(iter(methods.revision("metrics", name, metric.version).values()))
         takes = declared_arguments(code)
         for key in metric.parameters:
             if key not in takes and metric.source == "probe":
                 raise DepoisonError(
-                    f"{document.place('parameters', key)}: {key!r} is dead: {code.relative_to(root)} does not take it"
+                    f"{document.place('parameters', key)}: {key!r} is dead: {methods.shown(code)} does not take it"
                 )
         if metric.took is not None and found.attack is not None:
             raise DepoisonError(f"{document.place('took')}: {found.attack.name} says whether an attack took, too")
@@ -179,7 +189,8 @@ def metrics_of(root: Path) -> Metrics:
     for name, metric in found.items():
         for key in ("right", "clean"):
             if metric.no_rescue:
-                found.find(getattr(metric.no_rescue, key), f"{FOLDER}/{name}.yaml: no-rescue.{key}")
+                file = methods.shown(methods.file("metrics", name))
+                found.find(getattr(metric.no_rescue, key), f"{file}: no-rescue.{key}")
     return found
 
 

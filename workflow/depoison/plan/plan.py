@@ -11,17 +11,17 @@ from typing import Any
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
 from depoison.plan.cells import AND, CellName, Choice, own_of, parts_of
-from depoison.plan.config import KINDS, OWN, Configuration, Loaded, Setting
+from depoison.plan.config import OWN, Configuration, Loaded, Setting
 from depoison.plan.documents import Document, read_document
 from depoison.plan.folders import OWN as OWN_SOURCES
 from depoison.plan.folders import SOURCE as FOLDER_SOURCE
 from depoison.plan.folders import classes_of, require_root, require_unchanged
+from depoison.plan.methods import KINDS
 from depoison.plan.metrics import Metrics, metrics_of
 from depoison.plan.parameters import text_of
 from depoison.plan.specs import Artifact, asset_of, make_artifact
 
 CONFIG_FILE = "config/config.yaml"
-SOURCES = "workflow/depoison/data"
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Plan:
     @cached_property
     def metrics(self) -> Metrics:
         """Those of the project; as `metrics_of`."""
-        return metrics_of(self.root)
+        return metrics_of(self.root, self.configuration.methods)
 
     def label(self, kind: str, name: str) -> str:
         """How tables call a method; its name where it has no implementation."""
@@ -329,15 +329,10 @@ class Plan:
             found = {key: history for key, history in found.items() if key in known - {"rate"}}
         return found
 
-    @cached_property
-    def _sources(self) -> list[str]:
-        files = (self.root / SOURCES).glob("[!_]*.py")
-        return [path.stem.replace("_", "-") for path in files if "\ndef load(" in path.read_text(encoding="utf-8")]
-
     def _method(
         self, kind: str, choice: Choice, values: Mapping[str, Any], settings: Mapping[str, list[Setting]]
     ) -> dict[str, Any]:
-        """Name, version and own hyper-parameters of a method, as they stand in a spec."""
+        """Name, version or hash of the code, and own hyper-parameters of a method, as they stand in a spec."""
         method = self.configuration.method(kind, choice.name).content
         own = {key: values[key] for key in method.parameters}
         for key, parameter in method.parameters.items():
@@ -348,7 +343,8 @@ class Plan:
             models = self.configuration.names("model")
             if parameter.type == "model" and own[key] not in models:
                 raise unknown("model", own[key], [*models, *(parameter.choices or ())], settings[key][-1].place)
-        return {"name": choice.name, "version": method.version, "parameters": own}
+        revision = self.configuration.methods.revision(KINDS[kind], choice.name, method.version)
+        return {"name": choice.name, **revision, "parameters": own}
 
     def _attack(
         self, choice: Choice, values: Mapping[str, Any], settings: Mapping[str, list[Setting]]
@@ -428,14 +424,16 @@ class Plan:
 
     def _dataset_parameters(self, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
         """What a dataset's content follows from: its source, and for a folder of images which one or what is in it."""
-        if values["source"] not in self._sources:
-            raise unknown("source", values["source"], self._sources, f"dataset {name}")
+        methods = self.configuration.methods
+        if values["source"] not in methods.sources:
+            raise unknown("source", values["source"], methods.sources, f"dataset {name}")
         shared = self.configuration.specified("dataset", values, ("source", "size", "checksum"))
         # A dataset's own hyper-parameters are options of its own source; another source does not know them.
         method = self.configuration.method("dataset", name).content
         own = {key: values[key] for key in method.parameters if values["source"] == method.values["source"]}
         task = {"name": method.task, "version": self.configuration.tasks[method.task].version}
-        parameters = {"name": name, "version": method.version, "task": task, **shared, "options": own}
+        revision = methods.revision("datasets", values["source"], method.version)
+        parameters = {"name": name, **revision, "task": task, **shared, "options": own}
         if values["source"] in OWN_SOURCES and values["checksum"] is None:
             parameters["root"] = values["root"]
         return parameters

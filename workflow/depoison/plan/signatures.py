@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def declared_keywords(code: Path) -> set[str]:
     Raises:
         DepoisonError: no such file, or neither in it.
     """
-    tree = _parsed(code)
+    tree = parsed(code)
     if (keywords := _keywords_of(tree, code.stem)) is not None:
         return keywords
     for node in tree.body:
@@ -39,7 +40,7 @@ def declared_arguments(code: Path) -> set[str]:
     Raises:
         DepoisonError: no such file, or no function of its name in it.
     """
-    if (function := _function(_parsed(code), code.stem)) is None:
+    if (function := _function(parsed(code), code.stem)) is None:
         raise DepoisonError(f"{code}: holds no function {code.stem!r}")
     return {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
 
@@ -50,7 +51,7 @@ def declared_sight(code: Path) -> list[str]:
     Raises:
         DepoisonError: a name that is none of those, or both loops.
     """
-    if (function := _function(_parsed(code), code.stem)) is None:
+    if (function := _function(parsed(code), code.stem)) is None:
         return []
     names = [argument.arg for argument in (*function.args.posonlyargs, *function.args.args)]
     for name in names:
@@ -63,28 +64,33 @@ def declared_sight(code: Path) -> list[str]:
 
 def declared_asset(code: Path) -> set[str] | None:
     """The keyword-only parameters of an attack's function `make_asset`; None where it has none."""
-    return _keywords_of(_parsed(code), "make_asset")
+    return _keywords_of(parsed(code), "make_asset")
 
 
 def declared_clean_label(code: Path) -> bool:
     """Whether an attack's class says that it poisons images of the target class alone."""
-    public = (node for node in _parsed(code).body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
+    public = (node for node in parsed(code).body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
     items = (item for node in public for item in node.body if isinstance(item, ast.Assign))
     return any(ast.unparse(item) == "clean_label = True" for item in items)
 
 
-def declared_loop(code: Path) -> bool:
-    """Whether an attack's class, or one that it is derived from, takes the steps of the training itself."""
-    tree = _parsed(code)
+def declared_loop(code: Path, folders: Sequence[Path]) -> bool:
+    """Whether an attack's class, or one that it is derived from, takes the steps of the training itself.
+
+    Args:
+        folders: where the modules lie that have what it is derived from.
+    """
+    tree = parsed(code)
     if any(isinstance(node, ast.Attribute) and ast.unparse(node) == "fit.steps" for node in ast.walk(tree)):
         return True
     bases = {ast.unparse(base) for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases}
     files = (
-        code.with_name(f"{node.module.rpartition('.')[2]}.py")
+        folder / f"{node.module.rpartition('.')[2]}.py"
         for node in tree.body
         if isinstance(node, ast.ImportFrom) and node.module and bases & {alias.name for alias in node.names}
+        for folder in folders
     )
-    return any(file.exists() and declared_loop(file) for file in files)
+    return any(file.exists() and declared_loop(file, folders) for file in files)
 
 
 def _keywords_of(tree: ast.Module, name: str) -> set[str] | None:
@@ -96,7 +102,8 @@ def _function(tree: ast.Module, name: str) -> ast.FunctionDef | None:
     return next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
 
 
-def _parsed(code: Path) -> ast.Module:
+def parsed(code: Path) -> ast.Module:
+    """Raises: DepoisonError: no such file, or it is no Python."""
     try:
         return _tree(code.read_text(encoding="utf-8"))
     except OSError:

@@ -94,7 +94,8 @@ def known_of(plan: Plan, listed: str, name: str) -> Known:
         "label": content.label, "from": content.source, "cited as": content.cite, "for the task": content.task,
         "sees": ", ".join(configuration.sight(name)) if kind == "defense" else "",
         "needs": ", ".join(content.needs), "has": ", ".join(content.has),
-        "training samples": content.train_samples, "classes": content.classes, "file": f"config/{listed}/{name}.yaml",
+        "training samples": content.train_samples, "classes": content.classes,
+        "file": configuration.method(kind, name).document.path,
     }  # fmt: skip
     parameters = configuration.parameters(kind, name)
     sets = {key: each.default for key, each in content.parameters.items() if each.optional or each.default is not None}

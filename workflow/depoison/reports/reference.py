@@ -164,12 +164,12 @@ def _shared(plan: Plan) -> Iterator[str]:
 
 def _files() -> Iterator[str]:
     """A table for each kind of file."""
-    for name, (model, files) in SCHEMAS.items():
-        schema = model.model_json_schema()
+    for name, described in SCHEMAS.items():
+        schema = described.model.model_json_schema()
         kinds = schema.get("discriminator", {}).get("mapping", {})
         found = {f"{name}, kind {kind}": {"$ref": of} for kind, of in kinds.items()} or {name: schema}
         for title, one in found.items():
-            yield from (f"## {title}", "", ", ".join(code(f"config/{file}") for file in files), "")
+            yield from (f"## {title}", "", ", ".join(map(code, described.paths)), "")
             yield from _table(("key", "type", "default", "what it says"), _keys(one, schema.get("$defs", {})))
 
 

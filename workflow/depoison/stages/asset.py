@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from depoison.attacks.base import Workshop, module_of
+from depoison.attacks.base import Workshop, module_of, tensors
 from depoison.files import save_tensors
 from depoison.stages.history import Progress
 from depoison.stages.inputs import read_dataset, read_pool, setup_of
@@ -22,7 +22,7 @@ def run(job: Job) -> None:
     )
     setup = setup_of(job, dataset, model=job.parameters.get("model"))
     workshop = Workshop(pool, setup, recipe, monitor, dataset.train_inputs, dataset.test_inputs, dataset.test_labels)
-    save_tensors(
-        job.folder / "asset.safetensors", module_of(attack["name"]).make_asset(workshop, **attack["parameters"])
-    )
+    make_asset = module_of(attack["name"]).make_asset
+    made = make_asset(workshop, **attack["parameters"])
+    save_tensors(job.folder / "asset.safetensors", tensors(make_asset, f"attack {attack['name']}: make_asset", made))
     job.facts |= monitor.facts

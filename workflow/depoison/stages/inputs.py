@@ -13,9 +13,9 @@ from torch import Tensor
 from depoison.artifacts import load_tensors, read_recorded, read_spec
 from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Setup, State, stamped
 from depoison.attacks.combined import attack_of
-from depoison.errors import DepoisonError
+from depoison.errors import DepoisonError, described, returned
 from depoison.files import corrupted, parse_json
-from depoison.models.classifier import Classifier, load_pretrained, load_weights
+from depoison.models.classifier import Classifier, architecture, load_pretrained, load_weights
 from depoison.plan.specs import asset_of
 from depoison.rng import Rng
 from depoison.stages.runner import Job
@@ -195,10 +195,13 @@ def new_model(model: Mapping[str, Any], dataset: Dataset, rng: Rng, downloads: P
     made = built(model, dataset, rng)
     try:
         with torch.no_grad():
-            made.eval()(torch.zeros(1, *dataset.shape, dtype=dataset.task.dtype))
+            logits = made.eval()(torch.zeros(1, *dataset.shape, dtype=dataset.task.dtype))
     except RuntimeError as error:
         what = f"{dataset.task.inputs} of {' x '.join(map(str, dataset.shape))}"
         raise DepoisonError(f"{model['name']} cannot take {what}: {error}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (shape := (1, len(dataset.classes))) or not made.head:
+        told = f"a network without a linear classifier that makes {described(logits)} of one input"
+        raise returned(architecture(model), f"model {model['name']}", told, f"one that makes {shape} by one")
     made.train()
     load_pretrained(made, model, downloads)
     return made

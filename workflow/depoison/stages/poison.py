@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from depoison.attacks.base import Overlay, Poisoning
+from depoison.attacks.base import Overlay, Poisoning, overlay_of, trigger_of
 from depoison.attacks.combined import attack_of
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors
@@ -26,8 +26,8 @@ def run(job: Job) -> None:
         poisoning = Poisoning(**job.parameters["poisoning"])
         setup = setup_with_assets(job, dataset, poisoning)
         try:
-            trigger = attack.trigger(setup)
-            overlay = attack.poison(pool, setup, trigger)
+            trigger = trigger_of(attack, setup)
+            overlay = overlay_of(attack, pool, setup, trigger)
         except DepoisonError as error:
             made = sorted(role for role in job.spec["upstream"] if role.startswith(asset_of()))
             what = " with ".join(job.upstream(role).name for role in ("dataset", *made))

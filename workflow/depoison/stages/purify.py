@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +10,11 @@ import torch
 
 from depoison.artifacts import read_spec
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
-from depoison.errors import DepoisonError
+from depoison.errors import DepoisonError, described, returned
 from depoison.files import save_tensors
+from depoison.importing import module_of
 from depoison.models.classifier import Classifier
+from depoison.plan.methods import stem_of
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
 from depoison.stages.inputs import Dataset, new_model, read_dataset, read_model, read_poisoned, read_split
@@ -29,8 +30,7 @@ def run(job: Job) -> None:
     Where it returns candidates, the choice is the oracle's: by test data.
     """
     dataset, defense = read_dataset(job.upstream("dataset")), job.parameters["defense"]
-    name = defense["name"].replace("-", "_")
-    purify = getattr(importlib.import_module(f"depoison.defenses.{name}"), name)
+    purify = getattr(module_of("defenses", defense["name"]), stem_of(defense["name"]))
     recipe = Recipe.of(job.parameters["recipe"]) if job.parameters["recipe"] else None
     progress, rng = Progress("purify"), Rng(job.seed, "purify")
     monitor = Monitor(
@@ -56,22 +56,25 @@ def run(job: Job) -> None:
         for key, parameter in inspect.signature(purify).parameters.items()
         if parameter.kind is not parameter.KEYWORD_ONLY
     }
-    shapes = _shapes(seen["model"] if backdoored is not None else fresh())
+    layout = layout_of(seen["model"] if backdoored is not None else fresh())
     with convolutions(recipe.precision if recipe else "fp32"):  # for what a defense computes beside its loop
         purified = purify(**seen, **defense["parameters"])
-    if not isinstance(purified, Classifier | Candidates):
-        shown = "nothing" if purified is None else f"a {type(purified).__name__}"
-        raise DepoisonError(f"defense {defense['name']} returns {shown}; valid: the purified Classifier, or Candidates")
     if isinstance(purified, Candidates):
         if backdoored is None:
-            raise DepoisonError(f"defense {defense['name']} returns Candidates; valid for one that sees `model`")
+            raise returned(
+                purify, f"defense {defense['name']}", purified, "the purified Classifier, as it sees no `model`"
+            )
         # Measured as the evaluation will measure it: in the precision that the backdoored model was trained in.
         test, trained = Test.of(backdoored, dataset), read_spec(backdoored)["parameters"].get("recipe", {})
         precision = trained.get("precision", "fp32")
         purified, job.facts["selection"] = pick(purified, seen["model"], lambda model: test.measure(model, precision))
-    if differing := sorted(name for name, _ in _shapes(purified) ^ shapes):
-        raise DepoisonError(f"defense {defense['name']} returns a network of another shape: {differing[0]} differs")
+    purified = require_network(purify, defense["name"], purified, layout)
     write_history(job, monitor.history)
+    if "code" in defense and not job.facts["diverged"]:
+        for key, tensor in purified.state_dict().items():
+            if not tensor.isfinite().all():
+                told = f"a network whose {key} has what is no number"
+                raise returned(purify, f"defense {defense['name']}", told, "numbers, as no loss diverged")
     save_tensors(job.folder / "model.safetensors", purified.state_dict())
     # A new network is trained as a whole.
     before = dict(read_model(backdoored, dataset).named_parameters()) if backdoored is not None else {}
@@ -114,8 +117,29 @@ def tuning_images(job: Job, images: int, classes: int) -> int:
     return count
 
 
-def _shapes(model: Classifier) -> set[tuple[str, tuple[int, ...]]]:
-    return {(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()}
+Layout = set[tuple[str, str]]
+
+
+def layout_of(model: Classifier) -> Layout:
+    """The name, type and shape of each tensor."""
+    return {(name, described(tensor)) for name, tensor in model.state_dict().items()}
+
+
+def require_network(purify: Callable[..., Any], defense: str, found: Any, layout: Layout) -> Classifier:
+    """What a defense returned, which is to be a network.
+
+    Args:
+        purify: its code.
+        layout: of the network that it was to purify.
+
+    Raises:
+        DepoisonError: it is none, or has other tensors.
+    """
+    if not isinstance(found, Classifier):
+        raise returned(purify, f"defense {defense}", found, "the purified Classifier, or Candidates")
+    if differing := sorted(layout_of(found) ^ layout):
+        raise returned(purify, f"defense {defense}", f"another network: {differing[0][0]} differs", "the same tensors")
+    return found
 
 
 def pick(candidates: Candidates, backdoored: Classifier, measure: Evaluate) -> tuple[Classifier, dict[str, Any]]:

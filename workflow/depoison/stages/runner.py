@@ -19,10 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from depoison.artifacts import read_spec
 from depoison.errors import KEPT, DepoisonError
 from depoison.files import RUN, SPEC, only_maker, publish, refuse_links, sha256_of, write_json
 from depoison.gpu import VISIBLE, devices, lease
+from depoison.importing import module_of, use
 from depoison.plan.config import Runtime
+from depoison.plan.methods import Methods, own_in, stem_of
 from depoison.plan.specs import STAGES, computes, directory_of
 
 log = logging.getLogger("depoison")
@@ -93,6 +96,7 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
         if not (Path(upstream) / STAGES[upstream.split("/")[1]].product).exists():
             raise DepoisonError(f"{upstream}: missing; make it first, or run the whole chain with snakemake")
     refuse_links(final)
+    import_own(spec, directory, runtime)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with only_maker(final):  # two jobs that want one artifact would share its resumable state
@@ -103,6 +107,35 @@ def run_stage(spec: dict[str, Any], directory: str, runtime: Runtime, root: str 
     except OSError as error:
         where = error.filename or final
         raise DepoisonError(f"{where}: {error.strerror or error}; {KEPT}") from error
+
+
+def import_own(spec: dict[str, Any], directory: str, runtime: Runtime) -> None:
+    """Import the user's own methods behind an artifact, as they are now, and see that this is the code that its plan saw.
+
+    Raises:
+        DepoisonError: it is not.
+    """
+    use(Path(runtime.methods).expanduser())
+    own = dict.fromkeys(method for one in _specs_behind(spec) for method in own_in(one))
+    methods = Methods(Path.cwd(), runtime.methods) if own else None
+    for folder, name, planned in own:
+        code = methods.folder / folder / f"{stem_of(name)}.py"
+        if not code.exists():
+            raise DepoisonError(f"{methods.shown(code)}: missing; {directory} was planned with it")
+        module_of(folder, name)  # before its hash is taken: what is edited after that stays as it was imported
+        if methods.hash_of(code) != planned:
+            told = f"edited since {directory} was planned; ask for it again: the edit is another path"
+            raise DepoisonError(f"{methods.shown(code)}: {told}")
+
+
+def _specs_behind(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """A spec, and those of what is here of all that it is made from."""
+    found, waiting = [spec], list(spec["upstream"].values())
+    for upstream in waiting:
+        with contextlib.suppress(DepoisonError):  # whoever needs it says what is wrong with it
+            found.append(read_spec(upstream))
+            waiting += (one for one in found[-1]["upstream"].values() if one not in waiting)
+    return found
 
 
 def _make(spec: dict[str, Any], final: Path, runtime: Runtime, root: str | None) -> None:

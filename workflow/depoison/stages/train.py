@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from depoison.attacks.base import Fit
+from depoison.attacks.base import Fit, trained
 from depoison.files import save_tensors
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
@@ -35,7 +35,7 @@ def run(job: Job) -> None:
     if attack is None:
         fit(model)
     else:
-        trigger = dict(attack.train(fit, model, setup_of(job, dataset, poisoning=poisoning), trigger))
+        trigger = trained(attack, fit, model, setup_of(job, dataset, poisoning=poisoning), trigger)
     if known is not attack:
         test = Test.make(dataset, attack, poisoning, trigger, job.device)
     save_tensors(job.folder / "trigger.safetensors", trigger)
