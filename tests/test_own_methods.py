@@ -409,7 +409,7 @@ METRIC = "def twos(clean, labels):\n    return clean == 2\n"
 METRIC_YAML = 'summary: how many are called c\nlabel: Twos\nunit: "%"\nbetter: none\nfrom: evaluate\n'
 
 
-def test_every_kind_together(made):
+def test_every_kind_together(made, monkeypatch):
     put(
         made, datasets__noise__py=SOURCE, datasets__noise__yaml=SOURCE_YAML, models__slight__py=MODEL,
         models__slight__yaml=MODEL_YAML, metrics__twos__py=METRIC, metrics__twos__yaml=METRIC_YAML,
@@ -420,6 +420,8 @@ def test_every_kind_together(made):
     done = made.depoison("run", name)
     assert done.returncode == 0, done.stderr
     assert 0 <= json.loads((made / name).read_text())["metrics"]["twos"] <= 100
+    monkeypatch.chdir(made.path)
+    assert depoison.cell(name).model()(torch.zeros(2, 3, 8, 8)).shape == (2, 3)
     before = directories(made, name)
     for kind, edited, moved in (
         ("metrics__twos", METRIC.replace("2", "1"), {"evaluate"}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from depoison.artifacts import read_recorded
+from depoison.drafts import require_free, require_name
 from depoison.errors import DepoisonError, unknown
 from depoison.files import parse_json, sha256_of, write_bytes
 from depoison.models.layouts import Misfit, read_states
@@ -52,10 +52,8 @@ def new_checkpoint(plan: Plan, path: Path, name: str, dataset: str, model: str =
         DepoisonError: a name that is none, or taken; no model fits (`Misfit`, of the one that fits best), or several do.
     """
     file = plan.root / "config/checkpoints" / f"{name}.yaml"
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise DepoisonError(f"{name!r} is no name; valid: lower-case letters, digits and single hyphens")
-    if file.exists():
-        raise DepoisonError(f"{file.relative_to(plan.root)} is there; choose another name, or edit it")
+    require_name(name)
+    require_free(plan, file)
     configuration = plan.configuration
     if name in configuration.names("attack"):
         raise DepoisonError(f"{name} is an attack; choose another name")

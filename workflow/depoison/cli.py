@@ -112,6 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--name", required=True, help="what cells call it, such as my-photos")
     sub.add_argument("--size", type=_positive, help="height and width in pixels; default: what the images have")
+    for what, help in (
+        ("track", "write config/tracks/NAME.yaml: a budget that tables are made at"),
+        ("table", "write config/papers/mine/NAME.yaml: a table of your own"),
+        ("defense", "write methods/defenses/NAME.py and .yaml: a defense of your own"),
+        ("attack", "write methods/attacks/NAME.py and .yaml: an attack of your own"),
+    ):
+        sub = configured(new.add_parser(what, help=help, description=help))
+        sub.set_defaults(command=_new, what=what)
+        sub.add_argument("--name", required=True, help="what targets and cells call it, such as my-first")
 
     help = "recognize a network by its weights, and write config/checkpoints/NAME.yaml"
     sub = configured(new.add_parser("checkpoint", help=help, description=help))
@@ -284,6 +293,7 @@ def _log_alone(text: str, **said: str) -> None:
 
 
 def _plan(options: argparse.Namespace) -> Any:
+    from depoison.importing import use
     from depoison.plan.plan import Plan
     from depoison.reports.kinds import kind_of
 
@@ -292,7 +302,9 @@ def _plan(options: argparse.Namespace) -> Any:
     given = json.loads(options.config_json) if options.config_json else {}
     if options.methods:
         given["runtime"] = given.get("runtime", {}) | {"methods": options.methods}
-    return Plan(".", options.configfile, given)
+    plan = Plan(".", options.configfile, given)
+    use(plan.configuration.methods.folder)
+    return plan
 
 
 def _tell(plan: Any, options: argparse.Namespace, targets: list[str], makes: bool = False) -> None:
@@ -327,6 +339,13 @@ def _export(options: argparse.Namespace) -> None:
     from depoison.checkpoints import export
 
     print(export(_plan(options).cell(options.target), options.output, options.format), end="")
+
+
+def _new(options: argparse.Namespace) -> None:
+    from depoison.drafts import new_method, new_table, new_track
+
+    makes = {"track": new_track, "table": new_table}.get(options.what) or partial(new_method, kind=options.what)
+    print(makes(_plan(options), name=options.name), end="")
 
 
 def _list(options: argparse.Namespace) -> None:

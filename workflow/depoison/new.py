@@ -1,8 +1,7 @@
-"""`depoison new`: files of a user's own, written for her to edit."""
+"""`depoison new dataset`: a dataset of a user's own is measured, and its YAML written for her to edit."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from statistics import median
 
@@ -12,6 +11,7 @@ from depoison import data
 from depoison.data.arrays import look
 from depoison.data.dataset import Samples
 from depoison.data.imagefolder import EXTENSIONS
+from depoison.drafts import require_free, require_name
 from depoison.errors import DepoisonError
 from depoison.files import write_bytes
 from depoison.plan.plan import Plan
@@ -56,12 +56,8 @@ def new_dataset(plan: Plan, path: Path, name: str, size: int | None = None) -> s
         DepoisonError: a name that is none, or taken; what is wrong with the images.
     """
     file = plan.root / "config/datasets" / f"{name}.yaml"
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise DepoisonError(
-            f"{name!r} is no name; valid: lower-case letters, digits and single hyphens, such as my-photos"
-        )
-    if file.exists():
-        raise DepoisonError(f"{file.relative_to(plan.root)} is there; choose another name, or edit it")
+    require_name(name)
+    require_free(plan, file)
     path = path.expanduser().resolve()
     source, whole, side = _look(path)
     part, size = None if whole else HELD_OUT, size or _fitting(_shorter_sides(path) if side is None else side)

@@ -71,6 +71,7 @@ class Cell:
             DepoisonError: the model or its dataset is not here, such as in a clone that has only what git holds.
         """
         from depoison.stages.inputs import read_dataset, read_model
+        from depoison.stages.runner import import_own
 
         upstream = self._cell.evaluation.upstream
         for role in ("dataset", "model"):
@@ -79,6 +80,7 @@ class Cell:
                     f"{upstream[role].product} is not here; `depoison share pull --models {self.path}` fetches it where "
                     f"it was shared, `{command(self._plan, self.path)}` makes it"
                 )
+        import_own(upstream["model"].spec, upstream["model"].directory, self._plan.configuration.config.runtime)
         return read_model(Path(upstream["model"].directory), read_dataset(Path(upstream["dataset"].directory)))
 
     def to_pandas(self) -> pd.DataFrame:
