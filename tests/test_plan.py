@@ -879,7 +879,7 @@ def test_editors_find_the_schemas(project):
 def test_the_files_follow_the_schemas(schema, pattern):
     valid = jsonschema.Draft202012Validator(json.loads(schemas()[f"{schema}.schema.json"]))
     files = sorted((ROOT / "config").glob(pattern))
-    assert files
+    assert files or schema == "checkpoint"  # which are users' own
     for path in files:
         valid.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
