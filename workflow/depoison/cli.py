@@ -132,6 +132,11 @@ def _parser() -> argparse.ArgumentParser:
         "--model", default="", help="which model it is, such as resnet18+width=32; default: the one that fits"
     )
 
+    sub = configured(
+        command("audit", _audit, "try every defense that can purify a checkpoint, and say which one to take")
+    )
+    sub.add_argument("name", help="of config/checkpoints/NAME.yaml; the report is reports/audit/NAME.md and .html")
+
     sub = configured(command("export", _export, "write the model of a cell as a file of weights"))
     sub.add_argument("target", help="a cell, results/cells/…/s0.json")
     sub.add_argument("--output", type=Path, required=True, help="the file")
@@ -333,6 +338,11 @@ def _new_checkpoint(options: argparse.Namespace) -> None:
     from depoison.checkpoints import new_checkpoint
 
     print(new_checkpoint(_plan(options), options.path, options.name, options.dataset, options.model), end="")
+
+
+def _audit(options: argparse.Namespace) -> int:
+    options.targets = [f"reports/audit/{options.name}.md"]
+    return _run(options)
 
 
 def _export(options: argparse.Namespace) -> None:

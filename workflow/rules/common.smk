@@ -5,7 +5,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "workflow"))
 
 from depoison.plan.specs import STAGES
-from depoison.reports.kinds import kinds, name_of, of_no_kind
+from depoison.reports.kinds import anywhere, kinds, name_of, of_no_kind
 from depoison.running.lookup import Lookup
 
 LOOKUP = Lookup(workflow)
@@ -13,7 +13,7 @@ LOOKUP = Lookup(workflow)
 
 wildcard_constraints:
     id=r"[^/]+-[0-9a-f]{10}",
-    where=r"([^/]+/)*",
+    where=anywhere(),
     unknown=of_no_kind(),
 
 

@@ -245,6 +245,7 @@ class Checkpoint(Strict):
         None, min_length=2, description="the classes of its outputs, in their order; default: the dataset's"
     )
     trigger: Trigger | None = Field(None, description="default: none is known")
+    track: str = Field("paper", description="at whose budget `depoison audit` purifies it")
 
 
 class OfDataset(BaseModel):
@@ -538,7 +539,7 @@ class Configuration:
         content, document = loaded
         if name in self.names("attack"):
             raise DepoisonError(f"{document.path}: {name} is an attack; give the file another name")
-        for kind in ("model", "dataset"):
+        for kind in ("model", "dataset", "track"):
             if (named := getattr(content, kind)) not in self.names(kind):
                 raise unknown(kind, named, self.names(kind), document.place(kind))
         task = self.task_of(content.dataset)

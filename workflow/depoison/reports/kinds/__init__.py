@@ -132,11 +132,27 @@ def name_of(kind: type[Report]) -> str:
     return kind.name or rf"(?!(?:{others})(?:\.|$))[^/.]+"
 
 
+def _folder(kind: type[Report]) -> str:
+    """What the targets of a kind begin with."""
+    return kind.path.partition("{")[0]
+
+
 def of_no_kind() -> str:
     """A regular expression of files below reports/ that are of no kind."""
-    reports = [kind for kind in kinds().values() if kind.path == Report.path]
-    files = (f"{name_of(kind)}({'|'.join(map(re.escape, kind.suffixes))})" for kind in reports)
-    return rf"(?!([^/]+/)*({'|'.join(files)})$).+"
+    top = _folder(Report)
+    files = []
+    for kind in kinds().values():
+        if kind.path.startswith(top):
+            folder = "([^/]+/)*" if kind.path == Report.path else re.escape(_folder(kind).removeprefix(top))
+            files.append(f"{folder}{name_of(kind)}({'|'.join(map(re.escape, kind.suffixes))})")
+    return rf"(?!({'|'.join(files)})$).+"
+
+
+def anywhere() -> str:
+    """A regular expression of folders below reports/ that are no kind's own."""
+    top = _folder(Report)
+    own = sorted({_folder(kind).removeprefix(top) for kind in kinds().values() if kind.path.startswith(top)} - {""})
+    return "".join(f"(?!{re.escape(folder)})" for folder in own) + "([^/]+/)*"
 
 
 def kind_of(target: str) -> type[Report]:
@@ -145,10 +161,11 @@ def kind_of(target: str) -> type[Report]:
     Raises:
         DepoisonError: reports of this kind are not written in the form that it names; one without a suffix means all.
     """
-    top, (stem, dot, suffix) = target.partition("/")[0], target.rpartition("/")[2].partition(".")
-    there = [kind for kind in kinds().values() if kind.path.startswith(f"{top}/")]
+    stem, dot, suffix = target.rpartition("/")[2].partition(".")
+    there = [kind for kind in kinds().values() if target.startswith(_folder(kind))]
+    there.sort(key=lambda kind: -len(_folder(kind)))
     kind = next((kind for kind in there if re.fullmatch(kind.name or ".*", stem)), [*kinds().values()][-1])
-    if dot and kind.path == Report.path and target.startswith("reports/") and f".{suffix}" not in kind.suffixes:
+    if dot and target.startswith("reports/") and f".{suffix}" not in kind.suffixes:
         raise DepoisonError(f"{target}: {kind.what} is written as {', '.join(kind.suffixes)}")
     return kind
 

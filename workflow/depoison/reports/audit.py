@@ -1,0 +1,153 @@
+"""An audit in words, as a table and as a page: which defense purifies a model that was brought, and what it costs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from depoison.artifacts import read_record
+from depoison.papers.audit import Audit
+from depoison.papers.grid import Place
+from depoison.plan.plan import Plan
+from depoison.reports.html.pictures import examples_of
+from depoison.reports.numbers import Reader
+from depoison.reports.tables import templates
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a defense.
+
+    Attributes:
+        values: by the metric's name; None: nothing to measure.
+        cleans: whether its model is clean.
+        cell: its path.
+    """
+
+    label: str
+    values: dict[str, float | None]
+    cleans: bool
+    cell: str
+
+
+def content_of(plan: Plan, audit: Audit) -> dict[str, Any]:
+    """Whatever is said of it."""
+    read, rows = Reader(), []
+    for place in audit.places:
+        metrics = dict.fromkeys([*audit.shown, audit.judge, audit.keep])
+        values = {metric.name: next(iter(read.values(place, metric)[0].values()), None) for metric in metrics}
+        judged = values[audit.judge.name]
+        cleans = judged is not None and judged <= audit.clean
+        rows.append(Row(plan.label("defense", place.defense.name), values, cleans, place.cells[0].name.path))
+    before, *others = rows
+    best = _best(audit, before, others)
+    return {
+        "name": audit.name, "audit": audit, "rows": rows, "best": best, "verdict": _verdict(audit, before, best, others),
+        "model": plan.label("model", audit.content.model), "dataset": plan.label("dataset", audit.content.dataset),
+        "suspect": _suspect(audit.places[0], audit), "told": _told(plan, audit), "suffix": Path(audit.content.weights).suffix,
+    }  # fmt: skip
+
+
+def render(plan: Plan, audit: Audit, draw: bool = True) -> dict[str, str]:
+    """The files by suffix.
+
+    Args:
+        draw: whether the page has its plot and pictures.
+    """
+    content = content_of(plan, audit)
+    numbers = {row.cell: row.values | {"clean": row.cleans} for row in content["rows"]}
+    best = content["best"].cell if content["best"] else None
+    data = {"checkpoint": audit.name, "cells": numbers, "take": best, "verdict": content["verdict"]}
+    found = {
+        ".md": templates().get_template("audit.md.jinja").render(content),
+        ".json": json.dumps(data, indent=1, ensure_ascii=False) + "\n",
+    }
+    if draw:
+        pictures = examples_of(audit.examples)["images"] if audit.examples else []
+        more = {"plot": _plot(audit, content["rows"]), "pictures": pictures}
+        found[".html"] = templates().get_template("audit.html.jinja").render(content | more)
+    return found
+
+
+def _best(audit: Audit, before: Row, rows: list[Row]) -> Row | None:
+    """Of the defenses that purify the one that keeps the most, if it keeps enough."""
+    least = (before.values[audit.keep.name] or 0.0) - audit.lose
+    kept = [(value, row) for row in rows if row.cleans and (value := row.values[audit.keep.name]) is not None]
+    return max(((value, row) for value, row in kept if value >= least), key=lambda each: each[0], default=(0, None))[1]
+
+
+def _verdict(audit: Audit, before: Row, best: Row | None, rows: list[Row]) -> str:
+    judge, keep = audit.judge, audit.keep
+    was = before.values[judge.name]
+    if was is None:
+        return f"{judge.label} could not be measured: nothing can be said."
+    is_, limit = f"{judge.label} is {judge.text(was)} without a defense", f"{audit.clean:g}{judge.unit}"
+    if before.cleans and audit.content.trigger:
+        return f"This trigger does not work on the model: {is_}, at most {limit}."
+    if before.cleans:
+        return (
+            f"Nothing suspicious was found: {is_}, at most {limit}. That is no proof: a trigger over the whole image, or one "
+            "that differs from image to image, is not what inversion looks for."
+        )
+    had = before.values[keep.name] or 0.0
+    if best is None:
+        judged = [(left, row.label) for row in rows if (left := row.values[judge.name]) is not None]
+        broken = [(left, row.label) for row in rows if row.cleans and (left := row.values[keep.name]) is not None]
+        price = "none was measured"
+        if broken:
+            kept, label = max(broken)
+            lost = f"of {keep.label} {keep.text(had)} those that do lose more than {audit.lose:g}"
+            price = f"{lost}, the least {label}, which leaves {keep.text(kept)}"
+        elif judged:
+            price = f"the nearest is {min(judged)[1]} with {judge.text(min(judged)[0])}"
+        return f"No defense purifies it at an acceptable price: {is_}; {price}."
+    now, kept = (best.values[metric.name] or 0.0 for metric in (judge, keep))
+    cleaning = sum(row.cleans for row in rows)
+    than = f"it keeps the most of {cleaning} that purify" if cleaning > 1 else "no other one purifies"
+    return (
+        f"Take {best.label}: {judge.label} {judge.text(was)} → {judge.text(now)}, {keep.label} {keep.text(had)} → "
+        f"{keep.text(kept)}; {than}."
+    )
+
+
+def _suspect(place: Place, audit: Audit) -> dict[str, Any] | None:
+    """What the record says of the model as it was brought, where a probe judges it."""
+    if audit.judge.source != "probe":
+        return None
+    return read_record(place.source(0, audit.judge).directory)
+
+
+def _told(plan: Plan, audit: Audit) -> str:
+    """What was told of the trigger, for people."""
+    if (trigger := audit.content.trigger) is None:
+        return ""
+    values = ", ".join(f"{key} {value}" for key, value in trigger.values.items())
+    return plan.label("attack", trigger.attack) + (f" ({values})" if values else "")
+
+
+def _plot(audit: Audit, rows: list[Row]) -> str:
+    """What each defense costs and what it leaves, as a PNG's data URI."""
+    from matplotlib.figure import Figure
+
+    judge, keep = audit.judge, audit.keep
+    had = rows[0].values[keep.name] or 0.0
+    figure = Figure(figsize=(6.4, 3.4), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        left, kept = row.values[judge.name], row.values[keep.name]
+        if left is None or kept is None:
+            continue
+        color = "#9a9a9a" if row is rows[0] else "#1b7f5a" if row.cleans else "#b3402a"
+        axes.plot(left, had - kept, "o", color=color, markersize=7)
+        axes.annotate(row.label, (left, had - kept), (5, 4), textcoords="offset points", fontsize=8)
+    axes.axvline(audit.clean, color="#9a9a9a", linewidth=0.8, linestyle="--")
+    axes.set_xlabel(f"{judge.title} that remains")
+    axes.set_ylabel(f"Fall of {keep.label}")
+    axes.margins(0.12)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

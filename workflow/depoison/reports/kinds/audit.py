@@ -1,0 +1,36 @@
+"""The audit of a model that was brought: every defense that can purify it, on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from depoison.papers.audit import read_audit
+from depoison.plan.plan import Plan
+from depoison.plan.specs import Artifact
+from depoison.reports.audit import render
+from depoison.reports.kinds import Report
+
+
+class AuditReport(Report):
+    what = "the audit of a checkpoint"
+    name = "[^/.]+"
+    suffixes = (".md", ".html", ".json")
+    path = "reports/audit/{name}"
+    section, shown = "Audits", {".html": "page"}
+
+    def __init__(self, plan: Plan, target: str, partial: bool = False):
+        super().__init__(plan, target, partial)
+        self.audit = read_audit(plan, self.target.rpartition("/")[2])
+
+    def artifacts(self) -> list[Artifact]:
+        return self.audit.artifacts()
+
+    def render(self) -> dict[str, bytes]:
+        return {suffix: text.encode() for suffix, text in render(self.plan, self.audit).items()}
+
+    def is_current(self) -> bool:
+        """The page shows what the other files say, and to draw takes too long to do it here."""
+        if not self.is_here() or self.missing():
+            return False
+        told = render(self.plan, self.audit, draw=False)
+        return all(Path(self.target + suffix).read_bytes() == text.encode() for suffix, text in told.items())
