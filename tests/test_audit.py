@@ -137,11 +137,12 @@ def row(label: str, c_acc: float, asr: float | None) -> Row:
         ((90, 99), {"A": (89, 50), "B": (85, 10)}, "B",
          "Take B: ASR 99.00 → 10.00, C-Acc 90.00 → 85.00; no other one purifies."),
         ((90, 99), {"A": (89, 50), "B": (84, 0), "C": (20, 0)}, None,
-         "No defense purifies it at an acceptable price: ASR is 99.00 without a defense; of C-Acc 90.00 those that do lose more "
-         "than 5, the least B, which leaves 84.00."),
+         "No defense purifies it at an acceptable price: ASR is 99.00 without a defense; of C-Acc 90.00 those that do lose "
+         "more than 5, the least B, which leaves 84.00."),
         ((90, 99), {"A": (89, 50), "B": (84, 40), "C": (80, None)}, None,
          "No defense purifies it at an acceptable price: ASR is 99.00 without a defense; the nearest is B with 40.00."),
-        ((90, 4), {"A": (89, 1)}, "A", "This trigger does not work on the model: ASR is 4.00 without a defense, at most 10%."),
+        ((90, 4), {"A": (89, 1)}, "A",
+         "This trigger does not work on the model: ASR is 4.00 without a defense, at most 10%."),
         ((90, None), {"A": (89, None)}, None, "ASR could not be measured: nothing can be said."),
     ],
 )  # fmt: skip

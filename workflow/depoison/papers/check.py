@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from depoison.papers.audit import read_audit
 from depoison.papers.claims import all_claims, read_claims
 from depoison.papers.figures import all_figures, read_figure
 from depoison.papers.published import FOLDER, check_corrections
@@ -24,7 +25,7 @@ def check(plan: Plan) -> str:
         for name in configuration.names(kind):
             configuration.method(kind, name)
     for name in configuration.names("checkpoint"):
-        configuration.checkpoint(name)
+        read_audit(plan, name)
     for track in configuration.names("track"):
         configuration.track(track)
     for paper in configuration.papers:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple, Union
 from pydantic import Field, RootModel
 
 from depoison.papers import kinds
+from depoison.papers.audit import AuditFile
 from depoison.papers.claims import ClaimsFile
 from depoison.papers.published import CorrectionsFile
 from depoison.papers.tables import TableFile
@@ -45,6 +46,7 @@ SCHEMAS = {
     "task": Described(TaskFile, ("tasks/*.yaml",)),
     "method": Described(Method, tuple(f"{folder}/*.yaml" for folder in KINDS.values()), own=True),
     "metric": Described(Metric, ("metrics/*.yaml",), own=True),
+    "audit": Described(AuditFile, ("audit.yaml",)),
     "checkpoint": Described(Checkpoint, ("checkpoints/*.yaml",)),
     "track": Described(Track, ("tracks/*.yaml",)),
     "paper": Described(Paper, ("papers/*/paper.yaml",)),

@@ -13,6 +13,7 @@ from depoison.artifacts import read_record
 from depoison.papers.audit import Audit
 from depoison.papers.grid import Place
 from depoison.plan.plan import Plan
+from depoison.reports.figures.tradeoff import MARKERS
 from depoison.reports.html.pictures import examples_of
 from depoison.reports.numbers import Reader
 from depoison.reports.tables import templates
@@ -44,11 +45,12 @@ def content_of(plan: Plan, audit: Audit) -> dict[str, Any]:
         cleans = judged is not None and judged <= audit.clean
         rows.append(Row(plan.label("defense", place.defense.name), values, cleans, place.cells[0].name.path))
     before, *others = rows
-    best = _best(audit, before, others)
+    best, summary = _best(audit, before, others), audit.content.summary
     return {
         "name": audit.name, "audit": audit, "rows": rows, "best": best, "verdict": _verdict(audit, before, best, others),
         "model": plan.label("model", audit.content.model), "dataset": plan.label("dataset", audit.content.dataset),
-        "suspect": _suspect(audit.places[0], audit), "told": _told(plan, audit), "suffix": Path(audit.content.weights).suffix,
+        "suspect": _suspect(audit.places[0], audit), "told": _told(plan, audit), "summary": summary[:1].upper() + summary[1:],
+        "suffix": Path(audit.content.weights).suffix,
     }  # fmt: skip
 
 
@@ -137,17 +139,16 @@ def _plot(audit: Audit, rows: list[Row]) -> str:
     had = rows[0].values[keep.name] or 0.0
     figure = Figure(figsize=(6.4, 3.4), dpi=110, layout="constrained")
     axes = figure.subplots()
-    for row in rows:
+    for row, marker in zip(rows, MARKERS * len(rows), strict=False):
         left, kept = row.values[judge.name], row.values[keep.name]
-        if left is None or kept is None:
-            continue
-        color = "#9a9a9a" if row is rows[0] else "#1b7f5a" if row.cleans else "#b3402a"
-        axes.plot(left, had - kept, "o", color=color, markersize=7)
-        axes.annotate(row.label, (left, had - kept), (5, 4), textcoords="offset points", fontsize=8)
+        if left is not None and kept is not None:
+            color = "#9a9a9a" if row is rows[0] else "#1b7f5a" if row.cleans else "#b3402a"
+            axes.plot(left, had - kept, marker, color=color, markersize=7, fillstyle="none", label=row.label)
     axes.axvline(audit.clean, color="#9a9a9a", linewidth=0.8, linestyle="--")
     axes.set_xlabel(f"{judge.title} that remains")
     axes.set_ylabel(f"Fall of {keep.label}")
     axes.margins(0.12)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
