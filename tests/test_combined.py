@@ -69,7 +69,10 @@ def test_the_order_of_attacks_and_values_means_nothing(names, values, random):
     assert Choice.parse(first.canonical, "here").canonical == first.canonical
 
 
-VALID = "valid: adaptive-blend, adaptive-patch, badnet, blended, label-consistent, patch, pointba-i, pointba-o, sig, ssba, wanet"
+VALID = (
+    "valid: adaptive-blend, adaptive-patch, badnet, blended, label-consistent, patch, pointba-i, pointba-o, sig, ssba, "
+    "wanet"
+)
 
 
 @pytest.mark.parametrize(
