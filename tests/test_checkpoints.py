@@ -9,13 +9,16 @@ import re
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import Project, cell, job_counts
@@ -346,6 +349,71 @@ def test_the_files_values_are_above_all_others(tiny):
     assert (
         "attack suspect" in shown and "size    = 2" in shown and "checkpoint, config/checkpoints/suspect.yaml:" in shown
     )
+
+
+SMALL_CNN = """class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.second = nn.Conv2d(6, 8, 3, padding=1)
+        self.out = nn.Linear(8, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.out(x.mean((2, 3)))
+"""
+
+
+def test_a_network_of_ones_own_and_a_trigger_of_ones_own(tiny, monkeypatch):
+    """Her small CNN in her own file, and the picture and mask that she found."""
+    monkeypatch.chdir(tiny.path)
+    names: dict[str, Any] = {"torch": torch, "nn": nn}
+    exec(SMALL_CNN, names)
+    theirs = trained(names["Net"](CLASSES))
+    path = as_parallel(tiny.path / "cnn.pth", theirs.state_dict())
+    code = f"""\"\"\"A small network of one's own, taken apart by itself.\"\"\"
+import torch
+from torch import nn
+from depoison.own import split
+
+{SMALL_CNN}
+
+def mine(classes, channels):
+    extractor, classifier, _ = split(Net(classes), torch.zeros(2, channels, 8, 8))
+    return extractor, classifier
+"""
+    for name, text in (("mine.py", code), ("mine.yaml", "summary: a small CNN\nlabel: CNN\ntask: image\n")):
+        (tiny / "methods/models").mkdir(parents=True, exist_ok=True)
+        (tiny / "methods/models" / name).write_text(text)
+    sticker = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[1:4, 2:5], mask[0, 7] = 255, 51
+    (tiny / "config/triggers").mkdir()
+    Image.fromarray(sticker).save(tiny / "config/triggers/sticker.png")
+    Image.fromarray(mask).save(tiny / "config/triggers/spot.png")
+    brought(
+        tiny, weights=path.name, model="mine", parameters={},
+        trigger={"attack": "patch", "values": {"picture": "sticker", "mask": "spot", "target": 3}},
+    )  # fmt: skip
+    target = cell("tiny", model="mine", attack="suspect", defense="none")
+    tiny.make(target)
+    upstream = tiny.plan().cell(target).evaluation.upstream
+    dataset = load_file(upstream["dataset"].product)
+    triggered = load_file(Path(upstream["backdoored"].directory, "triggered.safetensors"))
+    images, labels = dataset["test_inputs"].numpy(), dataset["test_labels"]
+    kept = triggered["kept"].numpy()
+    weight = mask / 255
+    expected = np.rint((1 - weight) * images[kept] + weight * sticker.transpose(2, 0, 1))
+    assert np.array_equal(triggered["images"].numpy(), expected.astype(np.uint8))
+    assert np.array_equal(kept, (labels != 3).nonzero()[:, 0].numpy())
+    values = tiny.plan().configuration.settings(
+        "dataset", "digits", dataset="digits", model="mine", track="tiny", overrides={}, where=""
+    )
+    mean, std = (np.float32(values[key][-1].value).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        found = theirs(torch.from_numpy((images / np.float32(255) - mean) / std)).argmax(1)
+    metrics = json.loads(Path(target).read_text())["metrics"]
+    assert metrics["c_acc"] == pytest.approx(100 * (found == labels).float().mean().item())
 
 
 def test_without_a_trigger_there_is_no_success_of_an_attack(tiny, monkeypatch):
