@@ -169,6 +169,14 @@ def test_a_fault_is_one_line(tiny, weights, file, keys, value, message):
         read_audit(tiny.plan(), "bad")
 
 
+def test_an_audit_may_be_written_of_what_is_there(tiny, weights):
+    brought(tiny, weights)
+    done = tiny.depoison("report", "--partial", "reports/audit/bad.md")
+    assert done.returncode == 0, done.stderr
+    page = (tiny / "reports/audit/bad.md").read_text()
+    assert "**ASR could not be measured: nothing can be said.**" in page and "| FST | – | – |" in page
+
+
 def test_there_is_no_audit_of_what_was_not_brought(tiny):
     done = tiny.depoison("audit", "bad")
     assert done.returncode == 1 and "audit of bad: unknown checkpoint 'bad'; valid: none" in done.stderr

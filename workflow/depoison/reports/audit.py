@@ -69,7 +69,8 @@ def render(plan: Plan, audit: Audit, draw: bool = True) -> dict[str, str]:
         ".json": json.dumps(data, indent=1, ensure_ascii=False) + "\n",
     }
     if draw:
-        pictures = examples_of(audit.examples)["images"] if audit.examples else []
+        shown = audit.examples is not None and Path(audit.examples.product).exists()
+        pictures = examples_of(audit.examples)["images"] if shown else []
         more = {"plot": _plot(audit, content["rows"]), "pictures": pictures}
         found[".html"] = templates().get_template("audit.html.jinja").render(content | more)
     return found
@@ -117,10 +118,9 @@ def _verdict(audit: Audit, before: Row, best: Row | None, rows: list[Row]) -> st
 
 
 def _suspect(place: Place, audit: Audit) -> dict[str, Any] | None:
-    """What the record says of the model as it was brought, where a probe judges it."""
-    if audit.judge.source != "probe":
-        return None
-    return read_record(place.source(0, audit.judge).directory)
+    """What the record says of the model as it was brought, where a probe judged it."""
+    probe = place.source(0, audit.judge)
+    return read_record(probe.directory) if audit.judge.source == "probe" and Path(probe.product).exists() else None
 
 
 def _told(plan: Plan, audit: Audit) -> str:
