@@ -423,8 +423,9 @@ def test_only_the_oracle_measures_the_test_set(made, monkeypatch):
 
 def test_a_cell_whose_model_lacks_what_the_method_needs_is_refused_with_the_models_that_have_it(project):
     refused = cell(dataset="digits", model="swin-t", defense="anp")
-    files = sorted((ROOT / "config/models").glob("*.yaml"))
-    valid = ", ".join(path.stem for path in files if "batchnorm" in yaml.safe_load(path.read_text()).get("has", []))
+    models = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "config/models").glob("*.yaml")}
+    of_images = sorted(name for name, model in models.items() if model["task"] == "image")
+    valid = ", ".join(name for name in of_images if "batchnorm" in models[name].get("has", []))
     assert "resnet18" in valid and "swin" not in valid
     with pytest.raises(DepoisonError, match=f"^{refused}: ANP needs batchnorm, which Swin-T lacks; valid: {valid}$"):
         project.plan().cell(refused)
