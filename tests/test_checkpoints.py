@@ -340,6 +340,10 @@ def test_the_files_values_are_above_all_others(tiny):
     """The width of the track's networks says nothing of one that was trained elsewhere."""
     brought(tiny, normalization={"mean": [0.1, 0.2, 0.3]}, parameters={"width": 9})
     tiny.set("config/config.yaml", "models", to={"resnet18": {"width": 32}})
+    reserve = (
+        tiny.plan().cell(cell("tiny", dataset="digits+reserve=0.2", attack="suspect")).settings["dataset"]["reserve"]
+    )
+    assert reserve[-1].value == 0.2, "of what it is purified by the cell says what it likes"
     settings = tiny.plan().cell(SUSPECT).settings
     (*_, last) = settings["model"]["width"]
     assert last == (9, "checkpoint", "config/checkpoints/suspect.yaml:4")
@@ -452,13 +456,14 @@ def test_a_fault_in_the_file_is_one_line(tiny, changes, message):
         ({"dataset": "fashion-mnist"}, r": checkpoint suspect has the dataset digits, not fashion-mnist$"),
         ({"attack": "suspect+target=1"}, r": target is what config/checkpoints/suspect\.yaml says it is; set it there$"),
         ({"model": "resnet18+width=8"}, r": width is what config/checkpoints/suspect\.yaml says it is; set it there$"),
+        ({"dataset": "digits+mean=0.1,0.1,0.1"}, r": mean is what config/checkpoints/suspect\.yaml says it is; "),
         ({"attack": "badnet&suspect"}, r": suspect is a model, so it cannot be combined with others; valid: "),
         ({"defense": "abl"}, r": ABL sees what a model is trained on, and of suspect there is a model alone"),
         ({"attack": "suspct"}, r": unknown attack 'suspct'; did you mean 'suspect'"),
     ],
 )  # fmt: skip
 def test_a_cell_that_cannot_be_is_one_line(tiny, changes, message):
-    brought(tiny)
+    brought(tiny, normalization={"mean": [0, 0, 0]})
     with pytest.raises(DepoisonError, match=message) as caught:
         tiny.plan().cell(cell("tiny", **({"attack": "suspect"} | changes)))
     assert "\n" not in str(caught.value)

@@ -241,13 +241,9 @@ class Plan:
         for kind in ("dataset", "model"):
             if (own := getattr(loaded.content, kind)) != (named := getattr(name, kind).name):
                 raise DepoisonError(f"{name.path}: checkpoint {name.attack.name} has the {kind} {own}, not {named}")
-        for kind, fixed in (
-            ("attack", ""),
-            ("model", loaded.content.parameters),
-            ("dataset", loaded.content.normalization),
-        ):
+        for kind, fixed in (("attack", None), ("model", None), ("dataset", loaded.content.normalization)):
             for key, _ in getattr(name, kind).overrides:
-                if not fixed or key in fixed:
+                if fixed is None or key in fixed:
                     raise DepoisonError(f"{name.path}: {key} is what {loaded.document.path} says it is; set it there")
         return loaded
 
