@@ -22,6 +22,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from conftest import SMALL, Project, cell, seldom, wait_until, with_lambda, with_tiny
 from depoison import metrics
@@ -33,6 +34,7 @@ from depoison.papers.tables import read_table
 from depoison.plan.config import Runtime
 from depoison.plan.specs import STAGES, Artifact, chain_of
 from depoison.stages.runner import run_stage
+from families import ResNet18
 from snakemake_logger_plugin_depoison import _end
 
 pytestmark = pytest.mark.pipeline
@@ -409,10 +411,10 @@ def free(folder: Path, pages: int) -> Path:
     return filler
 
 
-def forked(artifact: Artifact, runtime: Runtime) -> None:
+def forked(artifact: Artifact, runtime: Runtime, root: str | None) -> None:
     """Make an artifact in a process of its own, as a job does; raises its error."""
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as one:
-        one.submit(run_stage, artifact.spec, artifact.directory, runtime).result()
+        one.submit(run_stage, artifact.spec, artifact.directory, runtime, root).result()
 
 
 @pytest.mark.drill
@@ -423,12 +425,17 @@ def test_a_disk_that_is_full_at_any_moment_of_any_stage_costs_nothing_but_that_s
     whole, project = (with_lambda(with_tiny(Project(tmp_path / name))) for name in ("whole", "project"))
     for one in (whole, project):
         one.set("config/papers/fst/small.yaml", "metrics", "show", to=["c-acc", "asr", "lambda-max"])
+        torch.manual_seed(0)
+        torch.save(ResNet18(8, 10).state_dict(), one / "suspect.pt")
+        brought = {"weights": "suspect.pt", "model": "resnet18", "parameters": {"width": 8}, "dataset": "digits"}
+        one.edit("config/checkpoints/suspect.yaml", lambda data, brought=brought: data.update(brought))
     plan, runtime, moments = project.plan(), Runtime(save_seconds=0), random.Random(7)
     lc = plan.cell(cell(track="tiny", attack="label-consistent+epochs=4+rate=0.01", defense="lp+epochs=4"))
     figures = (read_figure(plan, f"reports/tiny/fst/{name}") for name in ("figure3", "figure9"))
     drawn = {artifact.stage: artifact for figure in figures for artifact in figure.artifacts()}
     shown = {artifact.stage: artifact for artifact in read_table(plan, "reports/tiny/small").artifacts()}
-    wanted = chain_of([lc.evaluation, drawn["embedding"], drawn["examples"], shown["probe"]]).values()
+    adopted = plan.cell(cell(track="tiny", attack="suspect", defense="none")).evaluation.upstream["model"]
+    wanted = chain_of([lc.evaluation, adopted, drawn["embedding"], drawn["examples"], shown["probe"]]).values()
     assert {artifact.stage for artifact in wanted} == set(STAGES)
     disk(project / "results", "32m")
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(project / "workflow/depoison/metrics")])
@@ -436,20 +443,21 @@ def test_a_disk_that_is_full_at_any_moment_of_any_stage_costs_nothing_but_that_s
         importlib.import_module(f"depoison.stages.{stage}")
     refused = 0
     for artifact in wanted:
+        root = plan.local_copies.get(artifact.directory)
         monkeypatch.chdir(whole.path)
-        forked(artifact, runtime)
+        forked(artifact, runtime, root)
         pages = sum(-(-path.stat().st_size // 4096) for path in Path(artifact.directory).iterdir())
         monkeypatch.chdir(project.path)
         finished = complete(project)
         for room in sorted({0, moments.randrange(pages), pages - 1}):
             filler = free(Path("results"), room)
             with pytest.raises(DepoisonError, match=ONE_LINE):
-                forked(artifact, runtime)
+                forked(artifact, runtime, root)
             refused += 1
             assert complete(project) == finished and not Path(artifact.product).exists()
             assert {name.rpartition(".")[2] for name in leftovers(project)} <= {"scratch"}
         filler.unlink()
-        forked(artifact, runtime)
+        forked(artifact, runtime, root)
         assert leftovers(project) == []
     assert complete(project).keys() == complete(whole).keys()
     for pattern in ("results/**/*.safetensors", "results/embedding/*/*.csv"):

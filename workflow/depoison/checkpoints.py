@@ -90,6 +90,7 @@ def new_checkpoint(plan: Plan, path: Path, name: str, dataset: str, model: str =
     where = f" at {known['key']!r}" if known["key"] else ""
     return (
         f"{path}{where}: {choice}, {len(known['names'])} tensors\n{file.relative_to(plan.root)} written; to try it:\n"
+        f"  snakemake -- reports/audit/{name}.html\n"
         f"  snakemake -- results/cells/{TRACK}/{dataset}/{choice.name}/{name}/fst/s0.json\n"
     )
 
