@@ -17,7 +17,7 @@ from conftest import ROOT, Project, job_counts
 from depoison.errors import DepoisonError
 from depoison.papers.audit import read_audit
 from depoison.plan.metrics import metrics_of
-from depoison.reports.audit import Row, _best, _verdict, render
+from depoison.reports.audit import Row, _best, _leaves_wrong, _verdict, render
 from families import ResNet18
 
 TARGET, SIDE = 3, 2
@@ -121,12 +121,13 @@ def test_without_a_trigger_inversion_judges(tiny, weights, monkeypatch):
 
 KNOWN = metrics_of(ROOT)
 KNOWING = SimpleNamespace(
-    judge=KNOWN["asr"], keep=KNOWN["c-acc"], clean=10.0, lose=5.0, content=SimpleNamespace(trigger=1)
-)
+    judge=KNOWN["asr"], keep=KNOWN["c-acc"], right=KNOWN["lcr"], clean=10.0, lose=5.0, content=SimpleNamespace(trigger=1)
+)  # fmt: skip
 
 
-def row(label: str, c_acc: float, asr: float | None) -> Row:
-    return Row(label, {"c-acc": c_acc, "asr": asr}, asr is not None and asr <= 10, f"cell of {label}")
+def row(label: str, c_acc: float, asr: float | None, lcr: float = 80) -> Row:
+    values = {"c-acc": c_acc, "asr": asr, "lcr": lcr}
+    return Row(label, values, asr is not None and asr <= 10, _leaves_wrong(KNOWN["asr"], values), f"cell of {label}")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,11 @@ def row(label: str, c_acc: float, asr: float | None) -> Row:
     [
         ((90, 99), {"A": (89, 50), "B": (86, 3), "C": (88, 9)}, "C",
          "Take C: ASR 99.00 → 9.00, C-Acc 90.00 → 88.00; it keeps the most of 2 that purify."),
+        ((90, 99), {"A": (88, 0, 22), "B": (87, 5, 75), "C": (86, 1)}, "B",
+         "Take B: ASR 99.00 → 5.00, C-Acc 90.00 → 87.00; A keeps 88.00 but leaves triggered images wrong (LCR 22)."),
+        ((90, 99), {"A": (88, 0, 22), "B": (87, 50)}, "A",
+         "Take A: ASR 99.00 → 0.00, C-Acc 90.00 → 88.00; no other one purifies; "
+         "but it leaves triggered images wrong (LCR 22)."),
         ((90, 99), {"A": (89, 50), "B": (85, 10)}, "B",
          "Take B: ASR 99.00 → 10.00, C-Acc 90.00 → 85.00; no other one purifies."),
         ((90, 99), {"A": (89, 50), "B": (84, 0), "C": (20, 0)}, None,

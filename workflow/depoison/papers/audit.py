@@ -47,6 +47,7 @@ class Audit:
         places: of each defense, without one first.
         shown: metrics of the table.
         judge, clean, keep, lose: see `JudgedFile`.
+        right: the metric of triggered images that are as they should be, where the judge alone does not tell.
         examples: images with its trigger, where that is known.
     """
 
@@ -58,6 +59,7 @@ class Audit:
     clean: float
     keep: Metric
     lose: float
+    right: Metric | None
     examples: Artifact | None
 
     def artifacts(self) -> list[Artifact]:
@@ -85,10 +87,13 @@ def read_audit(plan: Plan, name: str) -> Audit:
         if metric.sign != sign:
             valid = ", ".join(one.name for one in plan.metrics.values() if one.sign == sign)
             raise DepoisonError(f"{document.place(key, of)}: {of}: {metric.name} is no such metric; valid: {valid}")
-    metrics = tuple(dict.fromkeys([*shown, judge, keep]))
+    rule_of = judge.no_rescue
+    right = plan.metrics[rule_of.right] if rule_of else None
+    beside = [plan.metrics[rule_of.clean], right] if rule_of and right else []
+    metrics = tuple(dict.fromkeys([*shown, judge, keep, *beside]))
     places = tuple(_place(plan, name, content, choice, metrics) for choice in _defenses(plan, content))
     examples = _examples(places[0]) if content.trigger else None
-    found = Audit(name, content, places, shown, judge, rule.clean, keep, rule.lose, examples)
+    found = Audit(name, content, places, shown, judge, rule.clean, keep, rule.lose, right, examples)
     plan.artifacts.update(chain_of(found.artifacts()))
     return found
 

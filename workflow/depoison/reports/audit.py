@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from depoison.artifacts import read_record
 from depoison.papers.audit import Audit
 from depoison.papers.grid import Place
+from depoison.plan.metrics import Metric
 from depoison.plan.plan import Plan
 from depoison.reports.figures.tradeoff import MARKERS
 from depoison.reports.html.pictures import examples_of
@@ -26,12 +28,14 @@ class Row:
     Attributes:
         values: by the metric's name; None: nothing to measure.
         cleans: whether its model is clean.
+        wrong: whether triggered images go neither where the attack wants them nor where they belong (`Metric.no_rescue`).
         cell: its path.
     """
 
     label: str
     values: dict[str, float | None]
     cleans: bool
+    wrong: bool
     cell: str
 
 
@@ -39,11 +43,11 @@ def content_of(plan: Plan, audit: Audit) -> dict[str, Any]:
     """Whatever is said of it."""
     read, rows = Reader(), []
     for place in audit.places:
-        metrics = dict.fromkeys([*audit.shown, audit.judge, audit.keep])
-        values = {metric.name: next(iter(read.values(place, metric)[0].values()), None) for metric in metrics}
+        values = {metric.name: next(iter(read.values(place, metric)[0].values()), None) for metric in place.metrics}
         judged = values[audit.judge.name]
         cleans = judged is not None and judged <= audit.clean
-        rows.append(Row(plan.label("defense", place.defense.name), values, cleans, place.cells[0].name.path))
+        label, wrong = plan.label("defense", place.defense.name), _leaves_wrong(audit.judge, values)
+        rows.append(Row(label, values, cleans, wrong, place.cells[0].name.path))
     before, *others = rows
     best, summary = _best(audit, before, others), audit.content.summary
     return {
@@ -76,11 +80,19 @@ def render(plan: Plan, audit: Audit, draw: bool = True) -> dict[str, str]:
     return found
 
 
+def _leaves_wrong(judge: Metric, values: Mapping[str, float | None]) -> bool:
+    if (rule := judge.no_rescue) is None:
+        return False
+    clean, judged, right = (values.get(name) for name in (rule.clean, judge.name, rule.right))
+    return None not in (clean, judged, right) and clean - judged - right >= rule.by
+
+
 def _best(audit: Audit, before: Row, rows: list[Row]) -> Row | None:
-    """Of the defenses that purify the one that keeps the most, if it keeps enough."""
+    """Of the defenses that purify and keep enough the one that keeps the most; first of those that set images right."""
     least = (before.values[audit.keep.name] or 0.0) - audit.lose
     kept = [(value, row) for row in rows if row.cleans and (value := row.values[audit.keep.name]) is not None]
-    return max(((value, row) for value, row in kept if value >= least), key=lambda each: each[0], default=(0, None))[1]
+    fitting = [(not row.wrong, value, row) for value, row in kept if value >= least]
+    return max(fitting, key=lambda each: each[:2], default=(True, 0.0, None))[2]
 
 
 def _verdict(audit: Audit, before: Row, best: Row | None, rows: list[Row]) -> str:
@@ -109,8 +121,18 @@ def _verdict(audit: Audit, before: Row, best: Row | None, rows: list[Row]) -> st
             price = f"the nearest is {min(judged)[1]} with {judge.text(min(judged)[0])}"
         return f"No defense purifies it at an acceptable price: {is_}; {price}."
     now, kept = (best.values[metric.name] or 0.0 for metric in (judge, keep))
-    cleaning = sum(row.cleans for row in rows)
-    than = f"it keeps the most of {cleaning} that purify" if cleaning > 1 else "no other one purifies"
+    cleaning = [row for row in rows if row.cleans]
+    than = f"it keeps the most of {len(cleaning)} that purify" if len(cleaning) > 1 else "no other one purifies"
+
+    def left(row: Row) -> str:
+        told = f" ({audit.right.label} {row.values[audit.right.name] or 0.0:.0f})" if audit.right else ""
+        return f"leaves triggered images wrong{told}"
+
+    more = [row for row in cleaning if (row.values[keep.name] or 0.0) > kept]
+    if best.wrong:
+        than += f"; but it {left(best)}"
+    elif more:
+        than = "; ".join(f"{row.label} keeps {keep.text(row.values[keep.name] or 0.0)} but {left(row)}" for row in more)
     return (
         f"Take {best.label}: {judge.label} {judge.text(was)} → {judge.text(now)}, {keep.label} {keep.text(had)} → "
         f"{keep.text(kept)}; {than}."
