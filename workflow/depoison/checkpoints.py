@@ -17,9 +17,9 @@ from depoison.files import parse_json, sha256_of, write_bytes
 from depoison.models.layouts import Misfit, read_states
 from depoison.plan.cells import Choice
 from depoison.plan.plan import Cell, Plan
+from depoison.results import model_of
 from depoison.rng import Rng
 from depoison.stages.adopt import adopted, order_of, reorder
-from depoison.stages.inputs import read_dataset, read_model
 from depoison.tasks import task_of
 
 TRACK = "paper"
@@ -134,7 +134,7 @@ def _built(plan: Plan, dataset: str, choice: Choice) -> Any:
     return task.network(spec, classes=classes, shape=shape, generator=generator)
 
 
-def export(cell: Cell, output: Path, form: str = "like-input") -> str:
+def export(plan: Plan, cell: Cell, output: Path, form: str = "like-input") -> str:
     """Write a cell's model as a file of weights.
 
     Args:
@@ -144,20 +144,14 @@ def export(cell: Cell, output: Path, form: str = "like-input") -> str:
     Raises:
         DepoisonError: the model is not here.
     """
-    chain = cell.evaluation.chain().values()
-    model, dataset = (cell.evaluation.upstream[role] for role in ("model", "dataset"))
-    for artifact in (model, dataset):
-        if not Path(artifact.product).exists():
-            raise DepoisonError(f"{artifact.product} is not here; snakemake -- {cell.name.path} makes it")
-    data = read_dataset(Path(dataset.directory))
-    network = read_model(Path(model.directory), data)
-    adopt = next((artifact for artifact in chain if artifact.stage == "adopt"), None)
+    network, dataset = model_of(plan, cell)
+    backdoored = cell.evaluation.upstream["backdoored"]
     key, state = "", network.state_dict()
-    if form == "like-input" and adopt is not None:
-        names = Path(adopt.directory) / "names.json"
-        weights, known = adopt.spec["parameters"]["weights"], parse_json(read_recorded(names), names)
+    if form == "like-input" and backdoored.stage == "adopt":
+        names = Path(backdoored.directory) / "names.json"
+        weights, known = backdoored.spec["parameters"]["weights"], parse_json(read_recorded(names), names)
         if weights["labels"] is not None:
-            reorder(network, order_of(data.classes, weights["labels"]))
+            reorder(network, order_of(dataset.classes, weights["labels"]))
         state, key = network.state_dict(), known["key"]
         types = {name: getattr(torch, known["types"][name]) for name in known["names"]}
         state = {theirs: state[own].to(types[own]) for own, theirs in known["names"].items()}

@@ -348,7 +348,8 @@ def _audit(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> None:
     from depoison.checkpoints import export
 
-    print(export(_plan(options).cell(options.target), options.output, options.format), end="")
+    plan = _plan(options)
+    print(export(plan, plan.cell(options.target), options.output, options.format), end="")
 
 
 def _new(options: argparse.Namespace) -> None:

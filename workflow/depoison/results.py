@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from depoison.models.classifier import Classifier
+    from depoison.plan.plan import Cell as PlannedCell
+    from depoison.stages.inputs import Dataset
 
 
 class Cell:
@@ -70,18 +72,7 @@ class Cell:
         Raises:
             DepoisonError: the model or its dataset is not here, such as in a clone that has only what git holds.
         """
-        from depoison.stages.inputs import read_dataset, read_model
-        from depoison.stages.runner import import_own
-
-        upstream = self._cell.evaluation.upstream
-        for role in ("dataset", "model"):
-            if not Path(upstream[role].product).exists():
-                raise DepoisonError(
-                    f"{upstream[role].product} is not here; `depoison share pull --models {self.path}` fetches it where "
-                    f"it was shared, `{command(self._plan, self.path)}` makes it"
-                )
-        import_own(upstream["model"].spec, upstream["model"].directory, self._plan.configuration.config.runtime)
-        return read_model(Path(upstream["model"].directory), read_dataset(Path(upstream["dataset"].directory)))
+        return model_of(self._plan, self._cell)[0]
 
     def to_pandas(self) -> pd.DataFrame:
         """One row: the parts of its name, and its metrics by key.
@@ -99,6 +90,27 @@ class Cell:
         if not self.made:
             raise DepoisonError(f"{self.path} was not made; `{command(self._plan, self.path)}` makes it")
         return read_evaluation(self._cell.evaluation.product)
+
+
+def model_of(plan: Plan, cell: PlannedCell) -> tuple[Classifier, Dataset]:
+    """The model that was measured, as `Cell.model` has it, and its dataset.
+
+    Raises:
+        DepoisonError: as `Cell.model`.
+    """
+    from depoison.stages.inputs import read_dataset, read_model
+    from depoison.stages.runner import import_own
+
+    path, upstream = cell.name.path, cell.evaluation.upstream
+    for role in ("dataset", "model"):
+        if not Path(upstream[role].product).exists():
+            raise DepoisonError(
+                f"{upstream[role].product} is not here; `depoison share pull --models {path}` fetches it where "
+                f"it was shared, `{command(plan, path)}` makes it"
+            )
+    import_own(upstream["model"].spec, upstream["model"].directory, plan.configuration.config.runtime)
+    dataset = read_dataset(Path(upstream["dataset"].directory))
+    return read_model(Path(upstream["model"].directory), dataset), dataset
 
 
 class Table:

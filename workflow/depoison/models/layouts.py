@@ -131,11 +131,15 @@ class Misfit(DepoisonError):
     @property
     def lines(self) -> list[str]:
         """The faults in words."""
-        return [f"{fault}{_near(name, among)}" for fault, name, among in self.faults]
+        return self._told(len(self.faults))
+
+    def _told(self, count: int) -> list[str]:
+        return [f"{fault}{_near(name, among)}" for fault, name, among in self.faults[:count]]
 
     def __str__(self) -> str:
-        first = "; ".join(f"{fault}{_near(name, among)}" for fault, name, among in self.faults[:3])
-        return f"weights of another network: {first}" + f"; and {len(self.faults) - 3} more" * (len(self.faults) > 3)
+        return f"weights of another network: {'; '.join(self._told(3))}" + f"; and {len(self.faults) - 3} more" * (
+            len(self.faults) > 3
+        )
 
 
 def matched(own: State, given: State) -> dict[str, str]:
@@ -167,11 +171,7 @@ def _pairings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[li
     Args:
         ours, theirs: by module, in order, what it may be recognized by.
     """
-    wrapped = [
-        prefix
-        for prefix in {name.partition(".")[0] for name in theirs}
-        if all(name.startswith(f"{prefix}.") for name in theirs)
-    ]
+    wrapped = len({name.partition(".")[0] for name in theirs}) == 1 and all("." in name for name in theirs)
     plain = {name.partition(".")[2] if wrapped else name: name for name in theirs}
     for names in ({name: name for name in theirs}, plain):
         yield [(name, names[name]) for name in ours if name in names]

@@ -8,14 +8,14 @@ from pydantic import Field
 
 from depoison.errors import DepoisonError, unknown
 from depoison.papers.grid import Place
-from depoison.papers.kinds.examples import KEPT
+from depoison.papers.kinds.examples import examples_of
 from depoison.papers.published import Key
 from depoison.plan.cells import CellName, Choice
 from depoison.plan.config import Checkpoint, Strict, load_as
 from depoison.plan.documents import read_document
 from depoison.plan.metrics import Metric
 from depoison.plan.plan import Plan
-from depoison.plan.specs import Artifact, chain_of, make_artifact, unique
+from depoison.plan.specs import Artifact, chain_of, unique
 
 FILE = "config/audit.yaml"
 SEES = {"model", "clean", "tune"}
@@ -92,7 +92,7 @@ def read_audit(plan: Plan, name: str) -> Audit:
     beside = [plan.metrics[rule_of.clean], right] if rule_of and right else []
     metrics = tuple(dict.fromkeys([*shown, judge, keep, *beside]))
     places = tuple(_place(plan, name, content, choice, metrics) for choice in _defenses(plan, content))
-    examples = _examples(places[0]) if content.trigger else None
+    examples = examples_of(places[0].cells[0]) if content.trigger else None
     found = Audit(name, content, places, shown, judge, rule.clean, keep, rule.lose, right, examples)
     plan.artifacts.update(chain_of(found.artifacts()))
     return found
@@ -115,9 +115,3 @@ def _place(plan: Plan, name: str, content: Checkpoint, defense: Choice, metrics:
     cell = plan.cell(CellName(content.track, *chosen, 0))
     key = Key(content.dataset, content.model, name, defense.canonical)
     return Place({}, key, content.dataset, content.model, chosen[2], defense, (cell,), metrics=metrics)
-
-
-def _examples(place: Place) -> Artifact:
-    backdoored = place.cells[0].evaluation.upstream["backdoored"]
-    upstream = {"dataset": backdoored.upstream["dataset"], "poison": backdoored}
-    return make_artifact("examples", upstream, {"count": KEPT}, 0)

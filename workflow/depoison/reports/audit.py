@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 from collections.abc import Mapping
@@ -16,8 +15,8 @@ from depoison.papers.grid import Place
 from depoison.plan.metrics import Metric
 from depoison.plan.plan import Plan
 from depoison.reports.figures.tradeoff import MARKERS
-from depoison.reports.html.pictures import examples_of
-from depoison.reports.numbers import Reader
+from depoison.reports.html.pictures import data_uri, examples_of
+from depoison.reports.numbers import Number, Reader
 from depoison.reports.tables import templates
 
 
@@ -83,8 +82,8 @@ def render(plan: Plan, audit: Audit, draw: bool = True) -> dict[str, str]:
 def _leaves_wrong(judge: Metric, values: Mapping[str, float | None]) -> bool:
     if (rule := judge.no_rescue) is None:
         return False
-    clean, judged, right = (values.get(name) for name in (rule.clean, judge.name, rule.right))
-    return None not in (clean, judged, right) and clean - judged - right >= rule.by
+    ours, right, clean = (values.get(name) for name in (judge.name, rule.right, rule.clean))
+    return Number(judge.key, ours, right=right, clean=clean).leaves_wrong(judge)
 
 
 def _best(audit: Audit, before: Row, rows: list[Row]) -> Row | None:
@@ -173,4 +172,4 @@ def _plot(audit: Audit, rows: list[Row]) -> str:
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return data_uri(content.getvalue())

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from depoison.attacks.base import Attack, Setup, State
+from depoison.attacks.base import Attack, State, trigger_of
 from depoison.attacks.combined import attack_of
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors, sha256_of, write_json
 from depoison.models.classifier import Classifier
 from depoison.models.layouts import Misfit, matched, read_states, renamed
 from depoison.rng import Rng
-from depoison.stages.inputs import Dataset, built, poisoning_of, read_dataset
+from depoison.stages.inputs import Dataset, built, poisoning_of, read_dataset, save_trigger, setup_of
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 
@@ -34,15 +35,16 @@ def run(job: Job) -> None:
     path = Path(job.root)
     if not path.is_file() or sha256_of(path) != weights["sha256"]:
         raise DepoisonError(f"{path}: not there, or changed since the run was planned; start the run again")
-    model = built(job.parameters["model"], dataset)
+    model, states = built(job.parameters["model"], dataset), read_states(path)
     try:
-        state, known = adopted(model, read_states(path), weights["key"], dict(weights["rename"]))
-    except Misfit as error:
-        for line in error.lines:
-            log.warning("%s", line)
-        raise DepoisonError(f"{path} as {job.parameters['model']['name']}: {error}") from None
+        state, known = adopted(model, states, weights["key"], dict(weights["rename"]))
     except DepoisonError as error:
-        raise error if str(error).startswith(str(path)) else DepoisonError(f"{path}: {error}") from None
+        as_ = ""
+        if isinstance(error, Misfit):
+            as_ = f" as {job.parameters['model']['name']}"
+            for line in error.lines:
+                log.warning("%s", line)
+        raise DepoisonError(f"{path}{as_}: {error}") from None
     model.load_state_dict(state)
     if weights["labels"] is not None:
         reorder(model, order_of(weights["labels"], dataset.classes))
@@ -52,9 +54,9 @@ def run(job: Job) -> None:
 
     attack, poisoning = attack_of(job.parameters["attack"]), poisoning_of(job.parameters)
     trigger = _trigger(job, attack, dataset)
-    test = Test.make(dataset, attack, poisoning, trigger, job.device)
+    test = Test.make(dataset, attack, poisoning, trigger)
     write_json(job.folder / "names.json", known | {"pickled": path.suffix != ".safetensors"})
-    save_tensors(job.folder / "trigger.safetensors", trigger or {"none": torch.zeros(0)})
+    save_trigger(job.folder, trigger)
     test.save(job.folder)
     save_tensors(job.folder / "model.safetensors", model.state_dict())
 
@@ -131,8 +133,5 @@ def _trigger(job: Job, attack: Attack | None, dataset: Dataset) -> State:
     if attack.learns_trigger:
         name = job.parameters["attack"]["name"]
         raise DepoisonError(f"trigger: {name} learns its trigger while it trains; valid: an attack that has it before")
-    setup = Setup(
-        task=dataset.task, shape=dataset.shape, classes=len(dataset.classes), poisoning=poisoning_of(job.parameters),
-        device=torch.device("cpu"), rng=Rng(0, "poison"),
-    )  # fmt: skip
-    return attack.trigger(setup)
+    setup = setup_of(job, dataset, poisoning=poisoning_of(job.parameters))
+    return trigger_of(attack, replace(setup, rng=Rng(0, "poison")))

@@ -14,7 +14,7 @@ from depoison.artifacts import load_tensors, read_recorded, read_spec
 from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Setup, State, stamped
 from depoison.attacks.combined import attack_of
 from depoison.errors import DepoisonError, described, returned
-from depoison.files import corrupted, parse_json
+from depoison.files import corrupted, parse_json, save_tensors
 from depoison.models.classifier import Classifier, architecture, load_pretrained, load_weights
 from depoison.plan.specs import asset_of
 from depoison.rng import Rng
@@ -104,6 +104,12 @@ def read_trigger(poison: Path, attack: Attack | None, dataset: Dataset) -> dict[
         except (DepoisonError, RuntimeError, LookupError, TypeError, ValueError) as error:
             raise corrupted(path, f"no trigger of {type(attack).__name__}: {error!r}", delete=poison) from error
     return trigger
+
+
+def save_trigger(folder: Path, trigger: State) -> None:
+    """Write the trigger's tensors; of a clean model there are none."""
+    # safetensors cannot hold a file without a tensor that tells nothing from a file that lost it: keep a marker.
+    save_tensors(folder / "trigger.safetensors", trigger or {"none": torch.zeros(0)})
 
 
 def poison_of(backdoored: Path) -> Path:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-
 from depoison.attacks.base import Overlay, Poisoning, overlay_of, trigger_of
 from depoison.attacks.combined import attack_of
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors
 from depoison.plan.specs import asset_of
-from depoison.stages.inputs import read_dataset, read_pool, read_split, setup_with_assets
+from depoison.stages.inputs import read_dataset, read_pool, read_split, save_trigger, setup_with_assets
 from depoison.stages.runner import Job
 
 
@@ -32,8 +30,7 @@ def run(job: Job) -> None:
             made = sorted(role for role in job.spec["upstream"] if role.startswith(asset_of()))
             what = " with ".join(job.upstream(role).name for role in ("dataset", *made))
             raise DepoisonError(f"{job.parameters['attack']['name']} on {what}: {error}") from None
-    # safetensors cannot hold a file without a tensor that tells nothing from a file that lost it: keep a marker.
-    save_tensors(job.folder / "trigger.safetensors", trigger or {"none": torch.zeros(0)})
+    save_trigger(job.folder, trigger)
     overlaid = {"indices": where[overlay.indices], "inputs": overlay.inputs, "labels": overlay.labels}
     save_tensors(job.folder / "poison.safetensors", overlaid)
     poisoned = len(overlay.indices) - overlay.covers

@@ -6,7 +6,15 @@ from depoison.attacks.base import Fit, trained
 from depoison.files import save_tensors
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
-from depoison.stages.inputs import new_model, read_attack, read_dataset, read_poisoned, read_trigger, setup_of
+from depoison.stages.inputs import (
+    new_model,
+    read_attack,
+    read_dataset,
+    read_poisoned,
+    read_trigger,
+    save_trigger,
+    setup_of,
+)
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 from depoison.training.loop import Monitor
@@ -38,7 +46,7 @@ def run(job: Job) -> None:
         trigger = trained(attack, fit, model, setup_of(job, dataset, poisoning=poisoning), trigger)
     if known is not attack:
         test = Test.make(dataset, attack, poisoning, trigger, job.device)
-    save_tensors(job.folder / "trigger.safetensors", trigger)
+    save_trigger(job.folder, trigger)
     test.save(job.folder)
     write_history(job, monitor.history)
     save_tensors(job.folder / "model.safetensors", model.state_dict())

@@ -26,6 +26,11 @@ class File(FigureFile):
 
 def drawn(file: File, cell: Cell) -> Artifact:
     """The images."""
+    return examples_of(cell)
+
+
+def examples_of(cell: Cell) -> Artifact:
+    """Images with the trigger of a cell's attack, or of the model that stands in its place."""
     backdoored = cell.evaluation.upstream["backdoored"]
     poison = backdoored.upstream.get("poison", backdoored)
     upstream = {"dataset": cell.evaluation.upstream["dataset"], "poison": poison}

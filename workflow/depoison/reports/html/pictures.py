@@ -57,4 +57,9 @@ def examples_of(artifact: Artifact) -> dict[str, Any]:
 def png(picture: Any) -> str:
     content = io.BytesIO()
     picture.save(content, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+    return data_uri(content.getvalue())
+
+
+def data_uri(content: bytes) -> str:
+    """Of a PNG."""
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"

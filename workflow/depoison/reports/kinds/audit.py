@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from depoison.papers.audit import read_audit
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact
@@ -26,11 +24,11 @@ class AuditReport(Report):
         return self.audit.artifacts()
 
     def render(self) -> dict[str, bytes]:
-        return {suffix: text.encode() for suffix, text in render(self.plan, self.audit).items()}
+        return self._files(draw=True)
 
-    def is_current(self) -> bool:
+    def compared(self) -> dict[str, bytes]:
         """The page shows what the other files say, and to draw takes too long to do it here."""
-        if not self.is_here() or self.missing():
-            return False
-        told = render(self.plan, self.audit, draw=False)
-        return all(Path(self.target + suffix).read_bytes() == text.encode() for suffix, text in told.items())
+        return self._files(draw=False)
+
+    def _files(self, draw: bool) -> dict[str, bytes]:
+        return {suffix: text.encode() for suffix, text in render(self.plan, self.audit, draw).items()}
