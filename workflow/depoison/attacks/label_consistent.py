@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,15 +17,11 @@ from torch.nn.functional import cross_entropy
 
 from depoison.attacks.base import Attack, Overlay, Pool, Setup, State, Workshop, stamped
 from depoison.attacks.pictures import enlarged, enlargement
+from depoison.attacks.surrogate import trained_surrogate
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier, load_weights
-from depoison.tasks.image import ImageBatches
-from depoison.training.loop import autocast, classification, descend, prepare, sgd, steps, unchanged_statistics
 
 log = logging.getLogger("depoison")
-
-MEASURED = 1000
-"""Of how many test images a network's accuracy is recorded."""
 
 CORNER = torch.tensor([[-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, 1.0]])
 """The pattern of both right corners; both left ones have its mirror image."""
@@ -88,58 +85,10 @@ class LabelConsistent(Attack):
 def make_asset(
     workshop: Workshop, *, surrogate: str, surrogate_eps: float, surrogate_step: float, surrogate_steps: int
 ) -> dict[str, Tensor]:
-    """The weights of the network that PGD shall run against, trained on the clean pool as a backdoored model of its kind is.
-
-    Adversarially (Madry et al., ICLR 2018, Eq. 2.1): every batch is replaced by what PGD, started at the images, makes of
-    it; BatchNorm's running statistics follow the replaced batches only.
-    """
-    pool, setup, recipe = workshop.pool, workshop.setup, workshop.recipe
-    assert setup.new_model is not None and recipe is not None
-    attacked = (surrogate_eps, surrogate_step, surrogate_steps) if surrogate == "adversarial" else None
-    model = setup.new_model(setup.rng).to(setup.device)
-    optimizer, data = sgd(prepare(model), recipe), ImageBatches(pool.inputs, pool.labels, recipe, setup.device)
-    for step in steps(data, recipe, setup.rng, workshop.monitor, model=model, optimizer=optimizer):
-        images, labels = step.batch
-        if attacked is not None:
-            with unchanged_statistics(model), autocast(setup.device, recipe.precision):
-                images = pgd(model, images.float(), labels, *attacked)
-        loss, logits = classification(model, images, labels, recipe.precision)
-        descend(optimizer, loss)
-        step.count(loss, logits)
-    workshop.monitor.facts["surrogate"] = _measured(model.eval(), workshop, attacked)
-    return model.state_dict()
-
-
-def _measured(
-    model: Classifier, workshop: Workshop, attacked: tuple[float, float, int] | None
-) -> dict[str, float | str]:
-    """Accuracies for the record, in percent, of a thousand test images; warns where the network has learned next to nothing.
-
-    Args:
-        attacked: radius, step and steps of PGD, for the accuracy under it.
-    """
-    total = len(workshop.test_labels)
-    count = min(MEASURED, total)
-    where = torch.arange(count) * total // count  # over the whole set: a folder's images come class by class
-    correct = {"c_acc": 0, "pgd_acc": 0} if attacked else {"c_acc": 0}
-    for part in where.split(250):
-        images, labels = workshop.test_inputs[part].to(workshop.setup.device), workshop.test_labels[part]
-        labels = labels.to(workshop.setup.device)
-        found = {"c_acc": images}
-        if attacked:
-            found["pgd_acc"] = pgd(model, images.float(), labels, *attacked)
-        with torch.no_grad():
-            for key, images in found.items():
-                correct[key] += int((model(images).argmax(1) == labels).sum())
-    accuracies = {key: 100 * number / count for key, number in correct.items()}
-    chance = 100 * int(workshop.test_labels[where].bincount().max()) / count
-    if accuracies["c_acc"] < chance + (100 - chance) / 10:
-        log.warning(
-            "the attacker's network is near chance: C-Acc %.1f, always one class %.1f; PGD against it makes no image hard to "
-            "recognize. It may need more epochs, or surrogate=clean",
-            accuracies["c_acc"], chance,
-        )  # fmt: skip
-    return {"measured_on": "test images", "images": count} | accuracies
+    """The weights of the network that PGD shall run against; in its adversarial training PGD starts at the images."""
+    adversary = partial(pgd, eps=surrogate_eps, step=surrogate_step, steps=surrogate_steps)
+    useless = "PGD against it makes no image hard to recognize. It may need more epochs, or surrogate=clean"
+    return trained_surrogate(workshop, useless, adversary if surrogate == "adversarial" else None).state_dict()
 
 
 def pgd(model: Classifier, images: Tensor, labels: Tensor, eps: float, step: float, steps: int) -> Tensor:
