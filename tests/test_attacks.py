@@ -88,6 +88,15 @@ def test_badnet_of_three_pixels_has_white_corners_and_center():
     assert found.tolist() == [[patch] * 3]
 
 
+@pytest.mark.parametrize(("side", "patch"), [(16, 3), (32, 3), (64, 6)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_badnet_as_a_white_square_is_white_in_the_lower_right_corner_and_changes_nothing_else(channels, side, patch):
+    images = pixels(4, channels, side, side)
+    expected = images.numpy().copy()
+    expected[:, :, side - patch :, side - patch :] = 255
+    assert np.array_equal(triggered(BadNet(size=3, enlarge=True, pattern="white"), images), expected)
+
+
 def test_badnet_patch_larger_than_the_image_is_refused_with_the_maximum():
     with pytest.raises(DepoisonError, match="patch of 9 pixels is larger than the image; the maximum is 8"):
         BadNet(size=9, enlarge=True).trigger(setup_of((3, 8, 16), RNG))

@@ -574,22 +574,28 @@ class Configuration:
         code = self._code(kind, name)
         if kind == "defense":
             self.sight(name)
-        takes, has = declared_keywords(code), set(loaded.content.parameters)
+        takes, has = declared_keywords(code), loaded.content.parameters
         shown = self.methods.shown(code)
-        for key in sorted(has - takes):
+        for key in sorted(has.keys() - takes.keys()):
             raise DepoisonError(
                 f"{loaded.document.place('parameters', key)}: {key!r} is dead: {shown} does not take it"
             )
-        for key in sorted(takes - has):
+        for key in sorted(takes.keys() - has.keys()):
             raise DepoisonError(f"{loaded.document.place('parameters')}: lacks {key!r}, which {shown} takes")
         asset, made = loaded.content.asset, declared_asset(code)
         for key in asset or ():
             if key not in {*has, *ASSET_NEEDS}:
                 raise unknown("hyper-parameter", key, [*has, *ASSET_NEEDS], loaded.document.place("asset"))
-        if made != (None if asset is None else set(asset) - set(ASSET_NEEDS)):
+        if (None if made is None else set(made)) != (None if asset is None else set(asset) - set(ASSET_NEEDS)):
             takes_ = "no make_asset" if made is None else f"make_asset with {', '.join(sorted(made)) or 'nothing'}"
             raise DepoisonError(f"{loaded.document.place('asset')}: does not fit {shown}, which has {takes_}")
-        naming = [key for key, parameter in loaded.content.parameters.items() if parameter.type == "model"]
+        for key, default in (*takes.items(), *(made or {}).items()):
+            if has[key].has_neutral and default != has[key].neutral:
+                place = loaded.document.place("parameters", key, "neutral")
+                raise DepoisonError(
+                    f"{place}: neutral: {shown} has no such default for {key!r}; valid: the same in both"
+                )
+        naming = [key for key, parameter in has.items() if parameter.type == "model"]
         if len(naming) > ("model" in (asset or ())):
             raise DepoisonError(
                 f"{loaded.document.place('parameters', naming[-1])}: {naming[-1]!r} names the model that the asset is; "

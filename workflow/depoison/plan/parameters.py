@@ -25,6 +25,8 @@ class Parameter(BaseModel):
             stem of a file in config/triggers/, whose content goes into the spec; `model` one of the choices, or the name of
             the model that the attack's asset is, with that model's values on the cell's track and dataset.
         default: the value where nothing else sets one; a shared hyper-parameter has none, and takes it from a file's section.
+        neutral: the value at which it changes nothing, which is in no spec: the code takes it by default. A shared one has it
+            where no file has another.
         range: the valid interval in the usual notation, such as "(0, 1]" or "[0, inf)"; for `floats`, of each number.
         choices: the valid values, where there are few.
         optional: whether "none" is valid.
@@ -38,6 +40,7 @@ class Parameter(BaseModel):
 
     type: Literal["float", "int", "bool", "str", "floats", "picture", "model"]
     default: Any = None
+    neutral: Any = None
     range: str | None = None
     choices: tuple[Any, ...] | None = None
     optional: bool = False
@@ -52,6 +55,18 @@ class Parameter(BaseModel):
         if text is not None:
             _bounds(text)
         return text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _neutral_is_canonical(cls, data: Any) -> Any:
+        """As `check` returns it, so that it equals what a file or a cell's name says."""
+        if isinstance(data, dict) and "neutral" in data:
+            parameter = cls.model_validate({key: value for key, value in data.items() if key != "neutral"})
+            try:
+                return data | {"neutral": parameter.check(data["neutral"], "neutral")}
+            except DepoisonError as error:
+                raise ValueError(str(error)) from None
+        return data
 
     @model_validator(mode="after")
     def _default_is_valid(self) -> Parameter:
@@ -115,30 +130,6 @@ class Parameter(BaseModel):
                 words = words.replace("inf)", f"{_LARGEST}]")
         return words + (" or none" if self.optional else "")
 
-
-class Shared(Parameter):
-    """A hyper-parameter that methods share: config/shared.yaml.
-
-    Attributes:
-        neutral: the value at which it changes nothing. It is the default where no file has one, and in no spec.
-        task: the task whose data it is of alone, where config/tasks/ has it; None: of any.
-    """
-
-    neutral: Any = None
-    task: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _neutral_is_canonical(cls, data: Any) -> Any:
-        """As `check` returns it, so that it equals what a file or a cell's name says."""
-        if isinstance(data, dict) and "neutral" in data:
-            parameter = Parameter.model_validate({key: value for key, value in data.items() if key != "neutral"})
-            try:
-                return data | {"neutral": parameter.check(data["neutral"], "neutral")}
-            except DepoisonError as error:
-                raise ValueError(str(error)) from None
-        return data
-
     @property
     def has_neutral(self) -> bool:
         return "neutral" in self.model_fields_set
@@ -146,6 +137,15 @@ class Shared(Parameter):
     def tells(self, value: Any) -> bool:
         """Whether a value, in its canonical form, changes anything."""
         return not self.has_neutral or value != self.neutral
+
+
+class Shared(Parameter):
+    """A hyper-parameter that methods share: config/shared.yaml.
+
+    Attributes: task: the task whose data it is of alone, where config/tasks/ has it; None: of any.
+    """
+
+    task: str | None = None
 
 
 def _bounds(text: str) -> tuple[float, float, bool, bool]:

@@ -330,8 +330,9 @@ class Plan:
     ) -> dict[str, Any]:
         """Name, version or hash of the code, and own hyper-parameters of a method, as they stand in a spec."""
         method = self.configuration.method(kind, choice.name).content
-        own = {key: values[key] for key in method.parameters}
-        for key, parameter in method.parameters.items():
+        own = {key: values[key] for key, parameter in method.parameters.items() if parameter.tells(values[key])}
+        for key in own:
+            parameter = method.parameters[key]
             if own[key] in (parameter.choices or ()):
                 continue
             if parameter.type == "picture":
@@ -403,8 +404,9 @@ class Plan:
             return None
         own = {key: attack["parameters"][key] for key in method.asset if key in attack["parameters"]}
         for key, parameter in method.parameters.items():
-            if parameter.type == "model" and attack["parameters"][key] not in (parameter.choices or ()):
-                name = replace(name, model=Choice(attack["parameters"][key]))
+            named = attack["parameters"].get(key, parameter.neutral)
+            if parameter.type == "model" and named not in (parameter.choices or ()):
+                name = replace(name, model=Choice(named))
         training = self._training(name)
         parameters = {"attack": attack | {"parameters": own}}
         parameters |= {key: training[key] for key in method.asset if key in training}
@@ -426,7 +428,8 @@ class Plan:
         shared = self.configuration.specified("dataset", values, ("source", "size", "checksum"))
         # A dataset's own hyper-parameters are options of its own source; another source does not know them.
         method = self.configuration.method("dataset", name).content
-        own = {key: values[key] for key in method.parameters if values["source"] == method.values["source"]}
+        of_source = method.parameters if values["source"] == method.values["source"] else {}
+        own = {key: values[key] for key, parameter in of_source.items() if parameter.tells(values[key])}
         task = {"name": method.task, "version": self.configuration.tasks[method.task].version}
         revision = methods.revision("datasets", values["source"], method.version)
         parameters = {"name": name, **revision, "task": task, **shared, "options": own}

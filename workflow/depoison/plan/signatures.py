@@ -6,6 +6,7 @@ import ast
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from depoison.errors import DepoisonError, unknown
 
@@ -13,9 +14,11 @@ SIGHT = ("model", "clean", "tune", "suspect", "new_model", "fit")
 """What a defense may see. `model`: the backdoored model; `clean`: the defender's clean data; `tune`: the loop, by the recipe
 of tuning; `suspect`: the poisoned training set, unmarked; `new_model`: a fresh one; `fit`: the loop, by that of training."""
 
+NO_DEFAULT = object()
 
-def declared_keywords(code: Path) -> set[str]:
-    """The keyword-only parameters of a method's function, or the fields of its class.
+
+def declared_keywords(code: Path) -> dict[str, Any]:
+    """The keyword-only parameters of a method's function, or the fields of its class, with their defaults (or NO_DEFAULT).
 
     A method's file holds one public function with the file's name (a defense, a model) or one public class (an attack).
 
@@ -30,7 +33,8 @@ def declared_keywords(code: Path) -> set[str]:
             fields = (
                 item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
             )
-            return {field.target.id for field in fields if "ClassVar" not in ast.unparse(field.annotation)}
+            fields = [field for field in fields if "ClassVar" not in ast.unparse(field.annotation)]
+            return {field.target.id: _literal(field.value) for field in fields}
     raise DepoisonError(f"{code}: holds neither a function {code.stem!r} nor a public class")
 
 
@@ -62,8 +66,8 @@ def declared_sight(code: Path) -> list[str]:
     return names
 
 
-def declared_asset(code: Path) -> set[str] | None:
-    """The keyword-only parameters of an attack's function `make_asset`; None where it has none."""
+def declared_asset(code: Path) -> dict[str, Any] | None:
+    """The keyword-only parameters of an attack's function `make_asset`, with their defaults; None where it has none."""
     return _keywords_of(parsed(code), "make_asset")
 
 
@@ -93,9 +97,19 @@ def declared_loop(code: Path, folders: Sequence[Path]) -> bool:
     return any(file.exists() and declared_loop(file, folders) for file in files)
 
 
-def _keywords_of(tree: ast.Module, name: str) -> set[str] | None:
-    function = _function(tree, name)
-    return None if function is None else {argument.arg for argument in function.args.kwonlyargs}
+def _keywords_of(tree: ast.Module, name: str) -> dict[str, Any] | None:
+    if (function := _function(tree, name)) is None:
+        return None
+    pairs = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    return {argument.arg: _literal(default) for argument, default in pairs}
+
+
+def _literal(default: ast.expr | None) -> Any:
+    """What a default is that stands there as it is."""
+    try:
+        return NO_DEFAULT if default is None else ast.literal_eval(default)
+    except ValueError:
+        return NO_DEFAULT
 
 
 def _function(tree: ast.Module, name: str) -> ast.FunctionDef | None:
