@@ -277,6 +277,16 @@ def test_oracle_gets_every_candidate_and_sees_no_test_data():
     assert "selection" not in tune.monitor.facts
 
 
+def test_a_fixed_threshold_is_taken_as_it_is():
+    model, tune = network(), tuner(lr=1.0)
+    found = anp(model, DATA, tune, **(PAPER | {"thresholds": [0.6, 0.6], "max_drop": 0.0}), select="fixed")
+    mask = learn_mask(model, DATA, tuner(lr=1.0), 3, eps=0.4, alpha=0.2, steps=1, clipped=True)
+    assert (mask <= 0.6).any() and not changed(state_of(pruned(model, mask, 0.6)), state_of(found))
+    assert "selection" not in tune.monitor.facts
+    with pytest.raises(DepoisonError, match="^anp: select=fixed takes one threshold, and thresholds has 2$"):
+        anp(model, DATA, tuner(), **(PAPER | {"thresholds": [0.6, 0.7]}), select="fixed")
+
+
 def swept(rows: list[tuple[float, float | None]], before: float, max_drop: float) -> tuple[float, dict]:
     """The value that the oracle picks where the models' C-Acc and ASR are these."""
 

@@ -49,13 +49,16 @@ def anp(
         projection: "eps" keeps perturbations in [-eps, eps]; "none" lets them leave it, as the released code.
         thresholds: what is tried, in any order.
         select: "oracle" returns every candidate; "defender" holds out a part of the defender's own images and takes the
-            highest threshold that costs at most `max_drop` there (if none does, the one with the highest accuracy).
+            highest threshold that costs at most `max_drop` there (if none does, the one with the highest accuracy); "fixed"
+            takes the only threshold, whatever it costs.
         max_drop: largest fall of clean accuracy below the backdoored model's, in percentage points.
 
     Raises:
-        DepoisonError: a model without BatchNorm.
+        DepoisonError: a model without BatchNorm, or several thresholds that are fixed.
     """
     assert tune.recipe is not None
+    if select == "fixed" and len(set(thresholds)) > 1:
+        raise DepoisonError(f"anp: select=fixed takes one threshold, and thresholds has {len(set(thresholds))}")
     learning, held_out = clean, None
     if select == "defender":
         order = torch.randperm(len(clean.labels), generator=tune.rng.generator("held out"))
@@ -66,6 +69,8 @@ def anp(
     per_epoch = -(-len(clean.labels) // tune.recipe.batch_size)
     mask = learn_mask(model, learning, tune, per_epoch, eps=eps, alpha=alpha, steps=steps, clipped=projection == "eps")
     values = tuple(sorted(set(thresholds)))
+    if select == "fixed":
+        return pruned(model, mask, values[0])
     candidates = Candidates("threshold", values, lambda value: pruned(model, mask, value), max_drop)
     if held_out is None:
         return candidates
