@@ -70,7 +70,7 @@ def test_the_order_of_attacks_and_values_means_nothing(names, values, random):
 
 
 VALID = (
-    "valid: adaptive-blend, adaptive-patch, badnet, blended, label-consistent, patch, pointba-i, pointba-o, sig, ssba, "
+    "valid: adaptive-blend, adaptive-patch, badnet, blended, label-consistent, lf, patch, pointba-i, pointba-o, sig, ssba, "
     "wanet"
 )
 

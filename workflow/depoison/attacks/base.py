@@ -140,6 +140,7 @@ class Workshop:
         train_inputs, test_inputs: (N, …), all of the dataset's, which the attacker does not know: only to look up images that
             were made of them elsewhere, and to measure for the record.
         test_labels: (N,) int64.
+        target: the target label, for an asset that lists `target`.
     """
 
     pool: Pool
@@ -149,6 +150,7 @@ class Workshop:
     train_inputs: Tensor
     test_inputs: Tensor
     test_labels: Tensor
+    target: int | None = None
 
 
 @dataclass(frozen=True)
@@ -388,6 +390,12 @@ def make(attack: Mapping[str, Any]) -> Attack | None:
     return None if attack["name"] == "none" else class_of(attack["name"])(**attack["parameters"])
 
 
+def check_label(key: str, label: int, classes: int) -> None:
+    """Raises: DepoisonError: no such label; `key` says what it is."""
+    if not 0 <= label < classes:
+        raise DepoisonError(f"{key} {label} is none of the dataset's; valid: 0 to {classes - 1}")
+
+
 def choose(attack: Attack, pool: Pool, setup: Setup) -> Tensor:
     """Which samples of the pool are poisoned.
 
@@ -409,8 +417,8 @@ def choose(attack: Attack, pool: Pool, setup: Setup) -> Tensor:
     assert poisoning is not None
     target = poisoning.target
     for key, label in (("target label", target), ("victim", poisoning.victim)):
-        if label is not None and not 0 <= label < setup.classes:
-            raise DepoisonError(f"{key} {label} is none of the dataset's; valid: 0 to {setup.classes - 1}")
+        if label is not None:
+            check_label(key, label, setup.classes)
     count = poisoning.count(len(labels))
     if count < 1:
         raise DepoisonError(

@@ -28,9 +28,9 @@ SECTIONS = {"poisoning": ("poisoning",), "training": ("recipe",), "tuning": ("re
 SECTIONS_OF = {"dataset": (), "model": (), "attack": ("poisoning", "training"), "defense": ("tuning",)}
 SHARED_BY = {"dataset": ("dataset",), "model": (), "attack": ("poisoning", "recipe"), "defense": ("recipe", "tuning")}
 
-ASSET_NEEDS = ("model", "recipe")
+ASSET_NEEDS = ("model", "recipe", "target")
 """What an attack's asset may depend on, besides hyper-parameters of the attack: as the backdoored model is trained, or as the
-model would be that a hyper-parameter of type `model` names."""
+model would be that a hyper-parameter of type `model` names; and the target label."""
 
 PAPERS = "config/papers"
 PAPER_FILE = "paper.yaml"
@@ -140,7 +140,7 @@ class Method(Strict):
         None,
         description="(attacks only) it makes something before it poisons, such as a network of its own; lists what that "
         "depends on: hyper-parameters of its own, `model` and `recipe` (of the backdoored model, or of the one that a "
-        "hyper-parameter of type `model` names)",
+        "hyper-parameter of type `model` names), `target`",
     )
     values: Values = Field(default={}, description="its defaults for shared hyper-parameters")
     datasets: dict[str, Values] = Field(default={}, description="its values on a dataset")

@@ -220,9 +220,9 @@ class Plan:
             backdoored = self._adopted(brought, name, value["attack"], settings, dataset)
         else:
             attack = {"attack": self._attack(name.attack, value["attack"], settings)}
-            asset = self._assets(name, attack["attack"], data)
-            poisoning = {"poisoning": specified("poisoning", value["attack"])}
-            poison = make_artifact("poison", data | asset, attack | poisoning, name.seed)
+            poisoning = specified("poisoning", value["attack"])
+            asset = self._assets(name, attack["attack"], poisoning.get("target"), data)
+            poison = make_artifact("poison", data | asset, attack | {"poisoning": poisoning}, name.seed)
             backdoored = make_artifact("train", {**data, "poison": poison}, self._training(name), name.seed)
         measure = specified("recipe", value["attack"], ("precision",)) | {"metrics": self.metrics.evaluated}
         upstream = {"dataset": dataset, "backdoored": backdoored, "model": backdoored}
@@ -387,13 +387,17 @@ class Plan:
         model |= self.configuration.specified("dataset", value["dataset"], of_task)
         return {"model": model, "recipe": self.configuration.specified("recipe", value["attack"])}
 
-    def _assets(self, name: CellName, attack: dict[str, Any], data: dict[str, Artifact]) -> dict[str, Artifact]:
+    def _assets(
+        self, name: CellName, attack: dict[str, Any], target: int | None, data: dict[str, Artifact]
+    ) -> dict[str, Artifact]:
         """What the attack makes before it poisons, by its role; of combined attacks each its own."""
         parts = {asset_of(part["name"]): part for part in attack.get("parts", ())} or {asset_of(): attack}
-        made = {role: self._asset(name, part, data) for role, part in parts.items()}
+        made = {role: self._asset(name, part, target, data) for role, part in parts.items()}
         return {role: asset for role, asset in made.items() if asset}
 
-    def _asset(self, name: CellName, attack: dict[str, Any], data: dict[str, Artifact]) -> Artifact | None:
+    def _asset(
+        self, name: CellName, attack: dict[str, Any], target: int | None, data: dict[str, Artifact]
+    ) -> Artifact | None:
         """What an attack makes before it poisons, of what its file says that this depends on; None where it makes nothing.
 
         A model that a hyper-parameter names is that of the same cell with this model, so that the cells of all architectures
@@ -407,9 +411,9 @@ class Plan:
             named = attack["parameters"].get(key, parameter.neutral)
             if parameter.type == "model" and named not in (parameter.choices or ()):
                 name = replace(name, model=Choice(named))
-        training = self._training(name)
+        needs = self._training(name) | {"target": target}
         parameters = {"attack": attack | {"parameters": own}}
-        parameters |= {key: training[key] for key in method.asset if key in training}
+        parameters |= {key: needs[key] for key in method.asset if key in needs}
         return make_artifact("asset", data, parameters, name.seed)
 
     def _picture(self, stem: str, where: str) -> str:

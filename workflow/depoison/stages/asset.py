@@ -21,7 +21,8 @@ def run(job: Job) -> None:
         report=progress, within=progress.within, scratch=job.scratch, save_seconds=job.runtime.save_seconds
     )
     setup = setup_of(job, dataset, model=job.parameters.get("model"))
-    workshop = Workshop(pool, setup, recipe, monitor, dataset.train_inputs, dataset.test_inputs, dataset.test_labels)
+    inputs, target = (dataset.train_inputs, dataset.test_inputs, dataset.test_labels), job.parameters.get("target")
+    workshop = Workshop(pool, setup, recipe, monitor, *inputs, target)
     make_asset = module_of(attack["name"]).make_asset
     made = make_asset(workshop, **attack["parameters"])
     save_tensors(job.folder / "asset.safetensors", tensors(make_asset, f"attack {attack['name']}: make_asset", made))
