@@ -144,6 +144,7 @@ def tune_by_hand(
     penalty: Callable[[State], Tensor] | None = None,
     rho: float = 0.0,
     adaptive: bool = False,
+    smoothing: float = 0.0,
     after: Callable[[State], None] | None = None,
     statistics: str = "batch",
 ) -> State:
@@ -155,6 +156,7 @@ def tune_by_hand(
         penalty: added to the loss.
         rho: above 0, each step takes its gradient at w + rho T^2 g / ||T g||.
         adaptive: whether T = diag(|w|); else the identity.
+        smoothing: the label's part of the target is 1 - smoothing, the others have equal parts of the rest.
         after: changes the state in place after each step.
     """
     state = {
@@ -166,7 +168,9 @@ def tune_by_hand(
     def gradient(at: State, images: Tensor, labels: Tensor) -> tuple[State, dict[str, Tensor]]:
         at = {name: tensor.clone().requires_grad_(name in names) for name, tensor in at.items()}
         logits, found = forward_by_hand(at, images, statistics)
-        loss = (logits.exp().sum(1).log() - logits[torch.arange(len(labels)), labels]).mean()
+        target = torch.full_like(logits, smoothing / (logits.shape[1] - 1))
+        target[torch.arange(len(labels)), labels] = 1 - smoothing
+        loss = (target * (logits.exp().sum(1, keepdim=True).log() - logits)).sum(1).mean()
         loss = loss if penalty is None else loss + penalty(at)
         return dict(zip(names, torch.autograd.grad(loss, [at[name] for name in names]), strict=True)), found
 

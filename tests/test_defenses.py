@@ -451,6 +451,13 @@ def test_sam_steps_carry_momentum_and_weight_decay_outside_the_ascent(batchnorm,
     assert close(found, by_hand, 1e-4)
 
 
+def test_sam_smooths_labels_in_both_passes():
+    found = state_of(ft_sam(network(), DATA, Tune(lr=0.2), rho=0.5, constraint="adaptive", smoothing=0.3))
+    by_hand = functools.partial(tune_by_hand, network(), full_batches(1, 0.2), rho=0.5, adaptive=True)
+    assert close(found, by_hand(smoothing=0.3))
+    assert not close(found, by_hand(), 1e-3)
+
+
 def test_sam_updates_running_statistics_once_a_step():
     found = state_of(DEFENSES["ft-sam"](network(), DATA, Tune(epochs=3)))
     assert found["extractor.1.num_batches_tracked"] == 3

@@ -835,3 +835,13 @@ def test_snakemake_refuses_with_the_same_line(change, target, words, project):
     if change:
         change(project)
     refused(project.snakemake("-n", target), *words)
+
+
+@pytest.mark.parametrize("command", [["list", "attacks"], ["lock"], ["new", "dataset", "--help"]])
+def test_output_that_nobody_reads_to_its_end_is_no_error(project: Project, command: list[str]) -> None:
+    done = subprocess.Popen(
+        [sys.executable, "-m", "depoison", *command], cwd=project.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert done.stdout is not None and done.stderr is not None
+    done.stdout.close()
+    assert (done.stderr.read(), done.wait()) == (b"", 0)

@@ -217,6 +217,17 @@ def test_constant_learning_rate_stays():
     assert {recipe(lr=0.3, epochs=5).learning_rate(step, 50) for step in range(50)} == {0.3}
 
 
+@pytest.mark.parametrize("epochs", [1, 35])
+def test_recurring_is_what_a_schedule_over_100_epochs_gives_that_is_stepped_by_batch(epochs):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+    plan = recipe(lr=0.2, epochs=epochs, schedule="recurring")
+    for step in range(350):
+        assert plan.learning_rate(step, 350) == pytest.approx(schedule.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
 @pytest.mark.parametrize("steps", [10, 100, 1000])
 def test_onecycle_rises_linearly_for_three_tenths_and_falls_to_zero(steps):
     plan = recipe(lr=0.5, epochs=10, schedule="onecycle")

@@ -63,8 +63,13 @@ def _carry_out(options: argparse.Namespace) -> int:
         _set_up_logging(file)
         if options.command not in (_stage, _worker, _init):
             _stand_in_the_project()
-        return options.command(options) or 0
+        code = options.command(options) or 0
+        sys.stdout.flush()
+        return code
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not file:  # nobody reads on: `depoison list attacks | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         foreseen = isinstance(error, DepoisonError | OSError | MemoryError)
         if options.debug or not (foreseen or file):
             raise

@@ -13,33 +13,45 @@ import copy
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from depoison.defenses.tuning import Labeled, Tuner
 from depoison.models.classifier import Classifier
+from depoison.training.batches import Batch
 from depoison.training.loop import classification, prepare, sgd, unchanged_statistics
 
 
-def ft_sam(model: Classifier, clean: Labeled, tune: Tuner, *, rho: float, constraint: str) -> Classifier:
+def ft_sam(
+    model: Classifier, clean: Labeled, tune: Tuner, *, rho: float, constraint: str, smoothing: float = 0.0
+) -> Classifier:
     """Purify `model` by fine-tuning with sharpness-aware minimization.
 
     Args:
         rho: radius of the ascent step in the L2 norm over all weights, biases and BatchNorm's included.
         constraint: "adaptive": the step of each weight is measured relative to the weight, T = diag(|w|); "none": T is the
             identity, plain SAM.
+        smoothing: what of a label all other classes share.
     """
-
     recipe, tuned = tune.recipe, copy.deepcopy(model)
     assert recipe is not None
+
+    def loss_of(batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, logits = classification(tuned, *batch, recipe.precision)
+        if smoothing:
+            classes = logits.shape[1]  # PyTorch's smoothing is shared by all classes, the label's included
+            loss = cross_entropy(logits, batch[1], label_smoothing=smoothing * classes / (classes - 1))
+        return loss, logits
+
     parameters = prepare(tuned)
     optimizer = sgd(parameters, recipe)
     for step in tune.steps(tune.batches(tuned, clean), model=tuned, optimizer=optimizer):
-        loss, logits = classification(tuned, *step.batch, recipe.precision)
+        loss, logits = loss_of(step.batch)
         optimizer.zero_grad()
         loss.backward()
         with ascended(parameters, rho, adaptive=constraint == "adaptive"), unchanged_statistics(tuned):
             optimizer.zero_grad()
-            classification(tuned, *step.batch, recipe.precision)[0].backward()
+            loss_of(step.batch)[0].backward()
         optimizer.step()
         step.count(loss, logits)
     return tuned.eval()

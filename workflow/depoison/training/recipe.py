@@ -38,6 +38,8 @@ class Recipe:
 
         cosine: lr * (1 + cos(pi * epoch / epochs)) / 2, constant within an epoch, as FST's and BackdoorBench's code.
         multistep: a tenth of it after 35% of the epochs, and a hundredth after 75% (NGF's released code).
+        recurring: down a cosine to 0 in 100 steps, up again in the next 100, and so on: FT-SAM's released code, which takes a
+            step of a schedule over 100 epochs after each batch.
         onecycle: linear from lr / 25 to lr in the first 30% of the steps, then cosine to 0 (Smith and Topin, 2019).
         """
         if self.schedule == "constant":
@@ -48,6 +50,8 @@ class Recipe:
         if self.schedule == "multistep":
             epoch = step * self.epochs // steps
             return self.lr * 0.1 ** sum(100 * epoch >= percent * self.epochs for percent in (35, 75))
+        if self.schedule == "recurring":
+            return self.lr * (1 + math.cos(math.pi * step / 100)) / 2
         peak = 0.3 * steps
         if step < peak:
             return self.lr * (1 / 25 + (1 - 1 / 25) * step / peak)
