@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from depoison.artifacts import (
     read_spec,
 )
 from depoison.errors import DepoisonError
+from depoison.files import publish
 from depoison.papers.claims import read_claims
 from depoison.papers.figures import read_figure
 from depoison.papers.index import read_index
@@ -390,3 +393,27 @@ def test_any_checkpoint_is_what_is_expected_or_refused(content, scratch):
     put_recorded(path := scratch / "tensors/data.safetensors", content)
     if found := held(lambda: load_tensors(path, {"labels": "int64 N"}, {"labels": 3}), path):
         assert found["labels"].dtype == torch.int64 and found["labels"].dim() == 1
+
+
+@pytest.mark.parametrize("product", ["a.safetensors", "m.safetensors", "z.safetensors"])
+def test_an_artifact_whose_product_is_there_is_whole_wherever_its_job_dies(
+    product: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names, moved = sorted({"b.csv", "run.json", "spec.json", product}), os.replace
+    for dies in range(len(names) + 1):
+        built, directory = tmp_path / f"built{dies}", tmp_path / f"artifact{dies}"
+        built.mkdir()
+        for name in names:
+            (built / name).write_text(name)
+        left = iter(range(dies))
+
+        def die(source: Path, target: Path, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            moved(source, target)
+
+        monkeypatch.setattr(os, "replace", die)
+        with contextlib.nullcontext() if dies == len(names) else pytest.raises(KeyboardInterrupt):
+            publish(built, directory, product)
+        there = sorted(path.name for path in directory.iterdir())
+        assert len(there) == dies and ((directory / product).exists() == (there == names))
