@@ -52,7 +52,7 @@ TINY = {
     "training": {"epochs": 1, "batch_size": 128, "evaluate_every": 0, "precision": "fp32"},
     "tuning": {"epochs": 1, "batch_size": 64, "precision": "fp32"},
     "attacks": {"label-consistent": {"surrogate_steps": 1}},
-    "defenses": {"ngf": {"epoch_batches": 2}},
+    "defenses": {"ngf": {"epoch_batches": 2}, "nc": {"inversion_epochs": 1}},
 }
 SMALL = {
     "title": "Small",

@@ -7,9 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+import pretend_gpu
 from depoison.metrics.agreement import agreement
-from depoison.metrics.inversion import anomaly, inversion
+from depoison.metrics.inversion import inversion
+from depoison.training.inversion import anomaly
 
 VALUES = {"steps": 150, "batch_size": 32, "lr": 0.1, "cost": 0.001, "success": 0.99, "patience": 5}
 
@@ -25,7 +28,7 @@ class Planted(nn.Module):
         x = x.float().mean(1) / 255
         parts = [part.mean((1, 2)) for rows in x.split(4, 1) for part in rows.split(4, 2)]
         corner = x[:, -2:, -2:].mean((1, 2)) ** 4
-        return 40 * torch.stack(parts, 1) + self.strength * corner[:, None] * torch.eye(4)[2]
+        return 40 * torch.stack(parts, 1) + self.strength * corner[:, None] * torch.eye(4, device=x.device)[2]
 
 
 def photographs() -> tuple[Tensor, Tensor]:
@@ -48,6 +51,62 @@ def test_a_planted_trigger_is_found_at_its_class(strength):
         assert found["class"] == 2 and found["mask_sizes"][2] < min(found["mask_sizes"][i] for i in (0, 1, 3))
 
 
+def sizes_by_hand(
+    model: nn.Module, images: Tensor, generator: torch.Generator, values: dict[str, float]
+) -> list[float]:
+    """|m|₁ of the smallest trigger of each class, with the search's state in plain numbers."""
+    found = []
+    for target in range(4):
+        mask, pattern = (torch.randn(s, generator=generator).requires_grad_() for s in ((1, 8, 8), (3, 8, 8)))
+        optimizer = torch.optim.Adam([mask, pattern], lr=values["lr"], betas=(0.5, 0.9))
+        weight, ups, downs, best, last = 0.0, 0, 0, None, 0.0
+        goal = torch.full((values["batch_size"],), target)
+        for _ in range(values["steps"]):
+            x = images[torch.randint(len(images), (values["batch_size"],), generator=generator)].float()
+            m, p = (torch.tanh(mask) + 1) / 2, (torch.tanh(pattern) + 1) / 2
+            logits = model((1 - m) * x + m * 255 * p)
+            size = m.sum()
+            optimizer.zero_grad()
+            torch.autograd.backward(cross_entropy(logits, goal) + weight * size, inputs=[mask, pattern])
+            optimizer.step()
+            turned, last = (logits.argmax(1) == goal).float().mean().item() >= values["success"], size.item()
+            if turned and (best is None or last < best):
+                best = last
+            ups, downs = (ups + 1, 0) if turned else (0, downs + 1)
+            if ups >= values["patience"]:
+                weight, ups = (weight * 1.5 if weight else values["cost"]), 0
+            elif downs >= values["patience"]:
+                weight, downs = weight / 1.5**1.5, 0
+        found.append(last if best is None else best)
+    return found
+
+
+@pytest.mark.parametrize("changes", [{}, {"patience": 2, "success": 0.9, "lr": 0.3}])
+def test_sizes_are_those_of_a_search_in_plain_numbers_to_the_last_bit(changes):
+    values, (images, labels) = VALUES | {"steps": 40} | changes, photographs()
+    model = Planted(60.0).eval()
+    index, found = inversion(model, images, labels, torch.Generator().manual_seed(3), **values)
+    expected = sizes_by_hand(model, images, torch.Generator().manual_seed(3), values)
+    assert index == anomaly(torch.tensor(expected)).max().item()
+    assert found["mask_sizes"] == [round(size, 3) for size in expected]
+
+
+def test_no_step_waits_for_the_device(monkeypatch):
+    """A number is fetched from it never; sizes are, once."""
+    asked, refuse = [], pretend_gpu._refuse
+    monkeypatch.setattr(
+        pretend_gpu, "_refuse", lambda function, *rest: (asked.append(function.overloadpacket), refuse(function, *rest))
+    )
+    images, labels = photographs()
+    with pretend_gpu.pretend_gpu() as device:
+        model = Planted(60.0).to(device).eval()
+        found = inversion(model, images, labels, torch.Generator().manual_seed(1), **(VALUES | {"steps": 6}))
+    assert torch.ops.aten._log_softmax in asked and torch.ops.aten._local_scalar_dense not in asked
+    assert found == inversion(
+        Planted(60.0).eval(), images, labels, torch.Generator().manual_seed(1), **(VALUES | {"steps": 6})
+    )
+
+
 def test_the_anomaly_index_by_hand():
     """Median 10, absolute deviations 8, 0, 1, 2, 0: their median is 1."""
     assert anomaly(torch.tensor([2.0, 10.0, 11.0, 12.0, 10.0])).tolist() == pytest.approx([8 / 1.4826, 0, 0, 0, 0])
@@ -68,3 +127,14 @@ def test_agreement_is_of_what_both_say():
     images[:50, :, -2:, -2:] = 255
     before = model(images).argmax(1) == other(images).argmax(1)
     assert agreement(model, other, images) == pytest.approx(100 * before.float().mean().item()) and not before.all()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_model_whose_outputs_are_no_numbers_says_nothing_that_the_other_says(which):
+    images, _ = photographs()
+    models = [Planted(0.0), Planted(0.0)]
+    said = models[0](images).argmax(1)
+    assert (said == 0).any()
+    models[which].strength.data.fill_(float("nan"))
+    assert agreement(*models, images) == 0
+    assert agreement(models[which], models[which], images) == 0
