@@ -306,7 +306,7 @@ def _defenses() -> list[str]:
 
 
 def test_all_defenses_that_purify_do():
-    assert _defenses() == ["anp", "fe-tuning", "fst", "ft", "ft-init", "ft-sam", "i-bau", "l2", "lp", "ngf"]
+    assert _defenses() == ["anp", "fe-tuning", "fst", "ft", "ft-init", "ft-sam", "i-bau", "l2", "lp", "nc", "ngf"]
 
 
 @pytest.mark.parametrize("defense", _defenses())
