@@ -132,14 +132,14 @@ WIDE = ("dataset", "model", "attack", "rate", "variant", "defense", "c_acc", "as
 
 
 def long(*lines: str) -> str:
-    """A published CSV, from a line for each cell: its dataset, model, attack, rate, variant, defense, C-Acc and ASR."""
+    """A published CSV, from a line for each cell: its dataset, model, attack, rate, variant, defense, C-Acc, ASR and DER."""
     found = ["dataset,model,attack,defense,metric,value"]
     for line in lines:
         dataset, model, attack, rate, variant, defense, *numbers = line.split(",")
         name = "+".join([attack, *[f"rate={rate}"] * bool(rate), *[variant] * bool(variant)])
         found += [
             f"{dataset},{model},{name},{defense},{metric},{number}"
-            for metric, number in zip(("c-acc", "asr"), numbers, strict=True)
+            for metric, number in zip(("c-acc", "asr", "der"), numbers, strict=False)
             if number
         ]
     return "\n".join(found) + "\n"

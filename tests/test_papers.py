@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import ROOT, Project, long, printed_lines
 from depoison.errors import DepoisonError
@@ -17,7 +19,9 @@ from depoison.papers.published import Key, Published, read_published
 from depoison.papers.tables import read_table
 from depoison.plan.metrics import metrics_of
 from depoison.plan.plan import Plan
-from depoison.reports.papers import errata
+from depoison.reports.papers import errata, underived
+
+METRICS = metrics_of(ROOT)
 
 
 @pytest.fixture
@@ -82,6 +86,46 @@ def test_a_row_that_has_the_numbers_of_another(alone):
     assert section(alone, "rows printed twice") == ["- table1: badnet+rate=0.05 has the numbers of badnet+rate=0.1"]
 
 
+UNDERIVED, ALIKE = "numbers that do not follow from others", "different cells that two tables print alike"
+
+
+@given(*[st.floats(0, 100).map(lambda value: round(value, 2))] * 4, st.integers(-4, 4))
+def test_what_others_determine_is_told_where_they_do_not_give_it(c_acc, asr, c_acc_before, asr_before, off):
+    """By hand: DER of exact numbers that round to the printed ones is within 0.01 of theirs, and printed to 0.005."""
+    exact = (max(0, asr_before - asr) - max(0, c_acc_before - c_acc) + 100) / 2
+    printed = round(exact + off / 200, 3)
+    key = Key("cifar10", "resnet18", "badnet+rate=0.1", "lp")
+    lines = {
+        key: {"c-acc": str(c_acc), "asr": str(asr), "der": str(printed)},
+        key._replace(defense="none"): {"c-acc": str(c_acc_before), "asr": str(asr_before)},
+    }
+    told = list(underived("table1", lines, METRICS))
+    line = f"- table1: badnet+rate=0.1, lp: DER is printed as {printed}, recomputed {exact:.2f}"
+    flat = asr_before < asr - 0.01 and c_acc_before < c_acc - 0.01  # nothing of either counts: exactly 50
+    if abs(off) == 4 or (flat and abs(off) >= 2):
+        assert told == [line]
+    if abs(off) <= 1:
+        assert not told
+
+
+def test_nothing_is_said_of_what_cannot_be_recomputed(alone):
+    """No undefended number, no number of a kind that is needed, and an average."""
+    lines = ["badnet,0.1,,lp,90.00,10.00,1.00", "sig,0.1,,lp,90.00,,1.00", "average,,,lp,90.00,10.00,1.00"]
+    paper(alone, *lines, "sig,0.1,,none,90.00,99.00", "average,,,none,90.00,99.00")
+    assert section(alone, UNDERIVED) == ["None."]
+    paper(alone, *lines, "badnet,0.1,,none,90.00,99.00")
+    assert section(alone, UNDERIVED) == ["- table1: badnet+rate=0.1, lp: DER is printed as 1.00, recomputed 94.50"]
+
+
+def test_cells_of_two_tables_that_are_the_same_in_every_number(alone):
+    paper(
+        alone, "badnet,0.1,,lp,90.00,10.0,80", "sig,0.1,,lp,90.00,100", "sig,0.05,,lp,80.00", "sig,0.01,,lp,70.00,7.00"
+    )
+    lines = ("badnet,0.05,,ft,90.0,10.00,70", "sig,0.02,,lp,90.00,100", "sig,0.03,,lp,80.00", "sig,0.01,,lp,70.00,7.00")
+    paper(alone, *lines, table="table2")
+    assert section(alone, ALIKE) == ["- table2 has of table1: badnet+rate=0.05 ft as badnet+rate=0.1 lp"]
+
+
 # --- rows that the averages leave out ----------------------------------------------------------------------------
 
 ATTACKS = ("badnet,0.1", "badnet,0.05", "sig,0.1", "sig,0.05")
@@ -141,7 +185,7 @@ def test_of_an_undamaged_paper_nothing_is_told(alone):
     """Nor of one whose averages are wrong here and there, nor of one with too few to tell."""
     paper(alone, *rows(ATTACKS, VALUES), *averages("average", "standard-deviation"))
     titles = re.findall("## ONE: (.*)", errata(alone.path))
-    assert len(titles) == 6 and all(section(alone, title) == ["None."] for title in titles)
+    assert len(titles) == 8 and all(section(alone, title) == ["None."] for title in titles)
     printed = averages("average", "standard-deviation")
     paper(alone, *rows(ATTACKS, VALUES), *[line.replace(",8", ",1") for line in printed])
     assert section(alone, LEFT_OUT) == ["None."] != section(alone, SUMS)
@@ -176,7 +220,7 @@ def correct(project: Project, moves: list[Any], table: str = "table1", **more: A
 
 
 def read(project: Project, table: str = "table1") -> Published:
-    return read_published(project / f"config/papers/one/published/{table}.csv", project.path, metrics_of(ROOT))
+    return read_published(project / f"config/papers/one/published/{table}.csv", project.path, METRICS)
 
 
 def key(attack: str, rate: str, defense: str) -> Key:

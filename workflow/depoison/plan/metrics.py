@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from depoison.plan.signatures import declared_arguments
 
 OF = "@"
 """Between a metric and one of combined attacks."""
+BEFORE = "_before"
+"""Behind the key of a metric, in the code of another: of the model before the defense."""
 
 
 class NoRescue(BaseModel):
@@ -57,6 +59,7 @@ class Metric(BaseModel):
 
     _name: str = PrivateAttr("")
     _revision: int | str = PrivateAttr(1)
+    _takes: frozenset[str] = PrivateAttr(frozenset())
 
     @model_validator(mode="after")
     def _fits_its_source(self) -> Metric:
@@ -132,6 +135,16 @@ class Metrics(dict[str, Metric]):
         """Those that each evaluation measures, and their revisions."""
         return {name: metric.revision for name, metric in self.items() if metric.source == "evaluate"}
 
+    @cached_property
+    def derived(self) -> dict[str, frozenset[str]]:
+        """What the code of those takes that follow from other metrics, of a cell and of the same without a defense."""
+        keys = {metric.key for metric in self.values()}
+        return {
+            name: metric._takes
+            for name, metric in self.items()
+            if metric._takes and all(taken.removesuffix(BEFORE) in keys - {metric.key} for taken in metric._takes)
+        }
+
     def by_key(self, key: str) -> Metric:
         name, at, part = key.partition(OF)
         return self[name.replace("_", "-") + at + part]
@@ -177,7 +190,7 @@ def metrics_of(root: Path, methods: Methods | None = None) -> Metrics:
         code = methods.code("metrics", name)
         methods.refuse_version("metrics", name, document)
         metric._name, metric._revision = name, next(iter(methods.revision("metrics", name, metric.version).values()))
-        takes = declared_arguments(code)
+        metric._takes = takes = frozenset(declared_arguments(code))
         for key in metric.parameters:
             if key not in takes and metric.source == "probe":
                 raise DepoisonError(

@@ -8,6 +8,7 @@ from typing import Any
 from depoison.artifacts import METRICS_FILE, read_evaluation, read_record, read_spec
 from depoison.files import write_json
 from depoison.metrics import key_of, measure
+from depoison.plan.metrics import BEFORE
 from depoison.stages.inputs import chain_of, parts_in, poison_of, read_dataset, read_model
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
@@ -30,7 +31,7 @@ def run(job: Job) -> None:
         before = read_evaluation(job.upstream("undefended") / METRICS_FILE).content
 
     def measured(seen: dict[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-        told = {f"{key}_before": before["metrics"].get(key) for key in map(key_of, names)}
+        told = {f"{key}{BEFORE}": before["metrics"].get(key) for key in map(key_of, names)}
         return dict(zip(("metrics", "denominators"), measure(names, seen | told), strict=True))
 
     parts = parts_in(read_spec(poison_of(backdoored))["parameters"]["attack"])
