@@ -459,6 +459,7 @@ def test_a_fault_in_the_file_is_one_line(tiny, changes, message):
         ({"dataset": "digits+mean=0.1,0.1,0.1"}, r": mean is what config/checkpoints/suspect\.yaml says it is; "),
         ({"attack": "badnet&suspect"}, r": suspect is a model, so it cannot be combined with others; valid: "),
         ({"defense": "abl"}, r": ABL sees what a model is trained on, and of suspect there is a model alone"),
+        ({"defense": "ac"}, r": AC sees what a model is trained on, and of suspect there is a model alone"),
         ({"attack": "suspct"}, r": unknown attack 'suspct'; did you mean 'suspect'"),
     ],
 )  # fmt: skip

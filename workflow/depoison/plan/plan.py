@@ -186,9 +186,9 @@ class Plan:
         backdoored, specified = before.upstream["backdoored"], self.configuration.specified
         seen = self.configuration.sight(name.defense.name)
         upstream = {"model": backdoored} if "model" in seen else {}
-        if brought and not upstream:
-            sees = (one for one in self.configuration.names("defense") if "model" in self.configuration.sight(one))
-            why = f"of {name.attack.name} there is a model alone, no training set; valid: {', '.join(sees)}"
+        if brought and not self._needs_only_a_model(name.defense.name):
+            purify = filter(self._needs_only_a_model, self.configuration.names("defense"))
+            why = f"of {name.attack.name} there is a model alone, no training set; valid: {', '.join(purify)}"
             raise DepoisonError(
                 f"{name.path}: {self.label('defense', name.defense.name)} sees what a model is trained on, and {why}"
             )
@@ -199,6 +199,10 @@ class Plan:
         purified = make_artifact("purify", data | upstream, parameters, name.seed)
         seen_of = before.upstream | {"model": purified, "undefended": before}
         return Cell(name, settings, make_artifact("evaluate", seen_of, before.spec["parameters"]))
+
+    def _needs_only_a_model(self, defense: str) -> bool:
+        """Whether a defense purifies a model, and sees nothing that it was trained on."""
+        return "model" in (seen := self.configuration.sight(defense)) and "suspect" not in seen
 
     def _undefended(
         self, name: CellName, value: Mapping[str, Mapping[str, Any]], settings: Mapping[str, list[Setting]]
