@@ -87,14 +87,14 @@ def test_a_share_of_a_batch_is_kept_on_average():
     assert set(counts) == {1, 2} and abs(np.mean(counts) - 1.6) < 0.1
 
 
-@pytest.mark.parametrize("labels", ["all-to-one", "all-to-all"])
-def test_a_batch_is_triggered_crossed_and_left_alone_in_its_parts(labels, monkeypatch):
+@pytest.mark.parametrize(("labels", "cross_rate"), [("all-to-one", 0.25), ("all-to-all", 0.25), ("all-to-one", None)])
+def test_a_batch_is_triggered_crossed_and_left_alone_in_its_parts(labels, cross_rate, monkeypatch):
     """Of 16 images in one batch: 4 triggered and relabeled, 4 with a foreign trigger and their label, 8 as they are."""
     images, own, plan, seen = pixels(16), classes_of(16), recipe(batch_size=16, lr=0.1), {}
     mask = weights(1, 2)
     setup = setup_of(asset=mask, poisoning=Poisoning(rate=0.25, target=2, labels=labels), rng=RNG)
     fit = Fit(IMAGES, Pool(images, own), torch.zeros(16, dtype=torch.bool), plan, RNG, Monitor(), CPU)
-    model, attack = network(), attack_of(diversity=0.0)
+    model, attack = network(), attack_of(diversity=0.0, cross_rate=cross_rate)
 
     def keep(module, given):
         seen["inputs"] = given[0].detach()

@@ -40,7 +40,7 @@ BETAS = (0.5, 0.9)
 @dataclass(frozen=True, kw_only=True)
 class InputAware(Attack):
     """Attributes:
-    cross_rate: images of a batch that get another one's trigger, as a fraction.
+    cross_rate: images of a batch that get another one's trigger, as a fraction; None: the poisoning rate.
     diversity: weight of the generator's diversity loss.
     generator_lr: of its Adam; with the classifier's schedule.
     generator_width: channels of its first layers, and of the mask's.
@@ -51,7 +51,7 @@ class InputAware(Attack):
     poisons_data = False
     learns_trigger = True
 
-    cross_rate: float
+    cross_rate: float | None
     diversity: float
     generator_lr: float
     generator_width: int
@@ -82,6 +82,7 @@ class InputAware(Attack):
     def train(self, fit: Fit, model: Classifier, setup: Setup, trigger: State) -> State:
         assert setup.poisoning is not None
         device, recipe, rate = setup.device, fit.recipe, setup.poisoning.rate
+        cross_rate = rate if self.cross_rate is None else self.cross_rate
         mask = self._network("mask", setup.shape, {name: tensor.to(device) for name, tensor in trigger.items()})
         generator = new(setup.shape, self.generator_width, setup.shape[0], fit.rng).to(device)
         optimizer, adam = sgd(prepare(model), recipe), torch.optim.Adam(generator.parameters(), betas=BETAS, fused=True)
@@ -93,9 +94,7 @@ class InputAware(Attack):
             images, partners = images.float() / 255, partners.float() / 255
             draws = fit.rng.generator("counts", step.number)
             triggered = whole(rate * len(images), draws)
-            crossed = (
-                min(whole(self.cross_rate * len(images), draws), len(images) - triggered) if len(images) > 1 else 0
-            )
+            crossed = min(whole(cross_rate * len(images), draws), len(images) - triggered) if len(images) > 1 else 0
             own, foreign = images[:triggered], images[triggered : triggered + crossed]
             # One pattern of a partner is pushed away from that of an image, and another image gets it as a foreign one.
             # BatchNorm, of pixels so few as one, needs two of them.
