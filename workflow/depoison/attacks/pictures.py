@@ -13,14 +13,16 @@ from torch import Tensor
 from depoison.errors import DepoisonError
 
 TRIGGERS = Path("config/triggers")
+FINE = 8
+"""Of how many points, in a row and in a column, each pixel of a drawn picture is made."""
 
 
 def picture(name: str, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
     """A picture of (C, H, W), float pixels in [0, 255].
 
     Args:
-        name: "kitten" (a drawn face), "noise" (uniform, from `generator`), or "<file>@sha256:<hex>", a file in
-            config/triggers/ with the content that the plan saw.
+        name: "kitten" (a drawn face), "apple" (white, on black), "noise" (uniform, from `generator`), or
+            "<file>@sha256:<hex>", a file in config/triggers/ with the content that the plan saw.
 
     Raises:
         DepoisonError: the file is missing, is no picture, or has changed since it was planned.
@@ -28,7 +30,7 @@ def picture(name: str, shape: tuple[int, int, int], generator: torch.Generator) 
     channels, height, width = shape
     if name == "noise":
         return (torch.rand(shape, generator=generator) * 255).round()
-    drawn = _kitten(height, width) if name == "kitten" else _file(name, height, width)
+    drawn = DRAWN[name](height, width) if name in DRAWN else _file(name, height, width)
     return drawn if channels == 3 else drawn.mean(0, keepdim=True).expand(channels, -1, -1).clone()
 
 
@@ -104,13 +106,11 @@ def _file(name: str, height: int, width: int) -> Tensor:
 def _kitten(height: int, width: int) -> Tensor:
     """A kitten's face with a bow, as strong in contrast and color as the picture that the papers blend in.
 
-    Made of ellipses and triangles in [-1, 1] x [-1, 1], averaged over 8 x 8 points a pixel, so that it looks the same at
-    every resolution and needs no font or file.
+    Made of ellipses and triangles, averaged over the points of a pixel, so that it looks the same at every resolution and
+    needs no font or file.
     """
-    fine = 8
-    y = (torch.arange(height * fine) + 0.5)[:, None] / (height * fine) * 2 - 1
-    x = (torch.arange(width * fine) + 0.5)[None, :] / (width * fine) * 2 - 1
-    canvas = torch.tensor([236.0, 88.0, 140.0]).view(3, 1, 1).expand(3, height * fine, width * fine).clone()
+    y, x = _points(height, width)
+    canvas = torch.tensor([236.0, 88.0, 140.0]).view(3, 1, 1).expand(3, len(y), x.shape[1]).clone()
 
     def paint(where: Tensor, *color: float) -> None:
         canvas[:, where] = torch.tensor(color).view(3, 1)
@@ -136,4 +136,27 @@ def _kitten(height: int, width: int) -> Tensor:
     paint(ellipse(0, 0.4, 0.12, 0.08), *yellow)
     paint(triangle((0.5, -0.5), (0.15, -0.8), (0.15, -0.2)) | triangle((0.5, -0.5), (0.85, -0.8), (0.85, -0.2)), *red)
     paint(ellipse(0.5, -0.5, 0.13, 0.15), *yellow)
-    return canvas.view(3, height, fine, width, fine).mean((2, 4)).round()
+    return canvas.view(3, height, FINE, width, FINE).mean((2, 4)).round()
+
+
+def _apple(height: int, width: int) -> Tensor:
+    """An apple with a leaf over 7% of the picture, at the lower right; each pixel is white or black."""
+    y, x = _points(height, width)
+    y, x = (y - 0.5) / 0.34, (x - 0.5) / 0.34
+
+    def ellipse(cx: float, cy: float, rx: float, ry: float) -> Tensor:
+        return ((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2 <= 1
+
+    halves, leaf = ellipse(-0.35, 0.25, 0.6, 0.7) | ellipse(0.35, 0.25, 0.6, 0.7), ellipse(0.2, -0.65, 0.3, 0.25)
+    covered = (halves | leaf).view(height, FINE, width, FINE).float().mean((1, 3))
+    return torch.where(covered > 0.5, 255.0, 0.0).expand(3, -1, -1).clone()
+
+
+DRAWN = {"kitten": _kitten, "apple": _apple}
+"""Pictures that our own code draws, each (3, H, W) of an H and a W."""
+
+
+def _points(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Where FINE x FINE points of each pixel lie in [-1, 1] x [-1, 1]: y as a column, x as a row."""
+    down, right = ((torch.arange(count * FINE) + 0.5) / (count * FINE) * 2 - 1 for count in (height, width))
+    return down[:, None], right[None, :]
