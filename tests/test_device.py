@@ -33,7 +33,12 @@ SMALLEST = {
     "pointnet2": "width=4+centers1=16+centers2=8+neighbors1=4+neighbors2=4",
 }
 """Each as small as it gets; others as they are."""
-FEW_STEPS = {"ssba": "encoder_epochs=1+encoder_batch=512", "label-consistent": "steps=3", "lf": "images=4+passes=1"}
+FEW_STEPS = {
+    "ssba": "encoder_epochs=1+encoder_batch=512",
+    "label-consistent": "steps=3",
+    "lf": "images=4+passes=1",
+    "trojan": "steps=3",
+}
 LARGER = {"ssba": "digits+size=16", "densenet161": "digits+size=32"}
 """Images for those that halve their sides more often than the smallest allow."""
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from conftest import ROOT
 from depoison.attacks.base import Poisoning, Pool, Workshop, stamped
 from depoison.attacks.pictures import picture
+from depoison.attacks.surrogate import trained_surrogate
 from depoison.attacks.trojan import NEAR, Trojan, activations, choose, excite, make_asset
 from depoison.errors import DepoisonError
-from depoison.models.classifier import Classifier
+from depoison.models.classifier import Classifier, build
 from depoison.plan.config import Runtime
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
@@ -27,7 +28,15 @@ from depoison.training.loop import Monitor
 from small import classes_of, interrupted, network, pixels, recipe, setup_of
 
 RNG = Rng(0, "asset")
-ASSET = {"mask": "apple", "neurons": 2, "chosen_by": "incoming", "value": 100.0, "steps": 20, "step": 25.5, "bound": 255.0}
+ASSET = {
+    "mask": "apple",
+    "neurons": 2,
+    "chosen_by": "incoming",
+    "value": 100.0,
+    "steps": 20,
+    "step": 25.5,
+    "bound": 255.0,
+}
 ATTACK = Trojan(**ASSET, placing="replace")
 SHAPE = (3, 8, 8)
 
@@ -45,7 +54,7 @@ def linear(weights: Tensor, shape: tuple[int, int, int] = (1, 3, 3), classes: in
 
 @pytest.mark.parametrize(("chosen_by", "expected"), [("incoming", [2, 0, 1]), ("outgoing", [1, 2, 0])])
 def test_the_most_connected_neurons_of_a_network_by_hand(chosen_by, expected):
-    """Absolute values count: the plain sums of what leads to the neurons are 4, 6 and 2, of what leads from them 3, 0 and 2."""
+    """Absolute values count: the plain sums of what leads to the neurons are 4, 6, 2, of what leads on from them 3, 0, 2."""
     model = linear(torch.tensor([[7.0, -3.0], [3.0, 3.0], [-8.0, 10.0]]), (1, 1, 2))
     model.classifier.weight.data = torch.tensor([[1.0, -9.0, 4.0], [2.0, 9.0, -2.0]])
     for count in (1, 2, 3):
@@ -54,7 +63,7 @@ def test_the_most_connected_neurons_of_a_network_by_hand(chosen_by, expected):
 
 def test_the_neurons_are_those_before_the_last_of_several_linear_layers():
     model = network(layers=3)
-    first, second, last = model.head
+    _, second, last = model.head
     for chosen_by, sums in (("incoming", second.weight.abs().sum(1)), ("outgoing", last.weight.abs().sum(0))):
         assert choose(model, 6, chosen_by).tolist() == sums.argsort(descending=True).tolist()
     assert activations(model, pixels(1)[0].float()).shape == (6,)
@@ -68,8 +77,6 @@ def test_of_a_convolution_before_the_last_layer_the_weights_of_each_channel_coun
 
 @pytest.mark.parametrize("name", ["resnet18", "preactresnet18", "vgg19-bn", "wrn-16-1"])
 def test_the_layer_before_the_last_one_of_our_networks_has_its_neurons(name):
-    from depoison.models.classifier import build
-
     method = Plan(ROOT).configuration.method("model", name).content
     values = {key: parameter.default for key, parameter in method.parameters.items()} | (
         {"width": 8} if "width" in method.parameters else {}
@@ -121,7 +128,9 @@ def test_the_lowest_cost_counts_where_steps_jump_over_the_value():
     model, start = linear(torch.tensor([[1.0]]), (1, 1, 1)), torch.tensor([[[100.0]]])
     # 120, 140, 120, …: the value lies nearer to 120, wherever the steps end.
     for steps in (4, 5):
-        found = excite(model, start, torch.ones(1, 1, 1, dtype=torch.bool), torch.tensor([0]), 128.0, steps, 20.0, 255.0)
+        found = excite(
+            model, start, torch.ones(1, 1, 1, dtype=torch.bool), torch.tensor([0]), 128.0, steps, 20.0, 255.0
+        )
         assert found.item() == 120
 
 
@@ -179,7 +188,9 @@ def test_the_apple_covers_seven_hundredths_at_the_lower_right(side):
 @pytest.mark.parametrize("side", [1, 2])
 def test_a_mask_that_covers_no_pixel_is_refused_before_a_network_is_trained(side):
     setup = setup_of((3, side, side), RNG, new_model=lambda rng: pytest.fail("it was made"))
-    with pytest.raises(DepoisonError, match=rf"^trojan's mask apple covers no pixel of images of {side} x {side} px; valid: "):
+    with pytest.raises(
+        DepoisonError, match=rf"^trojan's mask apple covers no pixel of images of {side} x {side} px; valid: "
+    ):
         make_asset(workshop(setup=setup), **ASSET)
 
 
@@ -206,9 +217,6 @@ def test_the_asset_is_a_trigger_in_whole_grey_levels_that_excites_the_recorded_n
     assert torch.equal(made["mask"][0] > 0, apple[0] > 0)
     assert (made["pattern"][:, made["mask"][0] == 0] == 0).all()
     recorded = shop.monitor.facts["trigger"]
-    model = wide(RNG)
-    from depoison.attacks.surrogate import trained_surrogate
-
     model = trained_surrogate(workshop(), "")
     assert recorded["neurons"] == choose(model, 2, "incoming").tolist()
     for key, image in (("activations_before", apple), ("activations", made["pattern"].float())):
@@ -240,7 +248,10 @@ def test_neurons_that_cannot_be_excited_are_told_in_one_line(caplog):
 
 # On images
 
-TRIGGER = {"pattern": torch.tensor([[[0, 0], [200, 0]]], dtype=torch.uint8), "mask": torch.tensor([[[0, 0], [1, 1]]], dtype=torch.uint8)}
+TRIGGER = {
+    "pattern": torch.tensor([[[0, 0], [200, 0]]], dtype=torch.uint8),
+    "mask": torch.tensor([[[0, 0], [1, 1]]], dtype=torch.uint8),
+}
 
 
 @pytest.mark.parametrize(("placing", "expected"), [("replace", [5, 90, 200, 0]), ("add", [5, 90, 44, 255])])
@@ -291,7 +302,9 @@ def test_the_trigger_is_made_once_for_all_that_it_does_not_depend_on(change, sam
 
 def test_the_stages_make_the_trigger_and_then_the_poisoned_set(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    artifacts = Plan(ROOT).cell(CELL.format("resnet18+width=8", "epochs=1+rate=0.1+steps=3", 0)).evaluation.chain().values()
+    artifacts = (
+        Plan(ROOT).cell(CELL.format("resnet18+width=8", "epochs=1+rate=0.1+steps=3", 0)).evaluation.chain().values()
+    )
     for artifact in artifacts:
         if artifact.stage in ("dataset", "split", "asset", "poison"):
             run_stage(artifact.spec, artifact.directory, Runtime(device="cpu"))

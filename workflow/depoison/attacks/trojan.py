@@ -1,8 +1,8 @@
 """Trojan (TrojanNN). Liu et al., "Trojaning attack on neural networks", NDSS 2018, section IV: trigger generation.
 
 Inside a mask, pixels are changed until chosen neurons of a clean network take a large value: what they are then is the
-trigger. Its network is one of the attacker's own, of the backdoored model's kind. A training set is then poisoned as with any fixed
-trigger, as in BackdoorBench; the paper retrains a given network, on images that it makes by inverting it.
+trigger. The network is one of the attacker's own, of the backdoored model's kind. Then a training set is poisoned with this
+fixed trigger, as in BackdoorBench; the paper retrains a given network, on images that it makes by inverting it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def make_asset(
         _, height, width = setup.shape
         named = mask.partition("@")[0]
         raise DepoisonError(
-            f"trojan's mask {named} covers no pixel of images of {height} x {width} px; valid: a picture that is not black there"
+            f"trojan's mask {named} covers no pixel of images of {height} x {width} px; valid: a picture that is not all black"
         )
     choose(setup.new_model(setup.rng), neurons, chosen_by)  # what it refuses, before the network is trained
     model = trained_surrogate(workshop, "its neurons stand for nothing. It may need more epochs").requires_grad_(False)
