@@ -73,10 +73,9 @@ def make_asset(
     start = picture(mask, setup.shape, setup.rng.generator("mask"))
     where = start.amax(0, keepdim=True) > 0
     if not where.any():
-        _, height, width = setup.shape
-        named = mask.partition("@")[0]
+        named, (_, height, width) = mask.partition("@")[0], setup.shape
         raise DepoisonError(
-            f"trojan's mask {named} covers no pixel of images of {height} x {width} px; valid: a picture that is not all black"
+            f"trojan's mask {named} covers no pixel of images of {height} x {width} px; valid: a picture, not all black"
         )
     choose(setup.new_model(setup.rng), neurons, chosen_by)  # what it refuses, before the network is trained
     model = trained_surrogate(workshop, "its neurons stand for nothing. It may need more epochs").requires_grad_(False)
