@@ -391,11 +391,11 @@ def test_one_attack_alone_is_measured_as_ever():
 THREE = "wanet&badnet&blended+rate=0.3"
 TABLE = {
     "title": "Combined", "caption": "Attacks together and by part", "dataset": "cifar10", "model": "resnet18",
-    "published": "published/mixed.csv", "unimplemented": ["trojan"],
+    "published": "published/mixed.csv", "unimplemented": ["refool"],
     "axes": {
         "rows": [
             {"attack": THREE},
-            {"attack": "badnet&trojan+rate=0.3", "label": "Badnets & Trojan"},
+            {"attack": "badnet&refool+rate=0.3", "label": "Badnets & Refool"},
             {"attack": "badnet+rate=0.3", "label": "BadNet"},
         ],
         "columns": [
@@ -458,7 +458,7 @@ def test_a_report_shows_what_is_left_of_one_attack(mixed):
     assert numbers["asr@badnet"]["published"] == "12.5", "in whatever order a paper's line names the attacks"
     text = (mixed / f"{REPORT}.md").read_text(encoding="utf-8")
     assert "ASR (badnet)" in text and f"{of_badnet:.2f}" in text
-    assert "the attack trojan" in text, "a part without implementation leaves a gap"
+    assert "the attack refool" in text, "a part without implementation leaves a gap"
     assert r"BadNet \& Blended \& WaNet" in (mixed / f"{REPORT}.tex").read_text(encoding="utf-8")
     with contextlib.chdir(mixed.path):
         table = read_table(mixed.plan(), f"{REPORT}.md")
