@@ -18,13 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from depoison.defenses.tuning import Candidates, Labeled, Tuner
+from depoison.defenses.tuning import Candidates, Labeled, Tuner, choose, hold_out
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
 from depoison.training.loop import autocast, descend, sgd
-
-HELD_OUT = 0.2
-"""The fraction of the defender's images on which `select=defender` chooses; the masks never see them."""
 
 
 def anp(
@@ -59,12 +56,7 @@ def anp(
     assert tune.recipe is not None
     if select == "fixed" and len(set(thresholds)) > 1:
         raise DepoisonError(f"anp: select=fixed takes one threshold, and thresholds has {len(set(thresholds))}")
-    learning, held_out = clean, None
-    if select == "defender":
-        order = torch.randperm(len(clean.labels), generator=tune.rng.generator("held out"))
-        count = max(1, round(HELD_OUT * len(order)))
-        held_out, rest = order[:count], order[count:]
-        learning = Labeled(clean.inputs[rest], clean.labels[rest])
+    held_out, learning = hold_out(clean, tune.rng) if select == "defender" else (None, clean)
     # As many steps whatever is held out.
     per_epoch = -(-len(clean.labels) // tune.recipe.batch_size)
     mask = learn_mask(model, learning, tune, per_epoch, eps=eps, alpha=alpha, steps=steps, clipped=projection == "eps")
@@ -72,22 +64,7 @@ def anp(
     if select == "fixed":
         return pruned(model, mask, values[0])
     candidates = Candidates("threshold", values, lambda value: pruned(model, mask, value), max_drop)
-    if held_out is None:
-        return candidates
-
-    def accuracy(of: Classifier) -> float:
-        predictions = tune.task.predict(of, clean.inputs[held_out], tune.recipe.precision)
-        return 100 * (predictions == clean.labels[held_out]).double().mean().item()
-
-    before, found = accuracy(model), {value: accuracy(candidates.model(value)) for value in values}
-    allowed = [value for value in values if candidates.allows(before, found[value])]
-    chosen = max(allowed) if allowed else max(values, key=lambda value: found[value])
-    sweep = [{"threshold": value, "held_out_acc": found[value]} for value in values]
-    tune.monitor.facts["selection"] = {
-        "by": "defender", "max_drop": max_drop, "held_out_images": len(held_out), "before": before, "sweep": sweep,
-        "chosen": chosen,
-    }  # fmt: skip
-    return candidates.model(chosen)
+    return candidates if held_out is None else choose(candidates, model, held_out, tune)
 
 
 class Neurons:

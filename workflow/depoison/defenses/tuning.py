@@ -84,6 +84,12 @@ class Tuner:
         self.monitor.finish()
 
 
+HELD_OUT = 0.2
+"""The fraction of the defender's images on which `select=defender` chooses."""
+
+Measures = dict[str, float | None]
+
+
 @dataclass(frozen=True)
 class Candidates:
     """What a defense returns where its paper chose among models by looking at the test set (`select=oracle`).
@@ -95,16 +101,69 @@ class Candidates:
         values: its values, the mildest change of the backdoored model first.
         model: the candidate of a value, made when it is asked for, so that only one is in memory.
         max_drop: the largest fall of clean accuracy that a choice may cost, in percentage points.
+        relative: whether it is in percent of the backdoored model's accuracy instead.
+        stops: whether candidates are tried until one costs more, and the one before it is chosen, whatever its ASR.
+        final: what is made of the chosen value in the end; None: its candidate.
     """
 
     parameter: str
     values: tuple[float, ...]
     model: Callable[[float], Classifier]
     max_drop: float
+    relative: bool = False
+    stops: bool = False
+    final: Callable[[float], Classifier] | None = None
 
     def allows(self, before: float, after: float) -> bool:
         """Whether a fall of clean accuracy (percent) from `before` to `after` is small enough."""
-        return before - after <= self.max_drop + 1e-9  # a fall of exactly max_drop is, whatever its rounding
+        most = self.max_drop * before / 100 if self.relative else self.max_drop
+        return before - after <= most + 1e-9  # a fall of exactly as much is, whatever its rounding
+
+    def sweep(
+        self, before: float, measure: Callable[[Classifier], Measures], accuracy: str
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """A row of what is measured of each candidate that is tried, and those rows whose `accuracy` is allowed."""
+        rows, allowed = [], []
+        for value in self.values:
+            row = {self.parameter: value} | measure(self.model(value))
+            rows.append(row)
+            if self.allows(before, row[accuracy]):
+                allowed.append(row)
+            elif self.stops:
+                break
+        return rows, allowed
+
+    def chosen(self, value: float) -> Classifier:
+        return (self.final or self.model)(value)
+
+
+def hold_out(clean: Labeled, rng: Rng) -> tuple[Labeled, Labeled]:
+    """The part of the defender's images that he chooses by, at random, and the rest."""
+    order = torch.randperm(len(clean.labels), generator=rng.generator("held out"))
+    count = max(1, round(HELD_OUT * len(order)))
+    held_out, rest = (Labeled(clean.inputs[part], clean.labels[part]) for part in (order[:count], order[count:]))
+    return held_out, rest
+
+
+def choose(candidates: Candidates, model: Classifier, held_out: Labeled, tune: Tuner) -> Classifier:
+    """What the defender chooses by images that he held out: the strongest change of `model` that they allow.
+
+    If they allow none, it is the one that leaves the highest accuracy there. The record of the run gets the whole sweep.
+    """
+    assert tune.recipe is not None
+
+    def measure(of: Classifier) -> Measures:
+        predictions = tune.task.predict(of, held_out.inputs, tune.recipe.precision)
+        return {"held_out_acc": 100 * (predictions == held_out.labels).double().mean().item()}
+
+    before = measure(model)["held_out_acc"]
+    rows, allowed = candidates.sweep(before, measure, "held_out_acc")
+    chosen = (allowed[-1] if allowed else max(rows, key=lambda row: row["held_out_acc"]))[candidates.parameter]
+    tune.monitor.facts["selection"] = {
+        "by": "defender", "max_drop": candidates.max_drop, "held_out_images": len(held_out.labels), "before": before,
+        "sweep": rows, "chosen": chosen,
+    }  # fmt: skip
+    return candidates.chosen(chosen)
 
 
 ALL = slice(None)

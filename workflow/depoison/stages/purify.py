@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from depoison.artifacts import read_spec
-from depoison.defenses.tuning import Candidates, Labeled, Tuner
+from depoison.defenses.tuning import Candidates, Labeled, Measures, Tuner
 from depoison.errors import DepoisonError, described, returned
 from depoison.files import save_tensors
 from depoison.importing import module_of
@@ -146,7 +146,7 @@ def pick(candidates: Candidates, backdoored: Classifier, measure: Evaluate) -> t
     """The candidate with the lowest ASR among those that cost at most `max_drop` of the backdoored model's C-Acc.
 
     Where none does, and where there is no attack, the one with the highest C-Acc. Of equals, the higher C-Acc and then
-    the milder change wins.
+    the milder change wins. Of candidates that are tried until one costs too much, it is the one before.
 
     Args:
         measure: C-Acc and, where there is an attack, ASR on the test set, in percent.
@@ -155,12 +155,17 @@ def pick(candidates: Candidates, backdoored: Classifier, measure: Evaluate) -> t
         The model, and for the record the whole sweep and the choice.
     """
     before = measure(backdoored)["c_acc"]
-    sweep = []
-    for value in candidates.values:
-        found = measure(candidates.model(value))
-        sweep.append({candidates.parameter: value, "c_acc": found["c_acc"], "asr": found.get("asr")})
-    allowed = [row for row in sweep if row["asr"] is not None and candidates.allows(before, row["c_acc"])]
-    ranked = sorted(allowed or sweep, key=lambda row: (row["asr"] if allowed else 0.0, -row["c_acc"]))
-    chosen = ranked[0][candidates.parameter]
+
+    def measured(model: Classifier) -> Measures:
+        found = measure(model)
+        return {"c_acc": found["c_acc"], "asr": found.get("asr")}
+
+    sweep, allowed = candidates.sweep(before, measured, "c_acc")
+    if candidates.stops and allowed:
+        best = allowed[-1]
+    else:
+        attacked = [row for row in allowed if row["asr"] is not None]
+        best = min(attacked or sweep, key=lambda row: (row["asr"] if attacked else 0.0, -row["c_acc"]))
+    chosen = best[candidates.parameter]
     selection = {"by": "oracle", "max_drop": candidates.max_drop, "before": before, "sweep": sweep, "chosen": chosen}
-    return candidates.model(chosen), selection
+    return candidates.chosen(chosen), selection
