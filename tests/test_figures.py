@@ -196,7 +196,8 @@ def test_figures_are_listed_for_check_and_gc(project):
     done = project.depoison("check")
     assert done.returncode == 0 and f"{len(listed)} figures" in done.stdout, done.stderr
     stages = {artifact.stage for artifact in artifacts(plan, listed)}
-    assert stages == {"evaluate", "purify", "embedding", "examples"}  # purify: histories that are not there
+    # purify: histories that are not there
+    assert stages == {"evaluate", "purify", "embedding", "examples", "gradcam", "neurons"}
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -237,6 +238,15 @@ def fake(figure: Figure) -> None:
                 clean = rng.integers(0, 200, (8, 3, 8, 8), dtype=np.uint8)
                 pictures = {"clean": clean, "backdoored": clean + np.uint8(7), "indices": np.arange(8) + 5}
                 put_recorded(artifact.product, save(pictures))
+            if artifact.stage == "gradcam":
+                pictures = {
+                    "images": rng.integers(0, 256, (4, 3, 8, 8), dtype=np.uint8), "heat": rng.random((4, 8, 8), np.float32),
+                    **{key: np.arange(4) + j for j, key in enumerate(("labels", "predicted", "indices"))},
+                }  # fmt: skip
+                put_recorded(artifact.product, save(pictures))
+            if artifact.stage == "neurons":
+                rows = [f"{epoch},{j},{(7 * j) % 5},{j / epoch},{90.5 / epoch}" for epoch in (1, 2) for j in range(5)]
+                put_recorded(artifact.product, "\n".join(["epoch,neuron,tac,gradient,asr", *rows]) + "\n")
 
 
 HISTORY = """epoch,loss,train_acc,c_acc,asr,lcr,images_per_second

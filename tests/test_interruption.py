@@ -36,6 +36,8 @@ from depoison.plan.specs import STAGES, Artifact, chain_of
 from depoison.stages.runner import run_stage
 from families import ResNet18
 from snakemake_logger_plugin_depoison import _end
+from test_gradcam import GRADCAM
+from test_neurons import NEURONS
 
 pytestmark = pytest.mark.pipeline
 
@@ -431,11 +433,15 @@ def test_a_disk_that_is_full_at_any_moment_of_any_stage_costs_nothing_but_that_s
         one.edit("config/checkpoints/suspect.yaml", lambda data, brought=brought: data.update(brought))
     plan, runtime, moments = project.plan(), Runtime(save_seconds=0), random.Random(7)
     lc = plan.cell(cell(track="tiny", attack="label-consistent+epochs=4+rate=0.01", defense="lp+epochs=4"))
-    figures = (read_figure(plan, f"reports/tiny/fst/{name}") for name in ("figure3", "figure9"))
+    for one in (whole, project):
+        for name, content in {"figure90": GRADCAM, "figure91": NEURONS}.items():
+            one.edit(f"config/papers/fst/figures/{name}.yaml", lambda data, content=content: data.update(content))
+    figures = (read_figure(plan, f"reports/tiny/fst/{name}") for name in ("figure3", "figure9", "figure90", "figure91"))
     drawn = {artifact.stage: artifact for figure in figures for artifact in figure.artifacts()}
     shown = {artifact.stage: artifact for artifact in read_table(plan, "reports/tiny/small").artifacts()}
     adopted = plan.cell(cell(track="tiny", attack="suspect", defense="none")).evaluation.upstream["model"]
-    wanted = chain_of([lc.evaluation, adopted, drawn["embedding"], drawn["examples"], shown["probe"]]).values()
+    of_figures = (drawn[stage] for stage in ("embedding", "examples", "gradcam", "neurons"))
+    wanted = chain_of([lc.evaluation, adopted, *of_figures, shown["probe"]]).values()
     assert {artifact.stage for artifact in wanted} == set(STAGES)
     disk(project / "results", "32m")
     monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(project / "workflow/depoison/metrics")])
@@ -460,7 +466,7 @@ def test_a_disk_that_is_full_at_any_moment_of_any_stage_costs_nothing_but_that_s
         forked(artifact, runtime, root)
         assert leftovers(project) == []
     assert complete(project).keys() == complete(whole).keys()
-    for pattern in ("results/**/*.safetensors", "results/embedding/*/*.csv"):
+    for pattern in ("results/**/*.safetensors", "results/embedding/*/*.csv", "results/neurons/*/*.csv"):
         assert project.checksums(pattern) == whole.checksums(pattern)
     with capsys.disabled():
         print(f"\n{refused} times full, at {len(wanted)} artifacts of {len(STAGES)} stages")

@@ -224,6 +224,9 @@ def percent(text: str) -> float | None:
 EMBEDDING = {"index": int, "label": int, "backdoored": int, "x": finite, "y": finite}
 """The columns of embedding.csv."""
 
+NEURONS = {"epoch": int, "neuron": int, "tac": finite, "gradient": finite}
+"""The columns of neurons.csv, before those of metrics."""
+
 
 # --- tensors -----------------------------------------------------------------------------------------------------
 

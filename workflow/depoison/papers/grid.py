@@ -208,7 +208,7 @@ class Place:
         if metric.source == "embedding":
             return self.artifacts[i] if self.artifacts else embedding(cell, metric.parameters)
         of = {"metrics": {metric.name: metric.revision}, "parameters": metric.parameters}
-        return make_artifact("probe", _upstream(cell), of, cell.name.seed)
+        return make_artifact("probe", upstream_of(cell), of, cell.name.seed)
 
     def read(self, i: int) -> list[Artifact]:
         """Whatever is read of a cell, the evaluation first."""
@@ -231,10 +231,11 @@ def percent(rate: float | None) -> str:
 def embedding(cell: Cell, parameters: Mapping[str, Any]) -> Artifact:
     """Features of the test set after a cell's defense, in the plane."""
     precision = {key: value for key, value in cell.evaluation.spec["parameters"].items() if key != "metrics"}
-    return make_artifact("embedding", _upstream(cell), dict(parameters) | precision, cell.name.seed)
+    return make_artifact("embedding", upstream_of(cell), dict(parameters) | precision, cell.name.seed)
 
 
-def _upstream(cell: Cell) -> dict[str, Artifact]:
+def upstream_of(cell: Cell) -> dict[str, Artifact]:
+    """What a look at a cell's model is made from, by role."""
     return {role: cell.evaluation.upstream[role] for role in ("dataset", "backdoored", "model")}
 
 

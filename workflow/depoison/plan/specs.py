@@ -42,12 +42,14 @@ STAGES: dict[str, Stage] = {
     "probe": Stage(1, ("value.json",)),
     "embedding": Stage(1, ("embedding.csv",)),
     "examples": Stage(1, ("examples.safetensors",)),
+    "gradcam": Stage(1, ("gradcam.safetensors",)),
+    "neurons": Stage(1, ("neurons.csv",)),
 }
 
 
 def computes(stage: str, upstream: Iterable[str]) -> bool:
     """Whether a stage uses a GPU where there is one; poisoning does with a network that the attack made."""
-    return stage in ("asset", "train", "purify", "evaluate", "probe", "embedding") or (
+    return stage in ("asset", "train", "purify", "evaluate", "probe", "embedding", "gradcam", "neurons") or (
         stage == "poison" and any(role.startswith(asset_of()) for role in upstream)
     )
 
@@ -171,7 +173,7 @@ def _readable_name(spec: dict[str, Any]) -> str:
             return f"{name_of('poison')}-{parameters['model']['name']}"
         case "adopt":
             return f"{name_of('dataset')}-{parameters['name']}-{parameters['model']['name']}"
-        case "purify":
+        case "purify" | "neurons":
             start = (
                 name_of("model")
                 if "model" in spec["upstream"]

@@ -38,6 +38,8 @@ PLURAL = {
     "purify": "purified models",
     "embedding": "embeddings",
     "examples": "examples",
+    "gradcam": "heat maps",
+    "neurons": "gradients of neurons",
     "evaluate": "evaluations",
     "probe": "values of probes",
 }

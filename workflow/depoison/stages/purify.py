@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,9 +31,8 @@ def run(job: Job) -> None:
     Where it returns candidates, the choice is the oracle's: by test data.
     """
     dataset, defense = read_dataset(job.upstream("dataset")), job.parameters["defense"]
-    purify = getattr(module_of("defenses", defense["name"]), stem_of(defense["name"]))
     recipe = Recipe.of(job.parameters["recipe"]) if job.parameters["recipe"] else None
-    progress, rng = Progress("purify"), Rng(job.seed, "purify")
+    progress = Progress("purify")
     monitor = Monitor(
         report=progress, within=progress.within, scratch=job.scratch, save_seconds=job.runtime.save_seconds
     )
@@ -41,22 +41,8 @@ def run(job: Job) -> None:
         # Only the history looks at the attack and the test set, never the defense.
         test = Test.of(backdoored, dataset)
         monitor.evaluate = lambda model: test.measure(model, recipe.precision)
-
-    def fresh() -> Classifier:
-        return new_model(job.parameters["model"], dataset, rng, job.downloads).to(job.device)
-
-    makers: dict[str, Callable[[], Any]] = {
-        "model": lambda: read_model(job.upstream("model"), dataset).to(job.device),
-        "clean": lambda: clean_of(job, dataset),
-        "suspect": lambda: suspect_of(job, dataset),
-        "new_model": lambda: fresh,
-    } | dict.fromkeys(("tune", "fit"), lambda: Tuner(recipe, rng, monitor, dataset.task))
-    seen = {
-        key: makers[key]()
-        for key, parameter in inspect.signature(purify).parameters.items()
-        if parameter.kind is not parameter.KEYWORD_ONLY
-    }
-    layout = layout_of(seen["model"] if backdoored is not None else fresh())
+    purify, seen = purification(job, dataset, recipe, monitor)
+    layout = layout_of(seen["model"] if backdoored is not None else fresh_of(job, dataset))
     with convolutions(recipe.precision if recipe else "fp32"):  # for what a defense computes beside its loop
         purified = purify(**seen, **defense["parameters"])
     if isinstance(purified, Candidates):
@@ -81,6 +67,34 @@ def run(job: Job) -> None:
     of = purified.cpu().named_parameters()
     tuned = sum(p.numel() for name, p in of if name not in before or not torch.equal(p, before[name]))
     job.facts |= {"tuned_parameters": tuned} | monitor.facts
+
+
+def purification(
+    job: Job, dataset: Dataset, recipe: Recipe | None, monitor: Monitor
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """A defense's code, and by the names of its parameters what it sees; its random numbers follow from the seed alone."""
+    name = job.parameters["defense"]["name"]
+    purify = getattr(module_of("defenses", name), stem_of(name))
+    makers: dict[str, Callable[[], Any]] = {
+        "model": lambda: read_model(job.upstream("model"), dataset).to(job.device),
+        "clean": lambda: clean_of(job, dataset),
+        "suspect": lambda: suspect_of(job, dataset),
+        "new_model": lambda: partial(fresh_of, job, dataset),
+    } | dict.fromkeys(("tune", "fit"), lambda: Tuner(recipe, _rng(job), monitor, dataset.task))
+    return purify, {
+        key: makers[key]()
+        for key, parameter in inspect.signature(purify).parameters.items()
+        if parameter.kind is not parameter.KEYWORD_ONLY
+    }
+
+
+def fresh_of(job: Job, dataset: Dataset) -> Classifier:
+    """A freshly initialized network; each call makes the same."""
+    return new_model(job.parameters["model"], dataset, _rng(job), job.downloads).to(job.device)
+
+
+def _rng(job: Job) -> Rng:
+    return Rng(job.seed, "purify")
 
 
 def clean_of(job: Job, dataset: Dataset) -> Labeled:

@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Monitor:
         evaluate: measures the model every `recipe.evaluate_every` epochs; tuning defenses never see its data.
         report: takes a history row after each epoch.
         within: takes a row of how far a long epoch is, every few seconds of it.
+        begins: is given the model and its optimizer before each epoch.
         scratch: a folder for resumable state; None: nothing is saved.
         save_seconds: least time between two saves.
         facts: what else the record of the run shall say.
@@ -52,6 +53,7 @@ class Monitor:
     evaluate: Evaluate | None = None
     report: Callable[[dict[str, Any]], None] = lambda row: None
     within: Callable[[dict[str, Any]], None] = lambda row: None
+    begins: Callable[[nn.Module, torch.optim.Optimizer], None] | None = None
     scratch: Path | None = None
     save_seconds: float = 30.0
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -62,9 +64,7 @@ class Monitor:
     def part(self, name: str) -> Monitor:
         """The monitor of one loop of a run that has several: its state lies apart, its history goes into the whole's."""
         scratch = self.scratch / name if self.scratch is not None else None
-        return Monitor(
-            self.evaluate, self.report, self.within, scratch, self.save_seconds, facts=self.facts, whole=self
-        )
+        return replace(self, scratch=scratch, history=[], whole=self)
 
     def finish(self) -> None:
         """Add the history of a part, which is complete, to that of the whole, whose epochs go on counting."""
@@ -158,6 +158,8 @@ def steps(
     course = _Course(monitor, monitor.resume(**parts), recipe.epochs, sum(sizes))
     with torch.random.fork_rng(devices=[]):  # leaves the global random state alone
         for epoch in range(course.first, recipe.epochs):
+            if monitor.begins is not None:
+                monitor.begins(model, optimizer)
             torch.manual_seed(rng.generator("layers", epoch).initial_seed())  # for layers that draw, such as dropout
             course.begin(epoch)
             with convolutions(recipe.precision):

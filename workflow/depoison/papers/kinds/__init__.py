@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Literal
 
 from pydantic import Field
 
 from depoison.errors import unknown
-from depoison.papers.grid import UNIMPLEMENTED, AxisFile, PartFile
+from depoison.papers.grid import UNIMPLEMENTED, AxisFile, PartFile, Place
 from depoison.plan.config import Strict
+from depoison.plan.specs import Artifact
 
 
 class AnyFile(Strict):
@@ -32,10 +34,15 @@ class AnyFile(Strict):
     width: Literal["column", "full"] = Field("full", description="3.3 or 6.9 inches")
 
 
-class PanelsFile(Strict):
-    """The grid of panels."""
+class RowsFile(Strict):
+    """Rows of panels."""
 
     rows: list[PartFile] | None = Field(None, min_length=1)
+
+
+class PanelsFile(RowsFile):
+    """The grid of panels."""
+
     columns: list[PartFile] | None = Field(None, min_length=1)
 
 
@@ -47,7 +54,7 @@ class FigureFile(AnyFile):
     attack: str | None = None
     defense: str | None = None
     seeds: list[int] | None = Field(None, min_length=1, description="default: those of the configuration")
-    axes: PanelsFile
+    axes: RowsFile
     unimplemented: list[str] = UNIMPLEMENTED
 
 
@@ -64,6 +71,11 @@ class CurvesFile(FigureFile):
 
 class SweepAxesFile(CurvesAxesFile):
     x: AxisFile | None = Field(None, description="a row or column may have its own")
+
+
+def alone(place: Place) -> Iterable[Artifact]:
+    """`needs` of a kind that reads what it draws and no evaluation."""
+    return place.artifacts
 
 
 def names() -> list[str]:

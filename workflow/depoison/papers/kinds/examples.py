@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field
 
-from depoison.papers.grid import Place
-from depoison.papers.kinds import FigureFile
+from depoison.papers.kinds import FigureFile, PanelsFile, alone
 from depoison.plan.plan import Cell
 from depoison.plan.specs import Artifact, make_artifact
 
 KEPT = 8
 """So many images."""
 
+needs = alone
+
 
 class File(FigureFile):
     """A test image, clean and backdoored, and their difference."""
 
     kind: Literal["examples"]
+    axes: PanelsFile
     defense: str = "none"
     image: int = Field(0, ge=0, lt=KEPT, description="which of the images that are kept")
 
@@ -35,8 +36,3 @@ def examples_of(cell: Cell) -> Artifact:
     poison = backdoored.upstream.get("poison", backdoored)
     upstream = {"dataset": cell.evaluation.upstream["dataset"], "poison": poison}
     return make_artifact("examples", upstream, {"count": KEPT}, cell.name.seed)
-
-
-def needs(place: Place) -> Iterable[Artifact]:
-    """The images and no evaluation."""
-    return place.artifacts

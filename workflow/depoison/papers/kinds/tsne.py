@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from depoison.papers.grid import embedding
-from depoison.papers.kinds import FigureFile
+from depoison.papers.kinds import FigureFile, PanelsFile
 from depoison.plan.plan import Cell
 from depoison.plan.specs import Artifact
 
@@ -16,7 +16,8 @@ class File(FigureFile):
     """Features of test images and backdoored ones, embedded in the plane."""
 
     kind: Literal["tsne"]
-    per_row: int | None = Field(None, ge=1, description="panels in a row, where there is one row of columns")
+    axes: PanelsFile
+    per_row: int | None = Field(None, ge=1, description="panels in a row; default: all columns")
     fraction: float = Field(0.5, gt=0, le=1, description="of the test set")
     backdoored: float = Field(0.2, ge=0, le=1, description="backdoored images for each clean one")
     perplexity: float = Field(30, gt=0, description="at most a third of the number of points")

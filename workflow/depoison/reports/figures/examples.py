@@ -13,6 +13,8 @@ from depoison.plan.specs import Artifact
 from depoison.reports.figures.curves import Row, where
 from depoison.reports.figures.style import WIDTHS, blank, new_canvas, plain
 
+PHOTOGRAPHS = True
+
 
 def numbers(figure: Figure) -> list[Row]:
     """A row for each attack: which image it is, how much the trigger changes, and where the pixels are."""
@@ -48,10 +50,14 @@ def load_examples(artifact: Artifact) -> dict[str, Any]:
     """
     path = Path(artifact.product)
     found = load_arrays(path, {"clean": "uint8 n C H W", "backdoored": "uint8 n C H W", "indices": "int64 n"})
-    count, channels, *_ = found["clean"].shape
-    if not count or channels not in (1, 3) or 0 in found["clean"].shape:
-        raise corrupted(path, f"no images of 1 or 3 channels: {list(found['clean'].shape)}")
+    require_images(path, found["clean"])
     return found
+
+
+def require_images(path: Path, images: Any) -> None:
+    """Raises: DepoisonError: an artifact's (n, C, H, W) are not at least one image of 1 or 3 channels."""
+    if 0 in images.shape or images.shape[1] not in (1, 3):
+        raise corrupted(path, f"no images of 1 or 3 channels: {list(images.shape)}")
 
 
 def residual_of(clean: Any, backdoored: Any) -> Any:
@@ -80,9 +86,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=pixels is not None, color="#bbbbbb", linewidth=0.4)  # white images have an edge
             if pixels is not None:
-                picture = pixels.transpose(1, 2, 0)
-                gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if picture.shape[2] == 1 else {}
-                axes.imshow(picture[..., 0] if gray else picture, interpolation="nearest", **gray)
+                show(axes, pixels)
             else:
                 axes.set_box_aspect(1)
                 blank(axes, "not\navailable")
@@ -90,3 +94,10 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
     for axes, label in zip(grid[:, 0], ("Clean", "Backdoored", "Difference"), strict=True):
         axes.set_ylabel(label)
     return canvas
+
+
+def show(axes: Any, pixels: Any) -> None:
+    """An image, (C, H, W) uint8."""
+    picture = pixels.transpose(1, 2, 0)
+    gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if picture.shape[2] == 1 else {}
+    axes.imshow(picture[..., 0] if gray else picture, interpolation="nearest", **gray)

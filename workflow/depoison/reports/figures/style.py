@@ -12,7 +12,7 @@ from depoison.papers.figures import Figure
 from depoison.papers.grid import Part
 from depoison.plan.metrics import Metric
 
-VERSION = 3
+VERSION = 4
 """Raised when figures look otherwise for the same numbers: then all are drawn again."""
 
 WIDTHS = {"column": 3.3, "full": 6.9}

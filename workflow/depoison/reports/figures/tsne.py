@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,36 +43,38 @@ def _row(of: Row, *, index: Any = "", label: Any = "", backdoored: Any = "", x: 
 def draw(figure: Figure, rows: list[Row]) -> Any:
     from matplotlib.lines import Line2D
 
-    panels = [(row, column) for row in figure.rows for column in figure.columns]
-    per_row = (figure.file.per_row if len(figure.rows) == 1 else None) or len(figure.columns)
-    down = -(-len(panels) // per_row)
+    per_row = figure.file.per_row or len(figure.columns)
+    blocks = [figure.columns[i : i + per_row] for i in range(0, len(figure.columns), per_row)]
+    down = len(blocks) * len(figure.rows)
     side = WIDTHS[figure.file.width] / max(per_row, 2 if figure.file.width == "column" else 3)
     canvas = new_canvas(figure, (0.9 * side + 0.3) * down + 0.4)
-    grid = canvas.subplots(down, per_row, squeeze=False).ravel()
+    grid = canvas.subplots(down, per_row, squeeze=False)
     colors: dict[int, Any] = {}
-    for axes, (row, column) in zip(grid, panels, strict=False):
-        shown = [one for one in rows if (one["row"], one["column"]) == (row.label, column.label)]
-        title = ", ".join(map(plain, filter(None, [row.label, column.label])))
-        axes.set(xticks=[], yticks=[], aspect="auto")
-        axes.spines[["top", "right"]].set_visible(True)
-        axes.grid(False)
-        if shown[0]["gap"]:
-            axes.set_title(title)
-            blank(axes)
-            continue
-        success, attack = shown[0]["success"], figure.attack
-        told = f"\n{attack.label} {attack.text(success)}{attack.unit}" if attack and success is not None else ""
-        axes.set_title(title + told)
-        colors = _colors(shown)
-        for black in (False, True):  # backdoored ones above the others
-            part = [one for one in shown if bool(one["backdoored"]) == black]
-            size = min(6.0, max(1.0, 3000 / max(len(shown), 1)))
-            axes.scatter(
-                [one["x"] for one in part], [one["y"] for one in part], s=size, linewidths=0,
-                c=["black" if black else colors[one["label"]] for one in part], rasterized=True,
-            )  # fmt: skip
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
+    for line, (block, row) in zip(grid, product(blocks, figure.rows), strict=True):
+        line[0].set_ylabel(plain(row.label))
+        for axes in line[len(block) :]:
+            axes.set_visible(False)
+        for axes, column in zip(line, block, strict=False):
+            shown = [one for one in rows if (one["row"], one["column"]) == (row.label, column.label)]
+            title = plain(column.label)
+            axes.set(xticks=[], yticks=[], aspect="auto")
+            axes.spines[["top", "right"]].set_visible(True)
+            axes.grid(False)
+            if shown[0]["gap"]:
+                axes.set_title(title)
+                blank(axes)
+                continue
+            success, attack = shown[0]["success"], figure.attack
+            told = f"\n{attack.label} {attack.text(success)}{attack.unit}" if attack and success is not None else ""
+            axes.set_title(title + told)
+            colors = _colors(shown)
+            for black in (False, True):  # backdoored ones above the others
+                part = [one for one in shown if bool(one["backdoored"]) == black]
+                size = min(6.0, max(1.0, 3000 / max(len(shown), 1)))
+                axes.scatter(
+                    [one["x"] for one in part], [one["y"] for one in part], s=size, linewidths=0,
+                    c=["black" if black else colors[one["label"]] for one in part], rasterized=True,
+                )  # fmt: skip
     _legend(canvas, figure, rows, colors, Line2D)
     return canvas
 

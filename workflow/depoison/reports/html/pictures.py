@@ -9,7 +9,7 @@ from typing import Any
 from depoison.papers.figures import Figure
 from depoison.plan.specs import Artifact
 from depoison.reports.figures.examples import amplification, load_examples, residual_of
-from depoison.reports.figures.write import draw
+from depoison.reports.figures.write import draw, kind_of
 
 COLORS = 128
 """Of a drawn figure; photographs keep all of theirs."""
@@ -23,7 +23,7 @@ def drawn(figure: Figure, rows: list[dict[str, Any]]) -> tuple[str, tuple[int, i
     from PIL import Image
 
     picture = Image.open(io.BytesIO(draw(figure, rows, "png", {"Software": None}))).convert("RGB")
-    if figure.file.kind != "examples":
+    if not getattr(kind_of(figure), "PHOTOGRAPHS", False):
         # A third of the bytes; a page holds a dozen and a half of them.
         picture = picture.quantize(COLORS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     return png(picture), picture.size

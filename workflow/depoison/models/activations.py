@@ -1,0 +1,50 @@
+"""What a network computes on its way: the convolutions of a forward pass, and what they put out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from depoison.errors import DepoisonError
+from depoison.models.classifier import Classifier
+
+
+@torch.no_grad()
+def last_convolution(model: Classifier, inputs: Tensor) -> str:
+    """The name of the convolution that a forward pass comes to last, in evaluation mode.
+
+    Args:
+        inputs: (B, …), any that the model takes.
+
+    Raises:
+        DepoisonError: the pass comes to none.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.modules.conv._ConvNd)}
+    called: list[str] = []
+    with contextlib.ExitStack() as hooks:
+        for name, layer in layers.items():
+            handle = layer.register_forward_hook(lambda *_, name=name: called.append(name))
+            hooks.callback(handle.remove)
+        model(inputs.to(model.device))
+    if not called:
+        raise DepoisonError("the model has no convolution; valid: one that has, such as resnet18")
+    return called[-1]
+
+
+@contextlib.contextmanager
+def outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """A context in which the list gets what a layer puts out in each forward pass, before whatever changes it in place."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        found.append(output)
+        return output.clone()
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()

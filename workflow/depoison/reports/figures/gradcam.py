@@ -1,0 +1,84 @@
+"""Triggered test images, and where models look on them: the images first, then a row of heat maps for each model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from depoison.artifacts import load_arrays
+from depoison.files import corrupted, sha256_of
+from depoison.papers.figures import Figure
+from depoison.papers.grid import Place
+from depoison.reports.figures.curves import Row, where
+from depoison.reports.figures.examples import require_images, show
+from depoison.reports.figures.style import WIDTHS, blank, new_canvas, plain
+
+PHOTOGRAPHS = True
+
+BLANK = dict.fromkeys(("seed", "index", "label", "predicted", "largest", "pixels", "sha256"), "")
+
+
+def numbers(figure: Figure) -> list[Row]:
+    """A row for each image and model: what the image shows, what the model says that it does, the largest value of the heat
+    map, and where the pixels are.
+    """
+    return [where(place) | BLANK | row | {"gap": place.gap} for place in figure.places for row in _numbers(place)]
+
+
+def _numbers(place: Place) -> list[Row]:
+    if place.gap:
+        return [{}]
+    (cell,), (artifact,) = place.cells, place.artifacts
+    path, found = Path(artifact.product), load_heat(Path(artifact.product))
+    of = {"seed": cell.name.seed, "pixels": artifact.product, "sha256": sha256_of(path)}
+    keys = {"index": "indices", "label": "labels", "predicted": "predicted"}
+    return [
+        of | {key: int(found[name][i]) for key, name in keys.items()} | {"largest": float(heat.max())}
+        for i, heat in enumerate(found["heat"])
+    ]
+
+
+def load_heat(path: Path) -> dict[str, Any]:
+    """`images` (n, C, H, W) uint8, C of 1 or 3, their `heat` (n, H, W) float32, at least 0, and `indices`, `labels` and
+    `predicted`, (n,) int64; n is at least 1.
+
+    Raises:
+        DepoisonError: as `load_arrays`.
+    """
+    shapes = {"images": "uint8 n C H W", "heat": "float32 n H W"}
+    found = load_arrays(path, shapes | dict.fromkeys(("indices", "labels", "predicted"), "int64 n"))
+    require_images(path, found["images"])
+    if not (found["heat"] >= 0).all():
+        raise corrupted(path, "heat: not all of it is at least 0")
+    return found
+
+
+def draw(figure: Figure, rows: list[Row]) -> Any:
+    found = [None if place.gap else load_heat(Path(place.artifacts[0].product)) for place in figure.places]
+    images = next((one["images"] for one in found if one), [None] * figure.file.images)
+    side = WIDTHS[figure.file.width] / (max(4, len(images)) + 0.7)
+    canvas = new_canvas(figure, (side + 0.13) * (1 + len(found)))
+    grid = canvas.subplots(1 + len(found), len(images), squeeze=False)
+    for line, label in zip(grid, ("Poisoned", *(place.label("row") for place in figure.places)), strict=True):
+        line[0].set_ylabel(plain(label))
+    for axes in grid.ravel():
+        axes.set(xticks=[], yticks=[], box_aspect=1)
+        axes.spines[:].set_visible(False)
+        axes.grid(False)
+    heated = None
+    for line, own, place in zip(grid[1:], found, figure.places, strict=True):
+        told = [row for row in rows if row["row"] == place.label("row")]
+        for i, axes in enumerate(line):
+            if own is None:
+                blank(axes, "not\navailable")
+                continue
+            for shown in (grid[0][i], axes):
+                show(shown, own["images"][i])
+            heat = own["heat"][i]
+            heated = axes.imshow(heat / (heat.max() or 1), cmap="turbo", vmin=0, vmax=1, alpha=0.55)
+            grid[0][i].set_xlabel(f"label {told[i]['label']}")
+            axes.set_xlabel(f"predicted {told[i]['predicted']}")
+    if heated is not None:
+        bar = canvas.colorbar(heated, ax=list(grid[1:].ravel()), ticks=[0, 1], pad=0.01, aspect=30)
+        bar.ax.set_yticklabels(["0", "max"])
+    return canvas
