@@ -122,7 +122,7 @@ def neuron_gradients(layer: nn.Module) -> Tensor | None:
 @torch.no_grad()
 def tac(model: Classifier, layer: str, clean: Tensor, triggered: Tensor, batch_size: int = 250) -> Tensor:
     """Trigger-activated change of each channel of a convolution's output, (C,) float64, on the CPU. Zheng et al., "Data-free
-    backdoor removal based on channel Lipschitzness", ECCV 2022, Eq. 3: the mean over images of ||F_k(x) - F_k(triggered x)||.
+    backdoor removal based on channel Lipschitzness", ECCV 2022: the mean over images of ||F_k(x) - F_k(triggered x)||.
 
     Args:
         clean, triggered: (M, …) inputs, as they are stored, without and with the trigger.
