@@ -24,7 +24,7 @@ from depoison.errors import DepoisonError
 from depoison.papers.figures import Figure, all_figures, read_figure, read_page
 from depoison.papers.kinds.epochs import history_of
 from depoison.plan.plan import Plan
-from depoison.reports.figures import bars, examples, sweep
+from depoison.reports.figures import bars, examples, sweep, tsne
 from depoison.reports.figures.examples import amplification
 from depoison.reports.figures.style import footnotes
 from depoison.reports.figures.write import render_figure
@@ -450,6 +450,22 @@ def test_an_axis_is_labeled_where_nothing_is_drawn_below(drawn):
     assert labels[3] == ["", "", "", "Poisoning rate"] and labels[5] == ["Poisoning rate"] * 3 + [""]
     shown = [[any(label.get_visible() for label in axes.get_xticklabels()) for axes in row] for row in panels]
     assert shown[3] == [False, False, False, True] and shown[5][:3] == [True] * 3
+
+
+def test_columns_wrap_with_all_their_rows(drawn):
+    rows = [{"label": "Before", "defense": "none"}, {"label": "After", "defense": "lp"}]
+    columns = [{"attack": f"{name}+rate=0.1", "label": name} for name in ("badnet", "blended", "sig")]
+    put(drawn, "figure3", rows=rows, columns=columns, per_row=2, attack=None, defense=None)
+    figure = read_figure(drawn.plan(), "reports/tiny/figure3")
+    fake(figure)
+    shown = [axes for axes in tsne.draw(figure, tsne.numbers(figure)).axes if axes.get_visible()]
+    titles = [(axes.get_ylabel(), axes.get_title().partition("\n")[0]) for axes in shown]
+    first, second = (["badnet", "blended"], ["sig"])
+    assert titles == [
+        (label if not i else "", name)
+        for block in (first, second) for label in ("Before", "After") for i, name in enumerate(block)
+    ]  # fmt: skip
+    assert all(len(axes.collections) == 2 for axes in shown)
 
 
 def test_white_images_have_an_edge(drawn):

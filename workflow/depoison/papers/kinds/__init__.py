@@ -5,7 +5,7 @@ shows the file's metrics, it says so:
 
 - `along(grid, file, parts)`: parts along the x axis, given those of row, column and line;
 - `drawn(file, cell)`: an artifact that is drawn of a cell, beside those that metrics are read from; then one seed is shown;
-- `needs(place)`: the artifacts that are read of a place;
+- `needs(place)`: the artifacts that are read of a place; `alone` where those are what is drawn, and no evaluation;
 - `places(plan, target, file, document)`: everything, where the figure has no axes of its own: what `Figure` has of it.
 """
 
