@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 from PIL import Image
 from safetensors.numpy import load_file, save
 from torch import nn
@@ -251,10 +252,12 @@ def test_a_picture(channels, drawn):
     canvas = gradcam.draw(figure, rows)
     panels = np.array(canvas.axes[:8]).reshape(4, 2)
     assert [axes.get_ylabel() for axes in panels[:, 0]] == ["Poisoned", "Before", "After", "?"]
-    assert [[len(axes.images) for axes in line] for line in panels] == [[2, 2], [2, 2], [2, 2], [0, 0]]
+    assert [[len(axes.images) for axes in line] for line in panels] == [[1, 1], [1, 1], [1, 1], [0, 0]]
     assert [axes.get_xlabel() for axes in panels[:2].ravel()] == ["label 0", "label 1", "predicted 0", "predicted 1"]
-    shown = panels[1, 1].images[1].get_array()
-    assert shown.max() == 1 and shown[0, 0] == 1 and panels[1, 0].images[1].get_array().max() == 0
+    for i in range(2):  # scaled to its own largest value, 0 or 5
+        for at, value in (((0, 0), float(i)), ((3, 3), 0.0)):
+            blended = 0.45 * 200 / 255 + 0.55 * np.array(colormaps["turbo"](value)[:3])
+            assert panels[1, i].images[0].get_array()[at] == pytest.approx(blended)
     with Image.open(io.BytesIO(render_figure(figure)[".png"])) as picture:
         assert picture.width == pytest.approx(6.9 * 200, abs=2) and picture.height < 9.5 * 200
 

@@ -15,6 +15,9 @@ from depoison.reports.figures.style import WIDTHS, blank, new_canvas, plain
 
 PHOTOGRAPHS = True
 
+COLORS, OPACITY = "turbo", 0.55
+"""Of heat."""
+
 BLANK = dict.fromkeys(("seed", "index", "label", "predicted", "largest", "pixels", "sha256"), "")
 
 
@@ -54,31 +57,43 @@ def load_heat(path: Path) -> dict[str, Any]:
 
 
 def draw(figure: Figure, rows: list[Row]) -> Any:
+    from matplotlib.cm import ScalarMappable
+
     found = [None if place.gap else load_heat(Path(place.artifacts[0].product)) for place in figure.places]
-    images = next((one["images"] for one in found if one), [None] * figure.file.images)
-    side = WIDTHS[figure.file.width] / (max(4, len(images)) + 0.7)
+    known = next(filter(None, found), None)
+    count = len(known["images"]) if known else figure.file.images
+    side = WIDTHS[figure.file.width] / (max(4, count) + 0.7)
     canvas = new_canvas(figure, (side + 0.13) * (1 + len(found)))
-    grid = canvas.subplots(1 + len(found), len(images), squeeze=False)
-    for line, label in zip(grid, ("Poisoned", *(place.label("row") for place in figure.places)), strict=True):
-        line[0].set_ylabel(plain(label))
+    grid = canvas.subplots(1 + len(found), count, squeeze=False)
     for axes in grid.ravel():
         axes.set(xticks=[], yticks=[], box_aspect=1)
         axes.spines[:].set_visible(False)
         axes.grid(False)
-    heated = None
-    for line, own, place in zip(grid[1:], found, figure.places, strict=True):
-        told = [row for row in rows if row["row"] == place.label("row")]
+    for line, label in zip(grid, ("Poisoned", *(place.label("row") for place in figure.places)), strict=True):
+        line[0].set_ylabel(plain(label))
+    for i, axes in enumerate(grid[0] if known else ()):
+        show(axes, known["images"][i])
+        axes.set_xlabel(f"label {known['labels'][i]}")
+    for line, own in zip(grid[1:], found, strict=True):
         for i, axes in enumerate(line):
             if own is None:
                 blank(axes, "not\navailable")
                 continue
-            for shown in (grid[0][i], axes):
-                show(shown, own["images"][i])
-            heat = own["heat"][i]
-            heated = axes.imshow(heat / (heat.max() or 1), cmap="turbo", vmin=0, vmax=1, alpha=0.55)
-            grid[0][i].set_xlabel(f"label {told[i]['label']}")
-            axes.set_xlabel(f"predicted {told[i]['predicted']}")
-    if heated is not None:
-        bar = canvas.colorbar(heated, ax=list(grid[1:].ravel()), ticks=[0, 1], pad=0.01, aspect=30)
+            axes.imshow(overlaid(own["images"][i], own["heat"][i]), interpolation="nearest")
+            axes.set_xlabel(f"predicted {own['predicted'][i]}")
+    if known:
+        scale = ScalarMappable(cmap=COLORS)
+        bar = canvas.colorbar(scale, ax=list(grid[1:].ravel()), ticks=[0, 1], pad=0.01, aspect=30, alpha=OPACITY)
         bar.ax.set_yticklabels(["0", "max"])
     return canvas
+
+
+def overlaid(pixels: Any, heat: Any) -> Any:
+    """(H, W, 3) in [0, 1]: an image, (C, H, W) uint8, under its heat map, (H, W), as colors from 0 to its largest value.
+
+    Blended here, since Matplotlib applies the opacity of an image twice where it makes a PDF of several.
+    """
+    from matplotlib import colormaps
+
+    colors = colormaps[COLORS](heat / (heat.max() or 1))[..., :3]
+    return (1 - OPACITY) * pixels.transpose(1, 2, 0) / 255 + OPACITY * colors
