@@ -257,7 +257,7 @@ def test_a_picture(channels, drawn):
     for i in range(2):  # scaled to its own largest value, 0 or 5
         for at, value in (((0, 0), float(i)), ((3, 3), 0.0)):
             blended = 0.45 * 200 / 255 + 0.55 * np.array(colormaps["turbo"](value)[:3])
-            assert panels[1, i].images[0].get_array()[at] == pytest.approx(blended)
+            assert np.allclose(panels[1, i].images[0].get_array()[at], blended)
     with Image.open(io.BytesIO(render_figure(figure)[".png"])) as picture:
         assert picture.width == pytest.approx(6.9 * 200, abs=2) and picture.height < 9.5 * 200
 
