@@ -101,6 +101,12 @@ def test_label_maps_and_hyper_parameters_have_printed_numbers_of_their_own(here)
     ]  # fmt: skip
 
 
+def test_metrics_in_rows_are_not_named_again_above_a_wide_table(here):
+    wide = [{"label": f"FT {rate}", "defense": f"ft+lr={rate}"} for rate in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    paper(here, "badnet,ft+lr=0.1,asr,70.5", rows=[{"attack": "badnet"}], columns=wide, at="rows", show=("asr",))
+    assert "ResNet-18. In percent. Each cell: ours and below it" in render(here.plan(), read(here))[".md"]
+
+
 def test_metrics_may_stand_in_rows(here):
     rows = [{"label": name, "attack": name, "rates": [0.1]} for name in ("badnet", "blended")]
     paper(
