@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
+from depoison.models.stages import outputs_of as latest_outputs
 
 
 @torch.no_grad()
@@ -22,16 +23,12 @@ def last_convolution(model: Classifier, inputs: Tensor) -> str:
     Raises:
         DepoisonError: the pass comes to none.
     """
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.modules.conv._ConvNd)}
-    called: list[str] = []
-    with contextlib.ExitStack() as hooks:
-        for name, layer in layers.items():
-            handle = layer.register_forward_hook(lambda *_, name=name: called.append(name))
-            hooks.callback(handle.remove)
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.modules.conv._ConvNd)]
+    with latest_outputs(model, names) as called:
         model(inputs.to(model.device))
     if not called:
         raise DepoisonError("the model has no convolution; valid: one that has, such as resnet18")
-    return called[-1]
+    return next(reversed(called))
 
 
 @contextlib.contextmanager
