@@ -54,7 +54,7 @@ def measure(device: torch.device, repeats: int, epochs: int, width: int | None) 
     clean, model = Labeled(*pictures(IMAGES)), work.network()
     for defense in plan.configuration.names("defense"):
         sight = plan.configuration.sight(defense)
-        if "model" not in sight:
+        if not {"model"} <= set(sight) <= {"model", "clean", "tune"}:
             continue
         parameters = plan.cell(CELL.format(defense)).evaluation.upstream["model"].spec["parameters"]
         recipe = Recipe.of(parameters["recipe"]) if parameters["recipe"] else None
