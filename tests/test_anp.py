@@ -459,6 +459,13 @@ def test_a_need_that_no_model_meets_is_refused_and_so_is_one_of_a_model(project)
             project.plan().configuration.method(kind, name)
 
 
+def test_where_no_model_has_what_the_method_needs_that_is_said(project):
+    with pytest.raises(
+        DepoisonError, match="FP needs convolutions, which PointNet.. lacks; valid: no model of the task points$"
+    ):
+        project.plan().cell(cell(dataset="solids", model="pointnet2", attack="pointba-o", defense="fp"))
+
+
 def test_a_table_shows_a_gap_where_the_model_lacks_what_a_method_needs(tiny, monkeypatch):
     tiny.edit("config/papers/fst/small.yaml", lambda t: t["axes"]["columns"].append({"defense": "anp", "label": "ANP"}))
     monkeypatch.chdir(tiny.path)

@@ -619,7 +619,9 @@ def test_the_check_finds_faults_and_counts_claims(here):
 
 def test_papers_and_targets(here):
     assert all_claims(here.plan()) == [
-        f"reports/{where}fst/claims" for where in ("cifar10-cpu/", "demo/", "digits/", "", "solids/", "tiny/")
+        f"reports/{where}{paper}/claims"
+        for where in ("cifar10-cpu/", "demo/", "digits/", "", "solids/", "tiny/")
+        for paper in ("fst", "ft-sam")
     ]
     (here / "config/papers/other").mkdir()
     with pytest.raises(DepoisonError, match=r"other has no claims; write config/papers/other/claims\.yaml"):

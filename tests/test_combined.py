@@ -160,7 +160,7 @@ def test_a_value_is_of_the_whole_or_of_one_part(project):
     assert "attack badnet&blended" in lines
     assert any(line.startswith("badnet.size = 2 the cell's name, results/cells/") for line in lines)
     assert "blended.ratio = 0.3 your configuration, mine.yaml:3" in lines
-    assert sum("config/attacks/badnet.yaml" in line for line in lines) == 2  # size, overruled, and enlarge
+    assert sum("config/attacks/badnet.yaml" in line for line in lines) == 3  # size, overruled, enlarge and pattern
 
 
 def test_the_recipe_is_nobodys_own():

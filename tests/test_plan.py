@@ -166,7 +166,21 @@ METHODS = [
     for name in PLAN.configuration.names(kind)
     if PLAN.configuration.parameters(kind, name)
 ]
-KEYS = [(kind, name, key) for kind, name in METHODS for key in PLAN.configuration.parameters(kind, name)]
+
+
+def task_of(kind: str, name: str, key: str) -> str:
+    """The data that a hyper-parameter of a method is for."""
+    parameter = PLAN.configuration.parameters(kind, name).get(key)
+    return getattr(parameter, "task", None) or PLAN.configuration.method(kind, name).content.task or "image"
+
+
+KEYS = [
+    (kind, name, key)
+    for kind, name in METHODS
+    for key in PLAN.configuration.parameters(kind, name)
+    # Of point clouds no model has convolutions.
+    if kind != "defense" or not PLAN.configuration.lacking(kind, name, OF_TASK[task_of(kind, name, key)]["model"])
+]
 MOVED_BY = {"reserve": "split", "stratified": "split", "mean": "train", "std": "train"}
 
 
@@ -178,9 +192,7 @@ def is_file(kind: str, name: str, key: str) -> bool:
 
 def named(kind: str, name: str, key: str = "", text: str = "", seed: int = 0) -> str:
     """A cell with a method, of its task's data or of those that a hyper-parameter is for, with a value of it if given."""
-    parameter = PLAN.configuration.parameters(kind, name).get(key)
-    task = getattr(parameter, "task", None) or PLAN.configuration.method(kind, name).content.task or "image"
-    return cell(**OF_TASK[task] | {kind: f"{name}+{key}={text}" if text else name}, seed=seed)
+    return cell(**OF_TASK[task_of(kind, name, key)] | {kind: f"{name}+{key}={text}" if text else name}, seed=seed)
 
 
 def another(parameter: Parameter, value: Any) -> Any:

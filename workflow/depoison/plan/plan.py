@@ -379,7 +379,7 @@ class Plan:
                 for model in self.configuration.names("model")
                 if of("model", model).content.task in (None, task) and not lacking(kind, method, model)
             ]
-            raise DepoisonError(f"{name.path}: {why}; valid: {', '.join(valid)}")
+            raise DepoisonError(f"{name.path}: {why}; valid: {', '.join(valid) or f'no model of the task {task}'}")
 
     def _training(self, name: CellName) -> dict[str, Any]:
         """The model of a cell and how it is trained, as they stand in a spec."""
