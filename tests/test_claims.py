@@ -606,6 +606,7 @@ def test_a_claim_with_a_fault(changes, line, words, here):
 @pytest.mark.drill
 def test_the_check_finds_faults_and_counts_claims(here):
     put(here, it=claim(), other=claim())
+    (here / "config/papers/ft-sam/claims.yaml").unlink()
     done = here.depoison("check")
     assert done.returncode == 0 and ", 2 claims, " in done.stdout, done.stderr
     put(here, it=claim(statistic="most"))
