@@ -17,6 +17,7 @@ from depoison.attacks.base import Attack, Setup, State, Workshop
 from depoison.attacks.pictures import picture
 from depoison.attacks.surrogate import trained_surrogate
 from depoison.errors import DepoisonError
+from depoison.models.activations import inputs_of
 from depoison.models.classifier import Classifier
 
 log = logging.getLogger("depoison")
@@ -121,12 +122,8 @@ def choose(model: Classifier, count: int, chosen_by: str) -> Tensor:
 
 def activations(model: Classifier, image: Tensor) -> Tensor:
     """What the last linear layer takes of a (C, H, W) image, pixels in [0, 255]: (D,)."""
-    taken: list[Tensor] = []
-    hook = model.head[-1].register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
-    try:
+    with inputs_of(model.head[-1]) as taken:
         model(image[None])
-    finally:
-        hook.remove()
     return taken[0][0]
 
 

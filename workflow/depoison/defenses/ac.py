@@ -15,9 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from depoison.defenses.tuning import Labeled, NewModel, Tuner
+from depoison.models.activations import inputs_of
 from depoison.models.classifier import Classifier
 from depoison.training.loop import autocast
 
@@ -109,16 +110,12 @@ def reclassified(parts: dict[int, Tensor], suspect: Labeled, new_model: NewModel
 def activations(model: Classifier, inputs: Tensor, precision: str) -> Tensor:
     """(N, D) float32 outputs of the last hidden layer for inputs as they are stored, on the CPU."""
     found: list[Tensor] = []
-
-    def keep(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        found.append(arguments[0].float().cpu())
-
     model.eval()
-    hook = model.head[-1].register_forward_pre_hook(keep)
-    for batch in inputs.split(250):
-        with autocast(model.device, precision):
-            model(batch.to(model.device))
-    hook.remove()
+    with inputs_of(model.head[-1]) as taken:
+        for batch in inputs.split(250):
+            with autocast(model.device, precision):
+                model(batch.to(model.device))
+            found.append(taken.pop().float().cpu())
     return torch.cat(found)
 
 

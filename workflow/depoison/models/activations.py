@@ -1,4 +1,4 @@
-"""What a network computes on its way: the convolutions of a forward pass, and what they put out."""
+"""What a network computes on its way: the convolutions of a forward pass, and what layers take and put out."""
 
 from __future__ import annotations
 
@@ -41,6 +41,17 @@ def outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
         return output.clone()
 
     handle = layer.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """A context in which the list gets what a layer takes in each forward pass."""
+    found: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     try:
         yield found
     finally:
