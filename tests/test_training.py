@@ -213,6 +213,21 @@ def test_multistep_falls_to_a_tenth_after_35_and_75_percent_of_the_epochs(epochs
     assert found == pytest.approx([rate for rate in by_hand for _ in range(8)])
 
 
+@pytest.mark.parametrize(
+    ("lr", "decay", "every", "epochs", "rates"),
+    [
+        (0.01, 0.1, 40, 100, {0: 0.01, 39: 0.01, 40: 0.001, 79: 0.001, 80: 0.0001, 99: 0.0001}),
+        (0.01, 0.3, 1, 15, {0: 0.01, 1: 0.003, 2: 0.0009, 14: 0.01 * 0.3**14}),
+        (0.01, 0.1, None, 100, {0: 0.01, 99: 0.01}),
+    ],
+)
+def test_step_falls_by_its_factor_after_every_so_many_epochs(lr, decay, every, epochs, rates):
+    plan = recipe(lr=lr, epochs=epochs, schedule="step", lr_decay=decay, lr_decay_every=every)
+    for epoch, rate in rates.items():
+        found = [plan.learning_rate(step, 7 * epochs) for step in range(7 * epoch, 7 * epoch + 7)]
+        assert found == pytest.approx([rate] * 7)
+
+
 def test_constant_learning_rate_stays():
     assert {recipe(lr=0.3, epochs=5).learning_rate(step, 50) for step in range(50)} == {0.3}
 

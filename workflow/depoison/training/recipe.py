@@ -22,6 +22,8 @@ class Recipe:
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: str = "constant"
+    lr_decay: float = 0.1
+    lr_decay_every: int | None = None
     precision: str = "fp32"
     evaluate_every: int = 0
     augmentation: Mapping[str, Any] = field(default_factory=dict)
@@ -40,6 +42,7 @@ class Recipe:
         multistep: a tenth of it after 35% of the epochs, and a hundredth after 75% (NGF's released code).
         recurring: down a cosine to 0 in 100 steps, up again in the next 100, and so on: FT-SAM's released code, which takes a
             step of a schedule over 100 epochs after each batch.
+        step: times `lr_decay` after every `lr_decay_every` epochs.
         onecycle: linear from lr / 25 to lr in the first 30% of the steps, then cosine to 0 (Smith and Topin, 2019).
         """
         if self.schedule == "constant":
@@ -50,6 +53,9 @@ class Recipe:
         if self.schedule == "multistep":
             epoch = step * self.epochs // steps
             return self.lr * 0.1 ** sum(100 * epoch >= percent * self.epochs for percent in (35, 75))
+        if self.schedule == "step":
+            epoch = step * self.epochs // steps
+            return self.lr * self.lr_decay ** (epoch // self.lr_decay_every if self.lr_decay_every else 0)
         if self.schedule == "recurring":
             return self.lr * (1 + math.cos(math.pi * step / 100)) / 2
         peak = 0.3 * steps
