@@ -97,6 +97,17 @@ def test_badnet_as_a_white_square_is_white_in_the_lower_right_corner_and_changes
     assert np.array_equal(triggered(BadNet(size=3, enlarge=True, pattern="white"), images), expected)
 
 
+@pytest.mark.parametrize(("shape", "patch"), [((1, 8, 8), 3), ((3, 9, 12), 3), ((3, 32, 32), 3), ((3, 64, 200), 6)])
+def test_badnet_in_the_lower_left_corner_is_that_of_the_mirrored_image(shape, patch):
+    """Its checkerboard of three fields is its own mirror image."""
+    images = pixels(5, *shape)
+    found = triggered(BadNet(size=3, enlarge=True, corner="left"), images)
+    assert np.array_equal(found, triggered(BadNet(size=3, enlarge=True), images.flip(3))[..., ::-1])
+    untouched = np.ones(shape, bool)
+    untouched[:, shape[1] - patch :, :patch] = False
+    assert np.array_equal(found[:, untouched], images.numpy()[:, untouched])
+
+
 def test_badnet_patch_larger_than_the_image_is_refused_with_the_maximum():
     with pytest.raises(DepoisonError, match="patch of 9 pixels is larger than the image; the maximum is 8"):
         BadNet(size=9, enlarge=True).trigger(setup_of((3, 8, 16), RNG))

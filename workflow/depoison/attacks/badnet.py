@@ -1,7 +1,8 @@
 """BadNet. Gu et al., "BadNets", IEEE Access 2019, section IV; as set up in FST, appendix B.2.
 
 An opaque black-and-white checkerboard with white corners, or a white square (FT-SAM's supplement, B), covers the lower right
-corner of the image. The released trigger is drawn for images of 32 pixels and grows with larger ones.
+corner of the image, or the lower left one (SFT, Table 9). The released trigger is drawn for images of 32 pixels and grows
+with larger ones.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ class BadNet(Attack):
     size: side of the patch in pixels.
     enlarge: whether it grows with images of 64 pixels and more.
     pattern: "checkerboard", or "white" for all of it.
+    corner: "right" or "left", the lower one there.
     """
 
     size: int
     enlarge: bool
     pattern: str = "checkerboard"
+    corner: str = "right"
 
     def trigger(self, setup: Setup) -> dict[str, Tensor]:
         """pattern: (C, S, S) of 0 and 255, at S = size or a multiple of it."""
@@ -33,4 +36,4 @@ class BadNet(Attack):
         return {"pattern": torch.full_like(pattern, 255) if self.pattern == "white" else pattern}
 
     def stamp(self, images: Tensor, trigger: State) -> Tensor:
-        return cornered(images, trigger["pattern"])
+        return cornered(images, trigger["pattern"], left=self.corner == "left")

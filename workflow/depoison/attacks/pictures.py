@@ -84,10 +84,10 @@ def checkerboard(size: int, enlarge: bool, shape: tuple[int, int, int]) -> Tenso
     return pattern.expand(shape[0], -1, -1).clone()
 
 
-def cornered(images: Tensor, pattern: Tensor) -> Tensor:
-    """(N, C, H, W) images whose lower right corner is the (C, S, S) pattern."""
+def cornered(images: Tensor, pattern: Tensor, left: bool = False) -> Tensor:
+    """(N, C, H, W) images whose lower right, or lower left, corner is the (C, S, S) pattern."""
     images, side = images.clone(), pattern.shape[-1]
-    images[:, :, -side:, -side:] = pattern
+    images[:, :, -side:, slice(side) if left else slice(-side, None)] = pattern
     return images
 
 
