@@ -592,9 +592,16 @@ def test_purify_gives_the_defense_the_first_images_of_the_defender_and_no_others
     }
     (tmp_path / "purify").mkdir()
     purify.run(Job(json.loads(json.dumps(spec)), tmp_path / "purify", tmp_path / "scratch", Runtime(), CPU))
-    ((clean, parameters),) = seen
+    clean, parameters = seen.pop()
     assert parameters == {"alpha": 0.2, "projection": "fst"}
     assert torch.equal(clean.inputs, images[defender[:10]])  # 10% of the training set's 100
     assert torch.equal(clean.labels, labels[defender[:10]])
+    del spec["parameters"]["tuning_ratio"]
+    spec["parameters"]["tuning_images"] = 3
+    purify.run(Job(json.loads(json.dumps(spec)), tmp_path / "purify", tmp_path / "scratch", Runtime(), CPU))
+    clean, _ = seen.pop()
+    first = [next(i for i in defender.tolist() if labels[i] == label) for label in range(3)]
+    assert sorted(map(bytes, clean.inputs.numpy())) == sorted(map(bytes, images[first].numpy()))
+    assert clean.labels.tolist() == labels[[i for i in defender.tolist() if i in first]].tolist()
     saved = load_file(tmp_path / "purify" / "model.safetensors")
     assert not changed(contiguous, saved)

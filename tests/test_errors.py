@@ -77,6 +77,7 @@ NAMES = {
     "seed": (cell(seed="x"), "'sx.json' is no seed", "s0.json"),
     "negative seed": (cell(seed=-1), "'s-1.json' is no seed"),
     "tuning_ratio": (cell(defense="fst+tuning_ratio=0.5"), "tuning_ratio 0.5", "the maximum is 0.1"),
+    "tuning_images": (cell(defense="fst+tuning_images=145"), "tuning_images 145", "the maximum is 144"),
     "picture": (cell(attack="blended+pattern=cat"), "no file config/triggers/cat.*"),
 }
 

@@ -148,6 +148,17 @@ def test_rows_may_be_datasets_models_and_sizes_of_the_tuning_set(here):
     assert "| Tuning set | 2% | 3.00<br><sub>7.00 (−4.00)</sub> |" in text and "| Average |  | 2.50 |" in text
 
 
+def test_a_tuning_set_larger_than_the_track_s_dataset_reserves_is_a_gap(here):
+    sizes = {"defense": "ft", "each": {"defense": "tuning_images", "values": [10, 144, 145], "label": "Images"}}
+    paper(here, "badnet+rate=0.1,ft+tuning_images=145,asr,7", rows=[sizes], columns=[{"attack": "badnet+rate=0.1"}])
+    places = read(here).places.values()
+    assert [place.gap for place in places] == ["", "", "145 images are more than the 144 of Digits that are reserved"]
+    for count, place in zip((10, 144), places, strict=False):
+        parameters = place.cells[0].evaluation.upstream["model"].spec["parameters"]
+        assert parameters["tuning_images"] == count and "tuning_ratio" not in parameters
+    assert not any(place.gap for place in read(here, "").places.values())  # CIFAR-10 has more
+
+
 def test_a_time_stands_beside_success_rates(here):
     time = {"label": "Time", "defense": "ft", "metric": "seconds"}
     rows = [{"label": "BadNet", "attack": "badnet", "rates": [0.1]}]

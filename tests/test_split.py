@@ -13,6 +13,7 @@ from depoison.errors import DepoisonError
 from depoison.plan.config import Runtime
 from depoison.rng import Rng
 from depoison.stages import split
+from depoison.stages.purify import evenly
 from depoison.stages.runner import Job
 from depoison.stages.split import reserve
 from small import KNOWN, classes_of, pixels, write_artifact
@@ -142,3 +143,13 @@ def test_split_gives_every_image_to_exactly_one_side(tmp_path, stratified):
     assert sides.keys() == {"defender", "attacker"}
     assert len(sides["defender"]) == 30 and sides["defender"] != sorted(sides["defender"])
     assert sides["attacker"] == sorted(set(range(300)) - set(sides["defender"]))
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.data())
+def test_a_tuning_set_by_count_has_of_each_class_as_many_as_it_can(labels, data):
+    """By taking turns: each class, in its order, gives one image until the count is reached or it has none left."""
+    count = data.draw(st.integers(1, len(labels)))
+    found = evenly(torch.tensor(labels), count).tolist()
+    places = [[i for i, label in enumerate(labels) if label == of] for of in range(5)]
+    turns = [sorted(of[turn] for of in places if turn < len(of)) for turn in range(len(labels))]
+    assert found == [i for turn in turns for i in turn][:count]

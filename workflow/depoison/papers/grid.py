@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from depoison.errors import DepoisonError, unknown
 from depoison.papers.published import Key
-from depoison.papers.rates import scaled
+from depoison.papers.rates import scaled, too_many
 from depoison.plan.cells import CellName, Choice, parts_of
 from depoison.plan.config import Strict
 from depoison.plan.documents import Document
@@ -383,10 +383,10 @@ class Grid:
             for metric, text in self.published.get(key, {}).items():
                 published.setdefault(metric, []).append(text)
                 self.shown_of[key[:2]] = None
-        gaps, cells = ("a combination that is left out",) if left_out else tuple(self._gaps(dataset, model, whole)), ()
+        of = {"printed": keys[0].dataset, "dataset": dataset, "model": model}
+        gaps, cells = ("a combination that is left out",) if left_out else tuple(self._gaps(of, whole)), ()
         if not gaps:
             try:
-                of = {"printed": keys[0].dataset, "dataset": dataset, "model": model}
                 attack = scaled(self.plan, self.track, kept["attack"], self.paper, **of)
                 chosen = Choice(dataset), Choice(model), attack, kept["defense"]
                 cells = tuple(self.plan.cell(CellName(self.track, *chosen, seed, self.paper)) for seed in self.seeds)
@@ -401,8 +401,8 @@ class Grid:
         self.places.append(found)
         return found
 
-    def _gaps(self, dataset: str, model: str, choices: Mapping[str, Choice]) -> Iterator[str]:
-        configuration = self.plan.configuration
+    def _gaps(self, of: Mapping[str, str], choices: Mapping[str, Choice]) -> Iterator[str]:
+        configuration, model = self.plan.configuration, of["model"]
         names = {"model": model} | {kind: choice.name for kind, choice in choices.items()}
         missing = [f"the {kind} {part}" for kind, name in names.items() for part in configuration.missing(kind, name)]
         yield from missing
@@ -410,6 +410,8 @@ class Grid:
             if why := configuration.lacking(kind, choices[kind].name, model):
                 yield why
                 return
+        if not missing and (why := too_many(self.plan, self.track, choices["defense"], self.paper, **of)):
+            yield why
 
     def _choice(self, kind: str, order: Sequence[Part]) -> tuple[Choice, Choice]:
         """The method that the parts name, with their overrides, and less those that the track sets."""

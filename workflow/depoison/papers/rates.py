@@ -1,4 +1,4 @@
-"""Poisoning rates on a track that keeps the number of poisoned images: what a paper's rate becomes there."""
+"""Numbers of images on a track's own dataset: what a paper's poisoning rate becomes, and which tuning set is too large."""
 
 from __future__ import annotations
 
@@ -62,3 +62,22 @@ def scaled(plan: Plan, track: str, attack: Choice, paper: str, *, printed: str, 
     return Choice(
         attack.name, tuple(sorted(overrides.items())), tuple((key, *origin) for key, origin in origins.items())
     )
+
+
+def too_many(plan: Plan, track: str, defense: Choice, paper: str, *, printed: str, dataset: str, model: str) -> str:
+    """Where a defense is to be tuned on more images than are reserved of this track's dataset, a sentence; otherwise "".
+
+    Args:
+        as `scaled`.
+    """
+    count = dict(defense.overrides).get("tuning_images", "none")
+    if dataset == printed or count == "none":
+        return ""
+    where = plan.configuration.track(track).document.path
+    settings = plan.settings(
+        "dataset", Choice(dataset), dataset=dataset, model=model, track=track, paper=paper, where=where
+    )
+    reserved = plan.reserved(dataset, {key: history[-1].value for key, history in settings.items()})
+    if reserved is None or int(count) <= reserved:
+        return ""
+    return f"{count} images are more than the {reserved} of {plan.label('dataset', dataset)} that are reserved"

@@ -481,10 +481,21 @@ class Plan:
         method = self.configuration.method("dataset", name).content
         return method.classes if source == method.values["source"] else None
 
-    @staticmethod
-    def _tuning(name: CellName, value: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def reserved(self, name: str, values: Mapping[str, Any]) -> int | None:
+        """How many images of a dataset with these values are the defender's; None where nobody knows before it is read."""
+        content = self.configuration.method("dataset", name).content
+        known = content.train_samples is not None and values["source"] == content.values["source"]
+        return round(values["reserve"] * content.train_samples) if known else None
+
+    def _tuning(self, name: CellName, value: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         if "tuning_ratio" not in value["defense"]:
             return {}
+        if (images := value["defense"]["tuning_images"]) is not None:
+            if images > (most := self.reserved(name.dataset.name, value["dataset"]) or images):
+                raise DepoisonError(
+                    f"{name.path}: tuning_images {images} is above the defender's reserve; the maximum is {most}"
+                )
+            return {"tuning_images": images}
         reserve, ratio = value["dataset"]["reserve"], value["defense"]["tuning_ratio"]
         if ratio is not None and ratio > reserve:
             raise DepoisonError(

@@ -72,7 +72,8 @@ def work_of(spec: Mapping[str, Any], spec_of: Callable[[str], Mapping[str, Any]]
     if recipe and "split" in upstream:
         keys.append(("training", *alike))
         reserve = spec_of(upstream["split"])["parameters"]["reserve"]
-        units = recipe["epochs"] * parameters.get("tuning_ratio", 1 - reserve)
+        most = reserve if "tuning_images" in parameters else 1 - reserve
+        units = recipe["epochs"] * parameters.get("tuning_ratio", most)
     return Work(tuple(canonical(key) for key in keys), units, computes(stage, upstream))
 
 

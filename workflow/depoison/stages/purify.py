@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from depoison.artifacts import read_spec
 from depoison.defenses.tuning import Candidates, Labeled, Measures, Tuner
@@ -98,10 +99,14 @@ def _rng(job: Job) -> Rng:
 
 
 def clean_of(job: Job, dataset: Dataset) -> Labeled:
-    """The defender's clean data, or the first `tuning_ratio` of it."""
+    """The defender's clean data: the first `tuning_ratio` of it, `tuning_images` of it, of every class alike, or all."""
     defender, _ = read_split(job.upstream("split"), dataset)
     if "tuning_ratio" in job.parameters:
         defender = defender[: tuning_images(job, len(dataset.train_labels), len(dataset.classes))]
+    elif (count := job.parameters.get("tuning_images")) is not None:
+        if count > len(defender):
+            raise DepoisonError(f"tuning_images {count}: the defender has {len(defender)} images")
+        defender = defender[evenly(dataset.train_labels[defender], count)]
     job.facts["tuning_images"] = len(defender)
     return Labeled(dataset.train_inputs[defender], dataset.train_labels[defender])
 
@@ -112,6 +117,17 @@ def suspect_of(job: Job, dataset: Dataset) -> Labeled:
     if not poisoned.any():
         job.warn("the attack poisons no training set: this defense is given a clean one")
     return Labeled(pool.inputs, pool.labels)
+
+
+def evenly(labels: Tensor, count: int) -> Tensor:
+    """Places of `count` labels, (count,) int64: the first of each class, then the second of each, and so on.
+
+    What a smaller count has, a larger one has, too.
+    """
+    counts, order = labels.bincount(), torch.argsort(labels, stable=True)
+    ranks = torch.empty_like(labels)
+    ranks[order] = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    return torch.argsort(ranks, stable=True)[:count]
 
 
 def tuning_images(job: Job, images: int, classes: int) -> int:
