@@ -68,6 +68,22 @@ def test_averages_and_deviations_are_recomputed(printed, told, alone):
     assert section(alone, SUMS) == (told or ["None."])
 
 
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        ("drop-from-none,,,lp,3.50,70.00", []),
+        ("drop-from-none,,,lp,3.52,69.99", ["| table1 | drop from none | lp | C-Acc | 3.52 | 3.50 | 2 |"]),
+        ("drop-from-none,,,lp,3.515,70.02", ["| table1 | drop from none | lp | ASR | 70.02 | 70.00 | 2 |"]),
+    ],
+)
+def test_average_drops_are_recomputed_over_the_rows_with_an_attack(printed, told, alone):
+    """By hand: (5 + 2) / 2 and (90 + 50) / 2; a model without an attack and a row without a printed model do not count."""
+    undefended = ("none,,,none,96.00,0", "badnet,0.1,,none,95.00,100", "sig,0.1,,none,94.00,80.00")
+    defended = ("none,,,lp,80.00,0", "badnet,0.1,,lp,90.00,10.00", "sig,0.1,,lp,92.00,30.00", "blended,0.1,,lp,1,1")
+    paper(alone, *undefended, *defended, printed)
+    assert section(alone, SUMS) == (told or ["None."])
+
+
 def test_a_cell_printed_differently_by_two_tables(alone):
     paper(alone, "badnet,0.1,,lp,90.00,10.0", "badnet,0.05,,lp,90.00,10.00")
     paper(alone, "badnet,0.1,,lp,90.0,11.00", "badnet,0.05,a=1,lp,1.00,1.00", table="table10")
@@ -124,6 +140,46 @@ def test_cells_of_two_tables_that_are_the_same_in_every_number(alone):
     lines = ("badnet,0.05,,ft,90.0,10.00,70", "sig,0.02,,lp,90.00,100", "sig,0.03,,lp,80.00", "sig,0.01,,lp,70.00,7.00")
     paper(alone, *lines, table="table2")
     assert section(alone, ALIKE) == ["- table2 has of table1: badnet+rate=0.05 ft as badnet+rate=0.1 lp"]
+
+
+def test_rows_of_single_numbers_that_stand_in_two_tables_under_two_names(alone):
+    folder = alone / "config/papers/one/published"
+    folder.mkdir(parents=True)
+
+    def table(name: str, **rows: tuple[float, ...]) -> None:
+        numbers = [
+            f"cifar10,resnet18,{attack}+rate=0.1,{defense},lcr,{value}"
+            for defense, values in rows.items()
+            for attack, value in zip(("badnet", "sig", "wanet", "blended"), values, strict=False)
+        ]
+        (folder / f"{name}.csv").write_text("\n".join(["dataset,model,attack,defense,metric,value", *numbers, ""]))
+
+    table("table1", none=(0, 0, 0, 0), lp=(84.7, 80.5, 53.35, 7.0), ft=(78.4, 77.1, 39.4, 8.0), fst=(1.0, 2.0))
+    table("table2", fp=(84.70, 80.5, 53.35), ft=(78.4, 77.1, 39.4), nad=(1.0, 2.0), anp=(0, 0, 0))
+    assert section(alone, ALIKE) == ["- table2 has of table1: fp as lp (LCR of 3 attacks)"]
+
+
+SHARED = "## Cells that two papers print\n\n"
+
+
+def test_what_two_papers_print_alike(alone):
+    """Three cells make them of one work; of others nothing is told, and nothing of 0 and 100."""
+    attacks = ("badnet", "sig", "wanet")
+    ours = [f"{attack},0.1,,none,94.00,99.00" for attack in attacks] + ["none,,,none,100,0", "lf,0.1,,lp,87.00,3.00"]
+    theirs = [*ours[:4], "ssba,0.1,,fst,87.0,3.0"]
+    ours += [f"{attack},0.1,,lp,9{i}.00,9.00" for i, attack in enumerate(attacks)]
+    theirs += [f"{attack},0.1,,lp,9{i}.0{i // 2},9" for i, attack in enumerate(attacks)]
+    paper(alone, *ours)
+    two = alone / "config/papers/two/published"
+    two.mkdir(parents=True)
+    (two / "table2.csv").write_text(long(*(f"cifar10,resnet18,{row}" for row in theirs)))
+    assert errata(alone.path).split(SHARED)[1].splitlines() == [
+        "- one and two, cells that are the same in every number that both print: none 4 of 4, lp 2 of 3. Unlike where most "
+        "are alike: wanet+rate=0.1 lp, C-Acc: 92.00 and 92.01.",
+        "- two table2 has of one table1: ssba+rate=0.1 fst as lf+rate=0.1 lp",
+    ]
+    paper(alone, *ours[:2], *ours[3:5])  # two alike, and one of 100 and 0
+    assert errata(alone.path).split(SHARED)[1].splitlines() == ["None."]
 
 
 # --- rows that the averages leave out ----------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from depoison.plan.specs import Artifact, fingerprint, unique
 DEFAULT_TRACK = "paper"
 ALL = "all"
 """The name under which all tables of a paper are asked for at once."""
+DROP = "drop-from-"
+"""Before a defense: an average drop from it, in a method's place of printed numbers."""
 CLAIMS = "claims"
 """The file of a paper's claims stands beside those of its tables."""
 PAPER = "paper"
@@ -379,7 +381,7 @@ def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
 
 def summary_name(summary: str | DropFile) -> str:
     """As printed numbers have it in a method's place."""
-    return summary if isinstance(summary, str) else f"drop-from-{summary.drop_from}"
+    return summary if isinstance(summary, str) else DROP + summary.drop_from
 
 
 def papers_of(root: Path) -> list[str]:
