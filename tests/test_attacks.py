@@ -178,6 +178,13 @@ def test_sig_clips_at_black_and_white():
     assert triggered(SIG(delta=100.0, frequency=1.0), images).tolist() == [[expected]]
 
 
+def test_sig_may_be_mixed_into_images_as_a_picture():
+    # One period over four pixels: gray, white, gray, black; a fifth of these and four fifths of the image, as whole numbers.
+    images = torch.tensor([0, 50, 200, 255], dtype=torch.uint8).view(1, 1, 4, 1).expand(1, 1, 4, 4)
+    expected = [[26, 51, 26, 0], [66, 91, 66, 40], [186, 211, 186, 160], [230, 255, 230, 204]]
+    assert triggered(SIG(delta=40.0, frequency=1.0, ratio=0.2), images).tolist() == [[expected]]
+
+
 # What all triggers share
 
 
