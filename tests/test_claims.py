@@ -250,6 +250,19 @@ def test_a_difference_is_taken_row_by_row(here):
     assert found.difference and "max of (ASR − that of No defense) < −1" in found.rule
 
 
+def test_a_ratio_is_taken_row_by_row(here):
+    put(here, it=claim())
+    measure(here, {("badnet", "none"): [100, 90, 80], ("badnet", "lp"): [10, 30, 20]})
+    measure(here, {("blended", "none"): [50, 50, 50], ("blended", "lp"): [20, 10, 25]})
+    found = judged(here, divided_by={"columns": "none"}, **{"is": "< 0.45"})
+    assert found.ours.values == pytest.approx((0.4, 1 / 3, 0.5))  # maxima of (0.1, 0.4), (1/3, 0.2), (1/4, 0.5)
+    assert (found.published.value, found.published.state) == (0.1, HOLDS)  # 10 of 100 and 4 of 90
+    assert not found.difference and "max of (ASR / that of No defense) < 0.45" in found.rule
+    measure(here, {("badnet", "lp"): [0, 0, 0]})
+    found = judged(here, over=OVER | {"columns": "none"}, divided_by={"columns": "lp"}, **{"is": "> 2"})
+    assert found.ours.state == LACKING and "what is to be divided by is 0" in found.left_out
+
+
 def test_a_difference_of_statistics_is_not_a_statistic_of_differences(here):
     """The spread of LP's ASR less that of no defense, on the printed numbers: |10 − 4| / √2 − |100 − 90| / √2."""
     step = {"statistic": "standard-deviation", "per": "table"}
@@ -579,6 +592,8 @@ FAULTS: dict[str, tuple[Any, ...]] = {  # what is changed, what the line that is
     "nothing": ({"over": {"figure": "figure7", "x_from": 3}}, "over:", "claims.it.over.0: no place is all of that"),
     "empty": ({"over": OVER | {"columns": []}}, "columns:", "at least 1 item"),
     "minus nothing": ({"minus": {}}, "minus:", "claims.it.minus: names nothing that differs"),
+    "divided by nothing": ({"divided_by": {}}, "divided_by:", "claims.it.divided_by: names nothing that differs"),
+    "two others": ({"minus": {"columns": "lp"}, "divided_by": {"columns": "lp"}}, "it:", "either `minus` or `divided_by`"),
     "minus unknown": ({"minus": {"columns": "nothing"}}, "columns: nothing", "unknown column of small 'nothing'"),
     "per": ({"each": STEP | {"per": "line"}}, "per:", "per: unknown key 'line'; "),
     "per of a step": ({"each": [STEP | {"per": "row"}, STEP | {"per": "column"}]}, "per: column", "'column'; valid: row"),
@@ -622,7 +637,7 @@ def test_papers_and_targets(here):
     assert all_claims(here.plan()) == [
         f"reports/{where}{paper}/claims"
         for where in ("cifar10-cpu/", "demo/", "digits/", "", "solids/", "tiny/")
-        for paper in ("fst", "ft-sam")
+        for paper in sorted(path.parent.name for path in (ROOT / "config/papers").glob("*/claims.yaml"))
     ]
     (here / "config/papers/other").mkdir()
     with pytest.raises(DepoisonError, match=r"other has no claims; write config/papers/other/claims\.yaml"):

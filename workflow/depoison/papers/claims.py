@@ -170,7 +170,7 @@ class SelectionFile(_PlacesFile):
 
 
 class MinusFile(_PlacesFile):
-    """What is subtracted: from each number the one of the place, or group, that differs only in what is named here."""
+    """What is subtracted from each number, or divides it: that of the place, or group, that differs only in what is named."""
 
 
 class StepFile(Strict):
@@ -181,8 +181,8 @@ class StepFile(Strict):
 class ClaimFile(Strict):
     """A statement and the rule that decides it.
 
-    `of` the places `over`, take `each` step's statistic, subtract `minus`, take the `statistic` of what is left, and
-    compare it.
+    `of` the places `over`, take `each` step's statistic, subtract `minus` or divide by `divided_by`, take the `statistic` of
+    what is left, and compare it.
     """
 
     says: str = Field(description="in our words")
@@ -197,9 +197,22 @@ class ClaimFile(Strict):
         Field(default=[])
     )
     minus: MinusFile | None = None
+    divided_by: MinusFile | None = Field(None, description="in place of minus")
     statistic: StatisticText
     is_: ConditionText = Field(alias="is", description="a comparison, such as '> 90'")
     why: str = Field("", description="why this limit, where the paper gives no number")
+
+    @model_validator(mode="after")
+    def _one_other(self) -> ClaimFile:
+        if self.minus and self.divided_by:
+            raise ValueError("give either `minus` or `divided_by`")
+        return self
+
+    @property
+    def other(self) -> tuple[str, MinusFile] | None:
+        """What each number is compared with, and its key."""
+        named = (("minus", self.minus), ("divided_by", self.divided_by))
+        return next(((key, file) for key, file in named if file is not None), None)
 
 
 class ClaimsFile(Strict):
@@ -234,9 +247,9 @@ class Claim:
     """A claim on a track.
 
     Attributes:
-        over, minus: what its rule is over; `minus` is empty where nothing is subtracted.
+        over, minus: what its rule is over; `minus` is what is subtracted or divides, and empty where nothing is.
         steps: keys and statistic of each step, and without `each` one that takes every place for itself.
-        minus_steps: the same without the keys that differ in what is subtracted.
+        minus_steps: the same without the keys that differ there.
         metric: what it is of.
         sources: the names of its tables or figures.
         absent: what the track has not that the claim is over.
@@ -333,7 +346,8 @@ class _Reader:
             raise self._fault("either tables or figures, not both", *at, "over")
         kind = file.over[0].kind
         self._check_keys(file, kind, *at)
-        changes = {key: getattr(file.minus, key) for key in file.minus.model_fields_set} if file.minus else {}
+        other = file.other
+        changes = {key: getattr(other[1], key) for key in other[1].model_fields_set} if other else {}
         differs = {key.rstrip("s") if not key.startswith("x") else "x" for key in changes}
         if "x" in differs:
             changes = dict.fromkeys(("x", "x_from", "x_to")) | changes
@@ -343,7 +357,7 @@ class _Reader:
         for i, selection in enumerate(file.over):
             over += self._chosen(selection, absent, *at, "over", str(i))
             if changes:
-                minus += self._chosen(selection.model_copy(update=changes), absent, *at, "minus")
+                minus += self._chosen(selection.model_copy(update=changes), absent, *at, other[0])
         metric = self.plan.metrics.find(file.of, f"{self.document.place(*at, 'of')}: of")
         for chosen in over:
             follows = metric.source == "evaluate" or (metric.source == "record" and chosen.source != "epochs")
@@ -368,13 +382,14 @@ class _Reader:
         return DepoisonError(f"{self.document.place(*at)}: {'.'.join(at)}: {told}")
 
     def _check_keys(self, file: ClaimFile, kind: str, *at: str) -> None:
-        """See that selections name what their kind has, and `minus` something."""
+        """See that selections name what their kind has, and what each number is compared with something."""
         foreign = ("datasets", "models") if kind == "figure" else ("lines", "x", "x_from", "x_to")
         named = [(selection.model_fields_set, ("over", str(i))) for i, selection in enumerate(file.over)]
-        if file.minus:
-            named.append((file.minus.model_fields_set, ("minus",)))
-            if not file.minus.model_fields_set:
-                raise self._fault("names nothing that differs", *at, "minus")
+        if file.other:
+            key, other = file.other
+            named.append((other.model_fields_set, (key,)))
+            if not other.model_fields_set:
+                raise self._fault("names nothing that differs", *at, key)
         for keys, where in named:
             for key in foreign:
                 if key in keys:

@@ -245,23 +245,25 @@ def reduced(numbers: Numbers, steps: Iterable[tuple[tuple[str, ...], Statistic]]
 
 
 def _left(claim: Claim, over: Numbers, minus: Numbers, partial: bool = False) -> Numbers:
-    """What the claim's last statistic is of: each step taken, and what is to be subtracted subtracted.
+    """What the claim's last statistic is of: each step taken, and what is to be subtracted subtracted, or divided by.
 
     Args:
         partial: whether a number may be left out because what is to be subtracted from it was.
     """
     numbers = reduced(over, claim.steps)
-    if not claim.file.minus:
+    if not claim.file.other:
         return numbers
     per = claim.minus_steps[-1][0]
-    subtrahends = {tuple(keys[key] for key in per): value for keys, value in reduced(minus, claim.minus_steps)}
+    others = {tuple(keys[key] for key in per): value for keys, value in reduced(minus, claim.minus_steps)}
     result = []
     for keys, value in numbers:
-        if (place := tuple(keys[key] for key in per)) not in subtrahends:
+        if (place := tuple(keys[key] for key in per)) not in others:
             if partial or any(chosen.place.gaps for chosen in claim.minus):
                 continue
-            raise _TooFewError("there is no cell to subtract")
-        result.append((keys, value - subtrahends[place]))
+            raise _TooFewError(f"there is no cell to {'subtract' if claim.file.minus else 'divide by'}")
+        if claim.file.divided_by and not others[place]:
+            raise _TooFewError("what is to be divided by is 0")
+        result.append((keys, value / others[place] if claim.file.divided_by else value - others[place]))
     return result
 
 
@@ -475,10 +477,11 @@ def rule_in_words(plan: Plan, claim: Claim) -> str:
         *first, last = step.per
         per = f"{', '.join(first)} and {last}" if first else last
         inner = f"({_of(Statistic.parse(step.statistic), inner)} per {per})"
-    if claim.file.minus:
-        named, axis = _selected(plan, claim.file.minus)
+    if claim.file.other:
+        key, of = claim.file.other
+        named, axis = _selected(plan, of)
         other = " ".join([f"of {'; '.join(named)}"] * bool(named) + [axis] * bool(axis))
-        inner = f"({inner} {MINUS} that {other})"
+        inner = f"({inner} {MINUS if key == 'minus' else '/'} that {other})"
     return f"{_of(claim.statistic, inner)} {_symbols(claim.condition)}"
 
 
