@@ -82,13 +82,13 @@ MANY = SMALL | {
     },
 }
 
-LAMBDA = {
-    "summary": "largest weight", "label": "λ max", "unit": "", "better": "lower", "decimals": 1, "from": "probe",
+WEIGHT = {
+    "summary": "largest weight", "label": "Largest weight", "unit": "", "better": "lower", "decimals": 1, "from": "probe",
     "parameters": {"power": 2},
 }  # fmt: skip
-LAMBDA_CODE = '''"""For a test: the largest weight of a model, to a power."""
+WEIGHT_CODE = '''"""For a test: the largest weight of a model, to a power."""
 
-def lambda_max(model, labels, *, power):
+def largest_weight(model, labels, *, power):
     """The number; `labels` only to see that they are there."""
     assert len(labels)
     return max(float(p.abs().max()) for p in model.parameters()) ** power
@@ -330,10 +330,10 @@ def with_tiny(project: Project) -> Project:
     return project
 
 
-def with_lambda(project: Project) -> Project:
+def with_weight(project: Project) -> Project:
     """The project with a metric that a test brings."""
-    project.edit("config/metrics/lambda-max.yaml", lambda data: data.update(LAMBDA))
-    (project / "workflow/depoison/metrics/lambda_max.py").write_text(LAMBDA_CODE)
+    project.edit("config/metrics/largest-weight.yaml", lambda data: data.update(WEIGHT))
+    (project / "workflow/depoison/metrics/largest_weight.py").write_text(WEIGHT_CODE)
     return project
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import ROOT, Project, lines_of, put_recorded, with_lambda
+from conftest import ROOT, Project, lines_of, put_recorded, with_weight
 from depoison.errors import DepoisonError
 from depoison.papers.published import read_published
 from depoison.papers.tables import Table, read_table
@@ -240,34 +240,36 @@ def test_defenses_may_stand_in_rows(here):
 
 def test_a_probe_of_a_projects_own_is_made_and_shown_beside_success_rates(made, monkeypatch):
     before = [cell.evaluation.directory for cell in read_table(made.plan(), "reports/tiny/small").cells()]
-    with_lambda(made)
+    with_weight(made)
     after = [cell.evaluation.directory for cell in read_table(made.plan(), "reports/tiny/small").cells()]
     assert before == after  # a probe moves no evaluation
-    lambdas = [
-        {"label": name, "defense": defense, "metric": "lambda-max"}
+    weights = [
+        {"label": name, "defense": defense, "metric": "largest-weight"}
         for name, defense in (("None", "none"), ("LP", "lp"))
     ]
     rows = [{"label": "BadNet", "attack": "badnet", "rates": [0.1]}]
-    paper(made, "badnet+rate=0.1,lp,lambda-max,3.25", rows=rows, columns=[{"label": "LP", "defense": "lp"}, *lambdas])
+    paper(
+        made, "badnet+rate=0.1,lp,largest-weight,3.25", rows=rows, columns=[{"label": "LP", "defense": "lp"}, *weights]
+    )
     monkeypatch.chdir(made.path)
     table = read(made)
     assert len(table.missing()) == 2 and len(table.products()) == 4
     done = made.depoison("run", "reports/tiny/made/table1.md")
     assert done.returncode == 0 and "[2/2]" in done.stderr, done.stderr
-    (none, lp), metric = (list(table.places.values())[1:], made.plan().metrics["lambda-max"])
+    (none, lp), metric = (list(table.places.values())[1:], made.plan().metrics["largest-weight"])
     values = [json.loads(Path(place.source(0, metric).product).read_text())["value"] for place in (none, lp)]
     assert values[0] != values[1] and shown(read(made), "ours")[0][1:] == values
     text = (made / "reports/tiny/made/table1.md").read_text(encoding="utf-8")
     assert f"| {values[0]:.1f} | {values[1]:.1f}<br><sub>3.2 (" in text.replace("*", "")  # in italics: it did not take
     assert made.depoison("check").returncode == 0
-    made.set("config/metrics/lambda-max.yaml", "parameters", "power", to=3)
+    made.set("config/metrics/largest-weight.yaml", "parameters", "power", to=3)
     assert len(read(made).missing()) == 2
 
 
 def test_a_probe_through_snakemake(made):
-    with_lambda(made)
+    with_weight(made)
     rows = [{"label": "BadNet", "attack": "badnet", "rates": [0.1]}]
-    paper(made, rows=rows, columns=[{"label": "LP", "defense": "lp"}], show=("asr", "lambda-max"))
+    paper(made, rows=rows, columns=[{"label": "LP", "defense": "lp"}], show=("asr", "largest-weight"))
     done = made.snakemake("-n", "--", "reports/tiny/made/table1.md")
     assert done.returncode == 0 and re.search(r"^probe +1$", done.stdout + done.stderr, re.MULTILINE), done.stderr
 
@@ -292,7 +294,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
         {"from": "record", "parameters": {"a": 1}},
         "only what is from a probe or an embedding has parameters",
     ),
-    "dead": ({"parameters": {"powr": 2}}, "'powr' is dead: workflow/depoison/metrics/lambda_max.py does not take it"),
+    "dead": (
+        {"parameters": {"powr": 2}},
+        "'powr' is dead: workflow/depoison/metrics/largest_weight.py does not take it",
+    ),
     "took": ({"took": 3}, "asr says whether an attack took, too"),
     "right": ({"no-rescue": {"right": "lrc", "clean": "c-acc", "by": 3}}, "unknown metric 'lrc'; did you mean 'lcr'?"),
 }
@@ -300,17 +305,17 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("changes", "told"), FAULTS.values(), ids=list(FAULTS))
 def test_a_metrics_file_with_a_fault(changes, told, project):
-    with_lambda(project).edit("config/metrics/lambda-max.yaml", lambda data: data.update(changes))
+    with_weight(project).edit("config/metrics/largest-weight.yaml", lambda data: data.update(changes))
     with pytest.raises(DepoisonError, match=re.escape(told)) as caught:
         metrics_of(project.path)
-    assert str(caught.value).startswith("config/metrics/lambda-max.yaml") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith("config/metrics/largest-weight.yaml") and "\n" not in str(caught.value)
 
 
 def test_a_metric_without_code_is_refused(project):
-    with_lambda(project)
-    (project / "workflow/depoison/metrics/lambda_max.py").unlink()
+    with_weight(project)
+    (project / "workflow/depoison/metrics/largest_weight.py").unlink()
     with pytest.raises(
-        DepoisonError, match=r"metrics/lambda_max\.py: missing; a method is one YAML file and one file of code"
+        DepoisonError, match=r"metrics/largest_weight\.py: missing; a method is one YAML file and one file of code"
     ):
         metrics_of(project.path)
 

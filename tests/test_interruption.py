@@ -24,7 +24,7 @@ import psutil
 import pytest
 import torch
 
-from conftest import SMALL, Project, cell, seldom, wait_until, with_lambda, with_tiny
+from conftest import SMALL, Project, cell, seldom, wait_until, with_tiny, with_weight
 from depoison import metrics
 from depoison.cli import main
 from depoison.errors import DepoisonError
@@ -424,9 +424,9 @@ def test_a_disk_that_is_full_at_any_moment_of_any_stage_costs_nothing_but_that_s
     disk, tmp_path, monkeypatch, capsys
 ):
     """Each kind of artifact with no page of room, with one too few, and with some number between."""
-    whole, project = (with_lambda(with_tiny(Project(tmp_path / name))) for name in ("whole", "project"))
+    whole, project = (with_weight(with_tiny(Project(tmp_path / name))) for name in ("whole", "project"))
     for one in (whole, project):
-        one.set("config/papers/fst/small.yaml", "metrics", "show", to=["c-acc", "asr", "lambda-max"])
+        one.set("config/papers/fst/small.yaml", "metrics", "show", to=["c-acc", "asr", "largest-weight"])
         torch.manual_seed(0)
         torch.save(ResNet18(8, 10).state_dict(), one / "suspect.pt")
         brought = {"weights": "suspect.pt", "model": "resnet18", "parameters": {"width": 8}, "dataset": "digits"}

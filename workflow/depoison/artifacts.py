@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from depoison.errors import DepoisonError
 from depoison.files import RUN, SPEC, corrupted, parse_json, read_bytes, read_json, remedy
 from depoison.plan.specs import STAGES, directory_of
 
-METRICS_FILE, VALUE_FILE = STAGES["evaluate"].product, STAGES["probe"].product
+METRICS_FILE, VALUE_FILE, HESSIAN_FILE = (STAGES[stage].product for stage in ("evaluate", "probe", "hessian"))
 
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Amount = Annotated[Number, Field(ge=0)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Checksum = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -69,10 +70,26 @@ class _Evaluation(_Measured):
 class _Value(_Strict):
     """value.json of a probe."""
 
-    value: Annotated[float, Field(allow_inf_nan=False)] | None
+    value: Number | None
 
 
-_RECORD, _EVALUATION, _VALUE = TypeAdapter(_Record), TypeAdapter(_Evaluation), TypeAdapter(_Value)
+class _Hessian(_Strict):
+    """hessian.json."""
+
+    lambda_max: Number
+    trace: Number
+    size: Annotated[int, Field(gt=0)]
+    eigenvalues: Annotated[list[Number], Field(min_length=1)]
+    shares: list[Amount]
+
+    @model_validator(mode="after")
+    def _share_of_each(self) -> _Hessian:
+        if len(self.shares) != len(self.eigenvalues):
+            raise ValueError("not a share of each eigenvalue")
+        return self
+
+
+_RECORD, _EVALUATION, _VALUE, _HESSIAN = map(TypeAdapter, (_Record, _Evaluation, _Value, _Hessian))
 
 
 @dataclass(frozen=True)
@@ -116,6 +133,16 @@ def read_value(product: Path | str) -> float | None:
     """
     path = Path(product)
     return _valid(_VALUE, parse_json(read_recorded(path), path), path)["value"]
+
+
+def read_hessian(product: Path | str) -> dict[str, Any]:
+    """What is known of a loss's curvature, from its results/hessian/…/hessian.json.
+
+    Raises:
+        DepoisonError: as `read_evaluation`.
+    """
+    path = Path(product)
+    return _valid(_HESSIAN, parse_json(read_recorded(path), path), path)
 
 
 def evaluation_in(content: Any, path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@
   labels as above (`images`, `labels`, `triggered_images`, `goals`, `truth`), `generator`, and by keyword the values under
   `parameters` in its YAML. It returns a number, or a number and what the record shall say besides.
 - from embedding: `backdoored` and `target` (n, 2), points of triggered images, and of clean ones of the target class.
+- from hessian: `hessian`, the hessian.json of the model.
 
 What is None where a model has none, such as triggered images of a clean model, leaves the metric None.
 """

@@ -13,7 +13,7 @@ from depoison.errors import DepoisonError, unknown
 from depoison.papers.published import Key
 from depoison.papers.rates import scaled, too_many
 from depoison.plan.cells import CellName, Choice, parts_of
-from depoison.plan.config import Strict
+from depoison.plan.config import Curvature, Strict
 from depoison.plan.documents import Document
 from depoison.plan.metrics import Metric
 from depoison.plan.parameters import text_of
@@ -205,8 +205,11 @@ class Place:
         cell = self.cells[i]
         if metric.source in ("evaluate", "record"):
             return cell.evaluation
+        drawn = next((one for one in self.artifacts[i : i + 1] if one.stage == metric.source), None)
         if metric.source == "embedding":
-            return self.artifacts[i] if self.artifacts else embedding(cell, metric.parameters)
+            return drawn or embedding(cell, metric.parameters)
+        if metric.source == "hessian":
+            return drawn or hessian(cell)
         of = {"metrics": {metric.name: metric.revision}, "parameters": metric.parameters}
         return make_artifact("probe", upstream_of(cell), of, cell.name.seed)
 
@@ -232,6 +235,11 @@ def embedding(cell: Cell, parameters: Mapping[str, Any]) -> Artifact:
     """Features of the test set after a cell's defense, in the plane."""
     precision = {key: value for key, value in cell.evaluation.spec["parameters"].items() if key != "metrics"}
     return make_artifact("embedding", upstream_of(cell), dict(parameters) | precision, cell.name.seed)
+
+
+def hessian(cell: Cell, curvature: Curvature = Curvature()) -> Artifact:  # noqa: B008
+    """The curvature of the loss at the weights that a cell's defense leaves."""
+    return make_artifact("hessian", upstream_of(cell), curvature.then(cell.curvature).model_dump(), cell.name.seed)
 
 
 def upstream_of(cell: Cell) -> dict[str, Artifact]:

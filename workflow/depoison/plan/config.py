@@ -194,6 +194,22 @@ class Scaling(Strict):
     )
 
 
+class Curvature(Strict):
+    """How the Hessian of the loss is measured, on one batch of training images with their true labels."""
+
+    images: int = Field(200, ge=1, description="of the batch")
+    triggered: float = Field(0.5, ge=0, le=1, description="share of them that carries the trigger")
+    vectors: int = Field(100, ge=1, description="random vectors for the trace, at most")
+    tolerance: float = Field(
+        0.001, gt=0, lt=1, description="relative: of the largest eigenvalue, and of the trace's standard error"
+    )
+    iterations: int = Field(100, ge=1, description="of Lanczos, for the density of eigenvalues")
+
+    def then(self, other: Curvature) -> Curvature:
+        """With what the other one sets."""
+        return self.model_copy(update=other.model_dump(exclude_unset=True))
+
+
 class Track(Strict):
     """config/tracks/<name>.yaml: at what budget a table is made. It sets dataset, model, budget and scale, nothing else."""
 
@@ -207,6 +223,7 @@ class Track(Strict):
     models: dict[str, Values] = Field(default={}, description="values of a model")
     attacks: dict[str, Values] = Field(default={}, description="budget of training for one attack")
     defenses: dict[str, Values] = Field(default={}, description="budget of one defense")
+    curvature: Curvature = Curvature()
 
     @property
     def is_papers(self) -> bool:

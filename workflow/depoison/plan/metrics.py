@@ -43,10 +43,10 @@ class Metric(BaseModel):
         description="which way is an improvement: colors and bold follow it"
     )
     decimals: int = Field(2, ge=0, le=9, description="that are shown")
-    source: Literal["evaluate", "record", "probe", "embedding"] = Field(
+    source: Literal["evaluate", "record", "probe", "embedding", "hessian"] = Field(
         alias="from",
         description="evaluate: predictions on the test set; record: how the purification went; probe: a stage of its own on "
-        "the model; embedding: its features in the plane",
+        "the model; embedding: its features in the plane; hessian: the curvature of the loss at its weights",
     )
     version: int = Field(1, ge=1, description="raised when its code computes other numbers")
     parameters: dict[str, Any] = Field(default={}, description="of a probe or an embedding: its values")

@@ -11,7 +11,7 @@ from typing import Any
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
 from depoison.plan.cells import AND, CellName, Choice, own_of, parts_of
-from depoison.plan.config import OWN, Configuration, Loaded, Setting
+from depoison.plan.config import OWN, Configuration, Curvature, Loaded, Setting
 from depoison.plan.documents import Document, read_document
 from depoison.plan.folders import OWN as OWN_SOURCES
 from depoison.plan.folders import SOURCE as FOLDER_SOURCE
@@ -31,11 +31,13 @@ class Cell:
     Attributes:
         settings: for each kind of method, every value that somebody sets for each hyper-parameter; the last wins.
         evaluation: the artifact whose metrics.json is the cell's result; its chain is all that the cell needs.
+        curvature: what its track sets of how that is measured.
     """
 
     name: CellName
     settings: dict[str, dict[str, list[Setting]]]
     evaluation: Artifact
+    curvature: Curvature
 
 
 def values_of(settings: Mapping[str, Mapping[str, list[Setting]]]) -> dict[str, dict[str, Any]]:
@@ -178,11 +180,11 @@ class Plan:
         self._require_one_task(name)
         for kind in ("attack", "defense"):
             self._require_what_it_needs(kind, name)
-        value = values_of(settings)
+        value, curvature = values_of(settings), self.configuration.track(name.track).content.curvature
         self._require_fit(name, value)
         before, data = self._undefended(replace(name, defense=Choice("none")), value, settings["attack"])
         if name.defense.name == "none":
-            return Cell(name, settings, before)
+            return Cell(name, settings, before, curvature)
         backdoored, specified = before.upstream["backdoored"], self.configuration.specified
         seen = self.configuration.sight(name.defense.name)
         upstream = {"model": backdoored} if "model" in seen else {}
@@ -198,7 +200,7 @@ class Plan:
         parameters |= {"recipe": specified("recipe", value["defense"])} | self._tuning(name, value)
         purified = make_artifact("purify", data | upstream, parameters, name.seed)
         seen_of = before.upstream | {"model": purified, "undefended": before}
-        return Cell(name, settings, make_artifact("evaluate", seen_of, before.spec["parameters"]))
+        return Cell(name, settings, make_artifact("evaluate", seen_of, before.spec["parameters"]), curvature)
 
     def _needs_only_a_model(self, defense: str) -> bool:
         """Whether a defense purifies a model, and sees nothing that it was trained on."""

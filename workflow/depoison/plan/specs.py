@@ -41,6 +41,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage(3, ("metrics.json",)),
     "probe": Stage(1, ("value.json",)),
     "embedding": Stage(1, ("embedding.csv",)),
+    "hessian": Stage(1, ("hessian.json",)),
     "examples": Stage(1, ("examples.safetensors",)),
     "gradcam": Stage(1, ("gradcam.safetensors",)),
     "neurons": Stage(1, ("neurons.csv",)),
@@ -49,7 +50,7 @@ STAGES: dict[str, Stage] = {
 
 def computes(stage: str, upstream: Iterable[str]) -> bool:
     """Whether a stage uses a GPU where there is one; poisoning does with a network that the attack made."""
-    return stage in ("asset", "train", "purify", "evaluate", "probe", "embedding", "gradcam", "neurons") or (
+    return stage in ("asset", "train", "purify", "evaluate", "probe", "embedding", "hessian", "gradcam", "neurons") or (
         stage == "poison" and any(role.startswith(asset_of()) for role in upstream)
     )
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from depoison.artifacts import EMBEDDING, Evaluation, read_evaluation, read_rows, read_value
+from depoison.artifacts import EMBEDDING, Evaluation, read_evaluation, read_hessian, read_rows, read_value
 from depoison.metrics import value_of
 from depoison.papers.grid import Place
 from depoison.plan.metrics import Metric
@@ -170,12 +170,14 @@ def _evaluation(product: str) -> Evaluation | None:
 
 
 def _other(product: str, metric: Metric, target: int | None) -> float | Missing | None:
-    """From a probe or an embedding."""
+    """From a probe, an embedding or a Hessian."""
     path = Path(product)
     if not path.exists():
         return MISSING
     if metric.source == "probe":
         return read_value(path)
+    if metric.source == "hessian":
+        return value_of(metric.name, {"hessian": read_hessian(path)})
     import numpy as np
 
     rows = read_rows(path, EMBEDDING)

@@ -37,6 +37,7 @@ PLURAL = {
     "adopt": "adopted models",
     "purify": "purified models",
     "embedding": "embeddings",
+    "hessian": "curvatures of losses",
     "examples": "examples",
     "gradcam": "heat maps",
     "neurons": "gradients of neurons",

@@ -1,0 +1,93 @@
+"""How the eigenvalues of the loss's Hessian are spread: a panel for each model, with metrics written into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depoison.artifacts import read_hessian
+from depoison.papers.figures import Figure
+from depoison.papers.grid import Place
+from depoison.reports.figures.curves import Row, where
+from depoison.reports.figures.style import COLORS, SPARE, blank, new_canvas, plain
+from depoison.reports.numbers import Reader
+
+POINTS = 1001
+WIDTH = 0.003
+"""Deviation of the Gaussian that stands for an eigenvalue, in units of their range: PyHessian's at a range of 1."""
+MARGIN = 5 * WIDTH
+
+
+def numbers(figure: Figure) -> list[Row]:
+    """A row for each point of a curve, with what is written into its panel, and the height of a single eigenvalue."""
+    read = Reader()
+    return [row for place in figure.places for row in _numbers(figure, place, read)]
+
+
+def _numbers(figure: Figure, place: Place, read: Reader) -> list[Row]:
+    names = [metric.key for metric in figure.metrics]
+    told = where(place) | dict.fromkeys(("seed", *names, "one", "eigenvalue", "density"), "") | {"gap": place.gap}
+    if place.gap:
+        return [told]
+    (cell,), (artifact,) = place.cells, place.artifacts
+    values = (read.values(place, metric)[0].get(cell.name.seed, "") for metric in figure.metrics)
+    told |= {"seed": cell.name.seed} | dict(zip(names, values, strict=True))
+    found = read_hessian(artifact.product)
+    points, heights, deviation = density(found["eigenvalues"], found["shares"])
+    told |= {"one": 1 / (found["size"] * deviation * np.sqrt(2 * np.pi))}
+    return [told | {"eigenvalue": x, "density": y} for x, y in zip(points.tolist(), heights.tolist(), strict=True)]
+
+
+def density(
+    eigenvalues: Sequence[float], shares: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """A Gaussian for each of (m,) eigenvalues, as large as its share.
+
+    Returns:
+        (POINTS,) eigenvalues, the density there, whose integral is 1, and the Gaussians' deviation.
+    """
+    at = np.array(eigenvalues)
+    extent = np.ptp(at) or abs(at[0]) or 1.0
+    points = np.linspace(at.min() - MARGIN * extent, at.max() + MARGIN * extent, POINTS)
+    deviation = WIDTH * extent
+    bells = np.exp(-(((points[:, None] - at) / deviation) ** 2) / 2) / (deviation * np.sqrt(2 * np.pi))
+    return points, bells @ np.array(shares), deviation
+
+
+def draw(figure: Figure, rows: list[Row]) -> Any:
+    canvas = new_canvas(figure, 1.5 * len(figure.rows) + 0.2)
+    grid = canvas.subplots(len(figure.rows), len(figure.columns), squeeze=False)
+    names = {place.label("row") + place.label("column"): place.defense.name for place in figure.places}
+    for axes, (row, column) in zip(grid.ravel(), product(figure.rows, figure.columns), strict=True):
+        shown = [one for one in rows if (one["row"], one["column"]) == (row.label, column.label)]
+        if row is figure.rows[0]:
+            axes.set_title(plain(column.label))
+        if not shown or shown[0]["gap"]:
+            blank(axes)
+            continue
+        color, _ = COLORS.get(names[row.label + column.label], SPARE[0])
+        _fill(axes, shown, color)
+        told = [
+            f"{plain(metric.label)} {metric.text(shown[0][metric.key])}{metric.unit}"
+            for metric in figure.metrics
+            if shown[0][metric.key] != ""
+        ]
+        axes.text(0.97, 0.95, "\n".join(told), transform=axes.transAxes, ha="right", va="top")
+    for line, row in zip(grid, figure.rows, strict=True):
+        line[0].set_ylabel("\n".join(filter(None, [plain(row.label), "Density"])))
+    for axes in grid[-1]:
+        axes.set_xlabel("Eigenvalue")
+    return canvas
+
+
+def _fill(axes: Any, shown: list[Row], color: str) -> None:
+    """A panel, down to a tenth of a single eigenvalue's height."""
+    points, heights = ([row[key] for row in shown] for key in ("eigenvalue", "density"))
+    low = shown[0]["one"] / 10
+    axes.plot(points, np.maximum(heights, low), color=color, linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=low)
