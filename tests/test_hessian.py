@@ -1,4 +1,4 @@
-"""The Hessian of a loss against the dense one, its stage, the metrics that read it, and figures of kind density."""
+"""The Hessian of a loss against the dense one, its stage and metrics, and figures of kinds density and course."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 import pretend_gpu
 import small
 from conftest import Project, put_recorded
-from depoison.artifacts import read_hessian
+from depoison.artifacts import COURSE, percent, read_evaluation, read_hessian, read_rows
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
 from depoison.models.layers import GlobalAverage
 from depoison.papers.figures import Figure, read_figure
+from depoison.papers.grid import Place
 from depoison.papers.tables import read_table
-from depoison.reports.figures import density
+from depoison.plan.config import Runtime
+from depoison.reports.figures import course, density
 from depoison.reports.figures.write import render_figure
 from depoison.reports.numbers import Reader
-from depoison.stages.hessian import Curvature
+from depoison.stages.hessian import Meter
+from depoison.stages.history import Progress
 from depoison.stages.inputs import read_dataset
 from depoison.stages.runner import run_stage
 from depoison.training.hessian import Hessian, largest_eigenvalue, quadrature, signs, trace
-from test_figures import fake, rows_of
+from families import ResNet18
+from test_figures import CURVATURE, fake, rows_of
 from test_gradcam import wrapped
 
 FIGURE = "config/papers/fst/figures/figure92.yaml"
@@ -40,6 +44,12 @@ DENSITY: dict[str, Any] = {
     "attack": "badnet+rate=0.1", "metrics": ["lambda-max", "hessian-trace", "c-acc", "asr"],
     "axes": {"rows": [{"label": "Before", "defense": "none"}, {"label": "After", "defense": "lp"}]},
 }  # fmt: skip
+BUDGET = {"images": 8, "vectors": 2, "iterations": 2}
+COURSE_FIGURE = DENSITY | {
+    "kind": "course", "of": "tuning", "curvature": BUDGET, "axes": {"lines": [{"label": "LP", "defense": "lp"}]},
+}  # fmt: skip
+COURSE_AT = "config/papers/fst/figures/figure93.yaml"
+COLUMNS = COURSE | {"c_acc": percent, "asr": percent}
 
 IMAGES, LABELS = small.pixels(30), small.classes_of(30)
 
@@ -230,7 +240,7 @@ def test_the_stage_and_what_reads_it(made, monkeypatch):
         assert {float(row["c_acc"]) for row in part} == {accuracy}
 
 
-def curvature_of(project: Project, attack: str, **changes: Any) -> tuple[Curvature, Any]:
+def meter_of(project: Project, attack: str, **changes: Any) -> tuple[Meter, Any]:
     """The batch on which an attack's models are measured, and the dataset."""
     figure = figure_of(project, attack=attack, **changes)
     artifact = figure.places[0].artifacts[0]
@@ -238,13 +248,13 @@ def curvature_of(project: Project, attack: str, **changes: Any) -> tuple[Curvatu
     for each in backdoored.chain().values():
         run_stage(each.spec, each.directory, project.plan().configuration.config.runtime)
     dataset = read_dataset(Path(artifact.upstream["dataset"].directory))
-    return Curvature(dataset, Path(backdoored.directory), artifact.spec["parameters"], 0, small.CPU), dataset
+    return Meter(dataset, Path(backdoored.directory), artifact.spec["parameters"], 0, small.CPU), dataset
 
 
 def test_half_of_the_batch_carries_the_trigger_and_all_of_it_its_own_labels(made, monkeypatch):
     monkeypatch.chdir(made.path)
-    found, dataset = curvature_of(made, "badnet+rate=0.1", curvature={"images": 50})
-    clean, _ = curvature_of(made, "none", curvature={"images": 50})
+    found, dataset = meter_of(made, "badnet+rate=0.1", curvature={"images": 50})
+    clean, _ = meter_of(made, "none", curvature={"images": 50})
     images, labels = clean.batch
     where = [int((dataset.train_inputs == image).flatten(1).all(1).nonzero()[0]) for image in images]
     assert len(where) == 50 and len(set(where)) > 40 and torch.equal(dataset.train_labels[where], labels)
@@ -252,14 +262,14 @@ def test_half_of_the_batch_carries_the_trigger_and_all_of_it_its_own_labels(made
     differs = (found.batch[0] != images).any(1)  # (50, H, W)
     assert torch.equal(found.batch[1], labels) and not differs[25:].any()
     assert differs[:25, -3:, -3:].flatten(1).any(1).all() and not differs[:, :-3].any() and not differs[:, :, :-3].any()
-    fewer, _ = curvature_of(made, "badnet+rate=0.1", curvature={"images": 50, "triggered": 0.1})
+    fewer, _ = meter_of(made, "badnet+rate=0.1", curvature={"images": 50, "triggered": 0.1})
     assert (fewer.batch[0] != images).flatten(1).any(1).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_of_combined_attacks_each_has_its_share_of_the_batch(made, monkeypatch):
     monkeypatch.chdir(made.path)
-    images, _ = curvature_of(made, "none", curvature={"images": 20})[0].batch
-    found, _ = curvature_of(made, "badnet&blended+rate=0.1", curvature={"images": 20})[0].batch
+    images, _ = meter_of(made, "none", curvature={"images": 20})[0].batch
+    found, _ = meter_of(made, "badnet&blended+rate=0.1", curvature={"images": 20})[0].batch
     differing = (found != images).flatten(1).double().mean(1)
     assert (differing[:5] > 0).all() and (differing[:5] < 0.2).all()  # a patch
     assert (differing[5:10] > 0.3).all() and not differing[10:].any()  # all of the image
@@ -267,13 +277,13 @@ def test_of_combined_attacks_each_has_its_share_of_the_batch(made, monkeypatch):
 
 def test_a_model_that_diverged(made, monkeypatch):
     monkeypatch.chdir(made.path)
-    curvature, _ = curvature_of(made, "badnet+rate=0.1", curvature={"images": 4})
+    meter, _ = meter_of(made, "badnet+rate=0.1", curvature={"images": 4})
     model = wrapped(nn.Conv2d(3, 4, 3), GlobalAverage(), classes=10)
     model.classifier.weight.data[0] = float("nan")
     with pytest.raises(
         DepoisonError, match="hessian: the model's outputs are no numbers; its training or tuning diverged"
     ):
-        curvature.hessian(model)
+        meter.hessian(model)
 
 
 def test_two_metrics_of_a_table_are_of_one_computation(tiny):
@@ -300,14 +310,6 @@ def test_a_track_sets_the_budget_over_a_figure_and_that_over_the_default(tiny):
 
 # --- figures -----------------------------------------------------------------------------------------------------
 
-FAKE = {
-    "lambda_max": 573.8,
-    "trace": 6625.8,
-    "size": 1000,
-    "eigenvalues": [-1.0, 0.0, 99.0],
-    "shares": [0.25, 0.5, 0.25],
-}
-
 
 def test_a_density_has_the_integral_1_and_the_mean_of_the_eigenvalues():
     rng = np.random.default_rng(0)
@@ -326,8 +328,6 @@ def test_a_picture(drawn):
     rows = [*DENSITY["axes"]["rows"], {"label": "?", "defense": "anything"}]
     figure = figure_of(drawn, axes={"rows": rows}, unimplemented=["anything"])
     fake(figure)
-    for place in figure.places[:2]:
-        put_recorded(place.artifacts[0].product, FAKE)
     numbers = density.numbers(figure)
     assert len(numbers) == 2 * density.POINTS + 1 and numbers[-1]["gap"] == "the defense anything"
     canvas = density.draw(figure, numbers)
@@ -360,7 +360,112 @@ def test_a_file_that_is_none(changes, words, drawn):
     figure = figure_of(drawn)
     fake(figure)
     for place in figure.places:
-        put_recorded(place.artifacts[0].product, FAKE | changes)
+        put_recorded(place.artifacts[0].product, CURVATURE | changes)
     with pytest.raises(DepoisonError, match=f"hessian.json: corrupted.*{words}") as caught:
         render_figure(figure)
     assert "\n" not in str(caught.value)
+
+
+# --- courses -----------------------------------------------------------------------------------------------------
+
+
+def course_of(project: Project, **changes: Any) -> Figure:
+    project.edit(COURSE_AT, lambda data: data.update(copy.deepcopy(COURSE_FIGURE) | changes))
+    return read_figure(project.plan(), "reports/tiny/fst/figure93")
+
+
+def make(artifact: Any, save_seconds: float = 30) -> None:
+    for each in artifact.chain().values():
+        run_stage(each.spec, each.directory, Runtime(save_seconds=save_seconds))
+
+
+def is_as_measured(row: dict[str, Any], place: Place) -> None:
+    """A row of a course has what a model's own artifacts say."""
+    make(place.cells[0].evaluation)
+    make(place.artifacts[0])
+    whole, read = read_hessian(place.artifacts[0].product), read_evaluation(place.cells[0].evaluation.product)
+    assert (row["lambda_max"], row["trace"]) == (whole["lambda_max"], whole["trace"])
+    assert {key: row[key] for key in ("c_acc", "asr")} == {key: read.metrics[key] for key in ("c_acc", "asr")}
+
+
+def test_a_tuning_that_is_played_again(made, monkeypatch):
+    """It begins at the backdoored model and ends at the purified one."""
+    monkeypatch.chdir(made.path)
+    made.set("config/tracks/tiny.yaml", "tuning", "epochs", to=3)
+    figure = course_of(made, every=2)
+    (artifact,) = figure.artifacts()
+    assert not any(one.stage == "purify" for one in artifact.chain().values())
+    make(artifact)
+    rows = read_rows(Path(artifact.product), COLUMNS)
+    assert [row["epoch"] for row in rows] == [0, 2, 3] and len({row["lambda_max"] for row in rows}) == 3
+    ends = figure_of(made, curvature=BUDGET)
+    is_as_measured(rows[0], ends.places[0])
+    is_as_measured(rows[-1], ends.places[1])
+    shown = [row for row in rows_of(render_figure(figure)) if row["metric"] == "hessian_trace"]
+    assert [float(row["mean"]) for row in shown] == [row["trace"] for row in rows]
+    assert [row["x"] for row in shown] == ["0", "2", "3"]
+
+
+@pytest.mark.drill
+def test_a_training_that_is_played_again_and_killed_on_the_way(made, monkeypatch):
+    monkeypatch.chdir(made.path)
+    made.set("config/tracks/tiny.yaml", "training", "epochs", to=2)
+    (artifact,) = course_of(made, of="training", axes={"lines": [{"defense": "none"}]}).artifacts()
+    reported, report = [], Progress.__call__
+
+    def dies(self: Progress, row: dict[str, Any]) -> None:
+        report(self, row)
+        if self.what == "course":
+            reported.append(row)
+            if len(reported) == 2:
+                raise small.Interrupted
+
+    monkeypatch.setattr(Progress, "__call__", dies)
+    with pytest.raises(small.Interrupted):
+        make(artifact, save_seconds=0)
+    make(artifact, save_seconds=0)
+    rows = read_rows(Path(artifact.product), COLUMNS)
+    assert [row["epoch"] for row in reported] == [1, 2, 2] and [row["epoch"] for row in rows] == [0, 1, 2]
+    for row, before in zip(rows[1:], reported[:2], strict=True):
+        assert row == {key: before[key] for key in row}
+    is_as_measured(rows[-1], figure_of(made, curvature=BUDGET).places[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"axes": {"lines": [{"defense": "none"}]}},
+            "course: none does not tune a backdoored model; valid: .* such as ft",
+        ),
+        ({"metrics": ["seconds"]}, "metrics: seconds is not measured after each epoch"),
+        ({"of": "tunning"}, "of: input should be 'training' or 'tuning'"),
+    ],
+    ids=["defense", "metric", "of"],
+)
+def test_a_course_that_cannot_be(changes, told, tiny):
+    with pytest.raises(DepoisonError, match=told):
+        course_of(tiny, **changes)
+
+
+def test_the_training_of_a_model_that_was_brought_is_not_known(tiny):
+    torch.manual_seed(0)
+    torch.save(ResNet18(8, 10).state_dict(), tiny / "suspect.pt")
+    brought = {"weights": "suspect.pt", "model": "resnet18", "parameters": {"width": 8}, "dataset": "digits"}
+    tiny.edit("config/checkpoints/suspect.yaml", lambda data: data.update(brought))
+    of = {"dataset": "digits", "attack": "suspect", "axes": {"lines": [{"defense": "none"}]}}
+    with pytest.raises(DepoisonError, match="course: suspect was trained elsewhere; valid: of: tuning"):
+        course_of(tiny, of="training", **of)
+
+
+def test_a_picture_of_a_course(drawn):
+    lines = [{"label": "LP", "defense": "lp"}, {"label": "?", "defense": "anything"}]
+    figure = course_of(drawn, axes={"lines": lines}, unimplemented=["anything"])
+    fake(figure)
+    numbers = course.numbers(figure)
+    assert [row["gap"] for row in numbers[-4:]] == ["the defense anything"] * 4
+    canvas = course.draw(figure, numbers)
+    assert [axes.get_ylabel() for axes in canvas.axes] == ["λmax", "Tr(H)", "C-Acc (%)", "ASR (%)"]
+    assert [axes.get_yscale() for axes in canvas.axes] == ["symlog", "symlog", "linear", "linear"]
+    assert canvas.axes[-1].get_xlabel() == "Tuning epoch"
+    assert list(canvas.axes[0].lines[0].get_xdata()) == [0, 1]

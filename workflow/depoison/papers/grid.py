@@ -239,7 +239,12 @@ def embedding(cell: Cell, parameters: Mapping[str, Any]) -> Artifact:
 
 def hessian(cell: Cell, curvature: Curvature = Curvature()) -> Artifact:  # noqa: B008
     """The curvature of the loss at the weights that a cell's defense leaves."""
-    return make_artifact("hessian", upstream_of(cell), curvature.then(cell.curvature).model_dump(), cell.name.seed)
+    return make_artifact("hessian", upstream_of(cell), measured_by(cell, curvature), cell.name.seed)
+
+
+def measured_by(cell: Cell, curvature: Curvature) -> dict[str, Any]:
+    """How a cell's curvature is measured: as a report says, but where the track does."""
+    return curvature.then(cell.curvature).model_dump()
 
 
 def upstream_of(cell: Cell) -> dict[str, Artifact]:

@@ -51,6 +51,7 @@ class Metric(BaseModel):
     version: int = Field(1, ge=1, description="raised when its code computes other numbers")
     parameters: dict[str, Any] = Field(default={}, description="of a probe or an embedding: its values")
     axis: tuple[float, float] | None = Field(None, description="what figures show of it; default: what there is")
+    scale: Literal["linear", "log"] = Field("linear", description="of that axis; log: from 1 on, linear below")
     watched: bool = Field(False, description="shown while a run goes, where it was measured")
     took: float | None = Field(
         None, description="where it is lower without a defense, the attack did not take, and no number says anything"

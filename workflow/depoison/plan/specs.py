@@ -45,12 +45,13 @@ STAGES: dict[str, Stage] = {
     "examples": Stage(1, ("examples.safetensors",)),
     "gradcam": Stage(1, ("gradcam.safetensors",)),
     "neurons": Stage(1, ("neurons.csv",)),
+    "course": Stage(1, ("course.csv",)),
 }
 
 
 def computes(stage: str, upstream: Iterable[str]) -> bool:
     """Whether a stage uses a GPU where there is one; poisoning does with a network that the attack made."""
-    return stage in ("asset", "train", "purify", "evaluate", "probe", "embedding", "hessian", "gradcam", "neurons") or (
+    return stage not in ("dataset", "split", "poison", "adopt", "examples") or (
         stage == "poison" and any(role.startswith(asset_of()) for role in upstream)
     )
 
@@ -181,6 +182,9 @@ def _readable_name(spec: dict[str, Any]) -> str:
                 else f"{name_of('poison')}-{parameters['model']['name']}"
             )
             return f"{start}-{parameters['defense']['name']}"
+        case "course":
+            defense = parameters.get("defense")
+            return name_of("backdoored") + (f"-{defense['name']}" if defense else "")
         case "examples":
             return name_of("poison")
         case _:

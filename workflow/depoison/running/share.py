@@ -41,6 +41,7 @@ PLURAL = {
     "examples": "examples",
     "gradcam": "heat maps",
     "neurons": "gradients of neurons",
+    "course": "courses of curvatures",
     "evaluate": "evaluations",
     "probe": "values of probes",
 }

@@ -25,20 +25,20 @@ from depoison.training.loop import convolutions
 def run(job: Job) -> None:
     """Write the largest eigenvalue, the trace with its standard error, and how the eigenvalues are spread."""
     dataset = read_dataset(job.upstream("dataset"))
-    curvature = Curvature(dataset, job.upstream("backdoored"), job.parameters, job.seed, job.device)
-    generator, iterations = curvature.rng.generator("quadrature"), job.parameters["iterations"]
+    meter = Meter(dataset, job.upstream("backdoored"), job.parameters, job.seed, job.device)
+    generator, iterations = meter.rng.generator("quadrature"), job.parameters["iterations"]
     with convolutions("fp32"):
-        hessian = curvature.hessian(read_model(job.upstream("model"), dataset).to(job.device))
+        hessian = meter.hessian(read_model(job.upstream("model"), dataset).to(job.device))
         eigenvalues, shares = quadrature(hessian, generator, iterations=iterations)
-        found = curvature.measure(hessian)
+        found = meter.measure(hessian)
     found |= {"size": hessian.size, "eigenvalues": eigenvalues.tolist(), "shares": shares.tolist()}
     job.facts["loss"] = hessian.loss
     write_json(job.folder / HESSIAN_FILE, found)
 
 
-class Curvature:
-    """What is measured of the Hessian of the loss on one batch of training images with their true labels, of which a share
-    carries the trigger.
+class Meter:
+    """Measures the Hessian of the loss on one batch of training images with their true labels, of which a share carries the
+    trigger.
 
     All models of an attack and a seed are measured on the same batch; the images are the same for all attacks. Of combined
     attacks each puts its trigger on an equal share; a clean model's images have none.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from depoison.attacks.base import Fit, trained
+from collections.abc import Callable
+from dataclasses import replace
+
+from depoison.attacks.base import Fit, State, trained
 from depoison.files import save_tensors
+from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
 from depoison.stages.inputs import (
+    Dataset,
     new_model,
     read_attack,
     read_dataset,
@@ -23,13 +28,10 @@ from depoison.training.recipe import Recipe
 
 def run(job: Job) -> None:
     """Train on the poisoned pool; what is measured on the test set goes into the history only."""
-    dataset, rng = read_dataset(job.upstream("dataset")), Rng(job.seed, "train")
+    dataset = read_dataset(job.upstream("dataset"))
     attack, poisoning = read_attack(job.upstream("poison"))
     trigger = read_trigger(job.upstream("poison"), attack, dataset)
-    pool, poisoned = read_poisoned(job, dataset)
-
     recipe = Recipe.of(job.parameters["recipe"])
-    model = new_model(job.parameters["model"], dataset, rng, job.downloads).to(job.device)
     known = attack if attack is None or not attack.learns_trigger else None
     test, progress = Test.make(dataset, known, poisoning, trigger, job.device), Progress("train")
     monitor = Monitor(
@@ -39,14 +41,32 @@ def run(job: Job) -> None:
         scratch=job.scratch,
         save_seconds=job.runtime.save_seconds,
     )
-    fit = Fit(dataset.task, pool, poisoned, recipe, rng, monitor, job.device)
-    if attack is None:
-        fit(model)
-    else:
-        trigger = trained(attack, fit, model, setup_of(job, dataset, poisoning=poisoning), trigger)
+    model, train = training(job, dataset, recipe, monitor)
+    trigger = train()
     if known is not attack:
         test = Test.make(dataset, attack, poisoning, trigger, job.device)
     save_trigger(job.folder, trigger)
     test.save(job.folder)
     write_history(job, monitor.history)
     save_tensors(job.folder / "model.safetensors", model.state_dict())
+
+
+def training(job: Job, dataset: Dataset, recipe: Recipe, monitor: Monitor) -> tuple[Classifier, Callable[[], State]]:
+    """The network that a training starts from, and what trains it and returns the trigger as it is then.
+
+    Random numbers follow from the seed alone.
+    """
+    rng = Rng(job.seed, "train")
+    model = new_model(job.parameters["model"], dataset, rng, job.downloads).to(job.device)
+    attack, poisoning = read_attack(job.upstream("poison"))
+    trigger = read_trigger(job.upstream("poison"), attack, dataset)
+    fit = Fit(dataset.task, *read_poisoned(job, dataset), recipe, rng, monitor, job.device)
+
+    def train() -> State:
+        if attack is None:
+            fit(model)
+            return trigger
+        setup = replace(setup_of(job, dataset, poisoning=poisoning), rng=rng)
+        return trained(attack, fit, model, setup, trigger)
+
+    return model, train

@@ -19,9 +19,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from depoison.errors import unknown
+from depoison.errors import DepoisonError, unknown
 from depoison.papers.grid import UNIMPLEMENTED, AxisFile, PartFile, Place
 from depoison.plan.config import Strict
+from depoison.plan.plan import Cell
 from depoison.plan.specs import Artifact
 
 
@@ -76,6 +77,21 @@ class SweepAxesFile(CurvesAxesFile):
 def alone(place: Place) -> Iterable[Artifact]:
     """`needs` of a kind that reads what it draws and no evaluation."""
     return place.artifacts
+
+
+def tuned(cell: Cell, kind: str) -> Artifact:
+    """The purified model of a cell whose defense tunes the backdoored one, so that it can be played again.
+
+    Raises:
+        DepoisonError: it does not.
+    """
+    purified = cell.evaluation.upstream["model"]
+    if purified.stage != "purify" or "model" not in purified.upstream or not purified.spec["parameters"]["recipe"]:
+        raise DepoisonError(
+            f"{cell.name.path}: {kind}: {cell.name.defense.name} does not tune a backdoored model; valid: a defense that "
+            "does, such as ft"
+        )
+    return purified
 
 
 def names() -> list[str]:

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from depoison.errors import DepoisonError
-from depoison.papers.kinds import FigureFile, RowsFile, alone
+from depoison.papers.kinds import FigureFile, RowsFile, alone, tuned
 from depoison.plan.plan import Cell
 from depoison.plan.specs import Artifact, make_artifact
 
@@ -29,11 +28,6 @@ def drawn(file: File, cell: Cell) -> Artifact:
     Raises:
         DepoisonError: a defense that does not tune the backdoored model.
     """
-    purified = cell.evaluation.upstream["model"]
-    if purified.stage != "purify" or "model" not in purified.upstream or not purified.spec["parameters"]["recipe"]:
-        raise DepoisonError(
-            f"{cell.name.path}: neurons: {cell.name.defense.name} does not tune a backdoored model; valid: a defense that "
-            "does, such as ft"
-        )
+    purified = tuned(cell, file.kind)
     parameters = purified.spec["parameters"] | {"first_epochs": file.epochs}
     return make_artifact("neurons", purified.upstream, parameters, cell.name.seed)

@@ -61,7 +61,7 @@ def density(
 def draw(figure: Figure, rows: list[Row]) -> Any:
     canvas = new_canvas(figure, 1.5 * len(figure.rows) + 0.2)
     grid = canvas.subplots(len(figure.rows), len(figure.columns), squeeze=False)
-    names = {place.label("row") + place.label("column"): place.defense.name for place in figure.places}
+    names = {(place.label("row"), place.label("column")): place.defense.name for place in figure.places}
     for axes, (row, column) in zip(grid.ravel(), product(figure.rows, figure.columns), strict=True):
         shown = [one for one in rows if (one["row"], one["column"]) == (row.label, column.label)]
         if row is figure.rows[0]:
@@ -69,7 +69,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
         if not shown or shown[0]["gap"]:
             blank(axes)
             continue
-        color, _ = COLORS.get(names[row.label + column.label], SPARE[0])
+        color, _ = COLORS.get(names[row.label, column.label], SPARE[0])
         _fill(axes, shown, color)
         told = [
             f"{plain(metric.label)} {metric.text(shown[0][metric.key])}{metric.unit}"

@@ -43,7 +43,8 @@ def course(undefended: str, history: str, metrics: Sequence[Metric]) -> list[dic
     return [{metric.key: before.get(metric.key) for metric in metrics}, *rows]
 
 
-def draw(figure: Figure, rows: list[Row]) -> Any:
+def draw(figure: Figure, rows: list[Row], of: str = "Tuning") -> Any:
+    """Args: of: what the epochs are of."""
     look = looks(figure)
 
     def fill(axes: Any, row: Part, column: Part, metric: Metric) -> None:
@@ -58,7 +59,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             axes.set_xticks(ticks, ticks)
         axes.set_xlim(left=-0.02 * last if figure.file.scale == "linear" else -0.15)
         if (row, metric) == (figure.rows[-1], figure.metrics[-1]):
-            axes.set_xlabel("Tuning epoch")
+            axes.set_xlabel(f"{of} epoch")
 
     canvas = curves_grid(figure, fill)
     legend_of_lines(canvas, figure)

@@ -126,6 +126,8 @@ def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: b
     for i, (row, metric) in enumerate(rows):
         for j, (axes, column) in enumerate(zip(grid[i], figure.columns, strict=True)):
             fill(axes, row, column, metric)
+            if metric.scale == "log":
+                axes.set_yscale("symlog", linthresh=1)
             drawn, label = lowest.get(j, (None, ""))
             lowest[j] = axes if axes.has_data() else drawn, axes.get_xlabel() or label
             if metric.axis:

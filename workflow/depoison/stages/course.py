@@ -1,0 +1,64 @@
+"""Stage `course`: a training or a tuning, played again, and the curvature of the loss as it goes → course.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+
+from depoison.artifacts import COURSE
+from depoison.files import write_bytes
+from depoison.models.classifier import Classifier, load_weights
+from depoison.stages.hessian import Meter
+from depoison.stages.history import Progress
+from depoison.stages.inputs import read_dataset, read_model
+from depoison.stages.measure import Test, followed
+from depoison.stages.purify import purification
+from depoison.stages.runner import Job
+from depoison.stages.train import training
+from depoison.training.loop import Monitor, convolutions
+from depoison.training.recipe import Recipe
+
+
+def run(job: Job) -> None:
+    """One row for what it starts from, epoch 0, every `every`th epoch, and the last: the Hessian's largest eigenvalue and
+    trace, and what is measured of predictions (percent).
+
+    All but these epochs is the spec of the training or the purification, so that its steps are taken again as they were. A
+    trigger that is learned while training is, at every epoch, the one that was learned in the end.
+    """
+    parameters, dataset = job.parameters, read_dataset(job.upstream("dataset"))
+    recipe = replace(Recipe.of(parameters["recipe"]), evaluate_every=parameters["every"])
+    test = Test.of(job.upstream("backdoored"), dataset)
+    meter = Meter(dataset, job.upstream("backdoored"), parameters["curvature"], job.seed, job.device)
+    copy = read_model(job.upstream("backdoored"), dataset).to(job.device)
+
+    def measure(model: Classifier) -> dict[str, float]:
+        load_weights(copy, model.state_dict())  # which parts of the model are tuned, and in which mode, stays
+        with convolutions("fp32"):
+            found = meter.measure(meter.hessian(copy))
+        return found | test.measure(model, recipe.precision)
+
+    progress = Progress("course")
+    monitor = Monitor(
+        evaluate=measure,
+        report=progress,
+        within=progress.within,
+        scratch=job.scratch,
+        save_seconds=job.runtime.save_seconds,
+    )
+    if "defense" in parameters:
+        purify, seen = purification(job, dataset, recipe, monitor)
+        rows = [{"epoch": 0} | measure(seen["model"])]
+        with convolutions(recipe.precision):
+            purify(**seen, **parameters["defense"]["parameters"])
+    else:
+        model, train = training(job, dataset, recipe, monitor)
+        rows = [{"epoch": 0} | measure(model)]
+        train()
+    rows += [row for row in monitor.history if "trace" in row]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, (*COURSE, *followed()), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(job.folder / "course.csv", text.getvalue().encode())
