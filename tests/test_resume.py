@@ -20,9 +20,11 @@ from depoison.attacks.base import Fit, Poisoning, Pool, Workshop
 from depoison.attacks.bypass_patch import BypassPatch
 from depoison.attacks.input_aware import InputAware
 from depoison.defenses.anp import learn_mask
+from depoison.defenses.awm import awm
 from depoison.defenses.fst import fst
 from depoison.defenses.ft_sam import ft_sam
 from depoison.defenses.i_bau import i_bau
+from depoison.defenses.nft import nft
 from depoison.defenses.ngf import ngf
 from depoison.defenses.tuning import Labeled, Tuner
 from depoison.rng import Rng
@@ -102,10 +104,24 @@ NATURAL = {
     "trainable": "all", "layers": "last", "fisher": "true", "eigenvalues": "corrected", "damping": 1e-3, "kl_clip": 1e-2,
     "decay": 0.9, "covariance_every": 2, "inverse_every": 3, "retention": 0.5, "epoch_batches": 3,
 }  # fmt: skip
+MASKS = {
+    "mu": "exponential", "alpha": 0.8, "beta": 0.5, "eta": 0.1, "mixup": True, "mixup_alpha": 1.0, "mixup_beta": 1.0,
+    "masks": "weights", "batchnorm": "updated",
+}  # fmt: skip
+
+
+def awm_of_12(model: Any, clean: Labeled, tune: Tuner) -> Any:
+    """A pass over so few images is one batch of eight."""
+    own = {"alpha": 0.5, "gamma": 0.01, "tau": 5.0, "inner_lr": 10.0, "passes": 3, "against": "labels"}
+    return awm(model, Labeled(clean.inputs[:12], clean.labels[:12]), tune, **own)
+
+
 RUNS = {
     "fst": of(fst, alpha=0.2, projection="fst", layers="all"),
     "ft-sam": of(ft_sam, rho=0.5, constraint="adaptive"),
     "ngf": of(ngf, **NATURAL),
+    "nft": of(nft, **MASKS),
+    "awm": of(awm_of_12),
     "anp": of(learn_mask, per_epoch=3, eps=0.4, alpha=0.2, steps=2, clipped=True),
     "i-bau": of(i_bau, inner_lr=10.0, regularization=0.001, map_lr=0.1, iterations=3, portion=0.3),
     "label-consistent": surrogate,

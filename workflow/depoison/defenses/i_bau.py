@@ -7,7 +7,7 @@ it. As delta* depends on theta, the gradient has an implicit part, found by fixe
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -64,10 +64,8 @@ def i_bau(
     for step in tune.steps(unlearning, model=model, optimizer=optimizer):
         if step.first:
             delta = torch.zeros_like(model.std.expand(1, -1, *clean.inputs.shape[2:]))
-            for images, labels in data.epoch(recipe, tune.rng.generator("epoch", step.epoch)):
-                delta.requires_grad_(True)
-                delta = (delta - inner_lr * grad(inner(delta, images, labels), delta)[0]).detach()
-            delta.requires_grad_(True)
+            drawn = data.epoch(recipe, tune.rng.generator("epoch", step.epoch))
+            delta = descended(delta, drawn, inner, inner_lr).requires_grad_(True)
             generator = tune.rng.generator("portion", step.epoch)
         images, labels = step.batch
         carries = torch.zeros(len(labels), 1, 1, 1)
@@ -83,6 +81,15 @@ def i_bau(
         step.count(loss, logits)
     optimizer.zero_grad()
     return model
+
+
+def descended(start: Tensor, batches: Iterable[Batch], loss: Callable[..., Tensor], lr: float) -> Tensor:
+    """A perturbation after a gradient step down `loss(perturbation, *batch)` on each batch."""
+    delta = start
+    for batch in batches:
+        delta.requires_grad_(True)
+        delta = (delta - lr * grad(loss(delta, *batch), delta)[0]).detach()
+    return delta
 
 
 class Repeated(Epochs):
