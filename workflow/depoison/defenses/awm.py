@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from depoison.defenses.i_bau import descended
-from depoison.defenses.tuning import Labeled, Tuner
+from depoison.defenses.tuning import Labeled, Tuner, descended
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
 from depoison.models.masks import CONVOLUTIONS, put_masks, unmasked

@@ -7,14 +7,14 @@ it. As delta* depends on theta, the gradient has an implicit part, found by fixe
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 from torch.nn.functional import cross_entropy
 
-from depoison.defenses.tuning import Labeled, Tuner
+from depoison.defenses.tuning import Labeled, Tuner, descended
 from depoison.models.classifier import Classifier
 from depoison.training.batches import Batch, Epochs
 from depoison.training.loop import autocast
@@ -81,15 +81,6 @@ def i_bau(
         step.count(loss, logits)
     optimizer.zero_grad()
     return model
-
-
-def descended(start: Tensor, batches: Iterable[Batch], loss: Callable[..., Tensor], lr: float) -> Tensor:
-    """A perturbation after a gradient step down `loss(perturbation, *batch)` on each batch."""
-    delta = start
-    for batch in batches:
-        delta.requires_grad_(True)
-        delta = (delta - lr * grad(loss(delta, *batch), delta)[0]).detach()
-    return delta
 
 
 class Repeated(Epochs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.tasks import Task
-from depoison.training.batches import Epochs, PlainBatches
+from depoison.training.batches import Batch, Epochs, PlainBatches
 from depoison.training.loop import Monitor, Step, fit, steps
 from depoison.training.recipe import Recipe
 from depoison.training.state import Part
@@ -164,6 +164,15 @@ def choose(candidates: Candidates, model: Classifier, held_out: Labeled, tune: T
         "sweep": rows, "chosen": chosen,
     }  # fmt: skip
     return candidates.chosen(chosen)
+
+
+def descended(start: Tensor, batches: Iterable[Batch], loss: Callable[..., Tensor], lr: float) -> Tensor:
+    """A perturbation after a gradient step down `loss(perturbation, *batch)` on each batch."""
+    delta = start
+    for batch in batches:
+        delta.requires_grad_(True)
+        delta = (delta - lr * torch.autograd.grad(loss(delta, *batch), delta)[0]).detach()
+    return delta
 
 
 ALL = slice(None)
