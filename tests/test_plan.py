@@ -201,7 +201,7 @@ def another(parameter: Parameter, value: Any) -> Any:
         case "bool":
             candidates = [not value]
         case "int":
-            candidates = [*(parameter.choices or ()), *(() if value is None else (value + 1, value - 1)), 150]
+            candidates = [*(parameter.choices or ()), *(() if value is None else (value + 1, value - 1)), 100]
         case "float":
             candidates = [value / 2, 0.5, 2 * value] if value else [0.05]
         case "floats":
