@@ -17,6 +17,7 @@ from depoison.plan.signatures import SIGHT, declared_sight
 from depoison.rng import Rng
 from depoison.stages.runner import run_stage
 from depoison.training.loop import Monitor
+from isolation import left_out
 from small import IMAGES, changed, classes_of, interrupted, network, pixels, recipe, state_of
 
 DATA = Labeled(pixels(20), classes_of(20))
@@ -78,6 +79,19 @@ def test_interrupted_in_any_part_it_ends_with_the_same_bytes(stops, tmp_path):
 def test_a_part_of_fewer_than_two_samples_is_refused():
     with pytest.raises(DepoisonError, match="isolation 0.01 of 20 samples leaves 0 and 20; each needs 2"):
         learned(isolation=0.01)
+
+
+@pytest.mark.drill
+def test_of_badnet_in_digits_four_in_five_isolated_samples_are_poisoned(tmp_path, monkeypatch):
+    """1% of a set of which 10% are poisoned. At the paper's learning rate none would be: digits are learned as soon."""
+    overlay = tmp_path / "small.yaml"
+    overlay.write_text(json.dumps({"datasets": {"digits": {"size": 8}}}))
+    plan = Plan(ROOT, [overlay])
+    monkeypatch.chdir(tmp_path)
+    defense = "abl+lr=0.001+isolate_epochs=7"
+    made = plan.cell(cell(attack="badnet+rate=0.1", defense=defense)).evaluation.upstream["model"]
+    isolated, poisoned, _ = left_out(plan, made)
+    assert isolated.sum() == 13 and poisoned.sum() == 129 and poisoned[isolated].double().mean() >= 0.8
 
 
 # --- what a defense sees -------------------------------------------------------------------------------------------
