@@ -47,7 +47,7 @@ TRACK = {
     "training": {"epochs": 12, "precision": "fp32", "schedule": "onecycle", "evaluate_every": 5},
     "tuning": {"epochs": 10, "precision": "fp32"},
 }
-IMPLANTED, ACCURATE = 60, 80
+IMPLANTED, ACCURATE = 80, 80
 """Least ASR of an attack that took, of 0 to 5 where none did, and least C-Acc of a defended model, of 10 by chance."""
 
 
@@ -68,8 +68,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Project:
     write_photographs(project / "photographs")
     project.edit("config/datasets/photographs.yaml", lambda data: data.update(DATASET))
     project.edit("config/tracks/photographs.yaml", lambda data: data.update(TRACK))
-    cells = [at(attack, defense) for attack in ATTACKS for defense in ("none", "fst")]
-    done = project.snakemake("--cores", "2", "--", *dict.fromkeys(cells + [at("badnet", name) for name in DEFENSES]))
+    cells = [at(attack, "none") for attack in ATTACKS] + [at("badnet", defense) for defense in DEFENSES]
+    cells += [at(attack, "fst") for attack, smoke in ATTACKS.items() if smoke.leaves]
+    done = project.snakemake("--cores", "2", "--", *dict.fromkeys(cells))
     assert done.returncode == 0, done.stdout + done.stderr
     return project
 
