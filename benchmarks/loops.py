@@ -72,9 +72,8 @@ class Work:
 
 def recipe(precision: str) -> Recipe:
     return Recipe(
-        lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, epochs=1, batch_size=BATCH, schedule="constant",
-        precision=precision, crop=PADDING, crop_probability=1.0, flip=0.5, rotation=0.0, rotation_probability=0.0,
-        evaluate_every=0,
+        lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, epochs=1, batch_size=BATCH, precision=precision,
+        augmentation={"crop": PADDING, "crop_probability": 1.0, "flip": 0.5},
     )  # fmt: skip
 
 
