@@ -175,6 +175,16 @@ def test_a_fault_is_one_line(tiny, weights, file, keys, value, message):
         read_audit(tiny.plan(), "bad")
 
 
+def test_of_two_classes_none_can_be_an_outlier_so_that_nc_is_left_out(tiny, weights):
+    def audited() -> set[str]:
+        return {place.defense.name for place in read_audit(tiny.plan(), "bad").places}
+
+    brought(tiny, weights, trigger=None)
+    of_ten = audited()
+    tiny.set("config/datasets/digits.yaml", "classes", to=2)
+    assert of_ten - audited() == {"nc"}
+
+
 def test_an_audit_may_be_written_of_what_is_there(tiny, weights):
     brought(tiny, weights)
     done = tiny.depoison("report", "--partial", "reports/audit/bad.md")

@@ -535,6 +535,8 @@ def test_the_classes_of_a_folder_are_counted_when_planning(tiny, tmp_path):
     tiny.set("config/attacks/badnet.yaml", "values", "target", to=2)
     with pytest.raises(DepoisonError, match="target label 2 is none of the dataset's; valid: 0 to 1"):
         folder_cell(tiny, root)
+    with pytest.raises(DepoisonError, match="nc/s0.json: NC needs 3 classes, and Digits has 2$"):
+        tiny.plan("mine.yaml").cell(tiny_cell(defense="nc"))
     shutil.rmtree(root / "train/b")
     with pytest.raises(DepoisonError, match=f"{root}: dataset digits has 1 class; valid: at least 2"):
         folder_cell(tiny, root)

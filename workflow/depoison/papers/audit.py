@@ -91,27 +91,31 @@ def read_audit(plan: Plan, name: str) -> Audit:
     right = plan.metrics[rule_of.right] if rule_of else None
     beside = [plan.metrics[rule_of.clean], right] if rule_of and right else []
     metrics = tuple(dict.fromkeys([*shown, judge, keep, *beside]))
-    places = tuple(_place(plan, name, content, choice, metrics) for choice in _defenses(plan, content))
+    places = tuple(_place(plan, name, content, choice, metrics) for choice in _defenses(plan, name, content))
     examples = examples_of(places[0].cells[0]) if content.trigger else None
     found = Audit(name, content, places, shown, judge, rule.clean, keep, rule.lose, right, examples)
     plan.artifacts.update(chain_of(found.artifacts()))
     return found
 
 
-def _defenses(plan: Plan, content: Checkpoint) -> list[Choice]:
+def _defenses(plan: Plan, checkpoint: str, content: Checkpoint) -> list[Choice]:
     """None, then each that purifies a model such as this one by clean data."""
     configuration, found = plan.configuration, [Choice("none")]
-    task = configuration.task_of(content.dataset)
+    task, classes = configuration.task_of(content.dataset), plan.classes_of(_name(checkpoint, content, found[0]))
     for name in configuration.names("defense"):
         method, sees = configuration.method("defense", name).content, set(configuration.sight(name))
         fits = method.task in (None, task) and not configuration.lacking("defense", name, content.model)
-        if "model" in sees <= SEES and fits:
+        enough = classes is None or method.fewest_classes <= classes
+        if "model" in sees <= SEES and fits and enough:
             found.append(Choice(name, (BY_DEFENDER,) if BY_DEFENDER[0] in method.parameters else ()))
     return found
 
 
+def _name(checkpoint: str, content: Checkpoint, defense: Choice) -> CellName:
+    return CellName(content.track, Choice(content.dataset), Choice(content.model), Choice(checkpoint), defense, 0)
+
+
 def _place(plan: Plan, name: str, content: Checkpoint, defense: Choice, metrics: tuple[Metric, ...]) -> Place:
-    chosen = Choice(content.dataset), Choice(content.model), Choice(name), defense
-    cell = plan.cell(CellName(content.track, *chosen, 0))
+    cell = plan.cell(_name(name, content, defense))
     key = Key(content.dataset, content.model, name, defense.canonical)
-    return Place({}, key, content.dataset, content.model, chosen[2], defense, (cell,), metrics=metrics)
+    return Place({}, key, content.dataset, content.model, Choice(name), defense, (cell,), metrics=metrics)

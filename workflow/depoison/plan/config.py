@@ -147,6 +147,7 @@ class Method(Strict):
     models: dict[str, Values] = Field(default={}, description="its values with a model")
     has: list[str] = Field(default=[], description="(models only) what methods may need of it, such as batchnorm")
     needs: list[str] = Field(default=[], description="(attacks and defenses only) what a model must have")
+    fewest_classes: int = Field(default=2, ge=2, description="(defenses only) that a dataset must have")
     smoke: Smoke = Field(default=Smoke(), description="(attacks and defenses only) of `make test-methods`; in no spec")
     grids: dict[str, list[Any]] = Field(default={}, description="values that the paper sweeps, by hyper-parameter")
     normalization: Values = Field(
@@ -164,6 +165,7 @@ ONLY = {
     "normalization": ("model",),
     "has": ("model",),
     "needs": ("attack", "defense"),
+    "fewest_classes": ("defense",),
     "smoke": ("attack", "defense"),
 }
 """The kinds of methods that have these keys."""

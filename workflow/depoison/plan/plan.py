@@ -451,12 +451,17 @@ class Plan:
         """See that the attack fits the dataset, as far as that is known before any image is read.
 
         Raises:
-            DepoisonError: a dataset of one class, a target label that is none, or a patch that is larger than the image.
+            DepoisonError: a dataset of one class, or of too few for the defense, a target label that is none, or a patch
+                that is larger than the image.
         """
         attack, dataset = value["attack"], value["dataset"]
         classes = self.classes(name.dataset.name, dataset)
         if classes == 1:
             raise DepoisonError(f"{dataset['root']}: dataset {name.dataset.name} has 1 class; valid: at least 2")
+        defense = self.configuration.method("defense", name.defense.name).content
+        if classes is not None and classes < (fewest := defense.fewest_classes):
+            label = self.label("dataset", name.dataset.name)
+            raise DepoisonError(f"{name.path}: {defense.label} needs {fewest} classes, and {label} has {classes}")
         if attack.get("labels") == "source-specific" and attack["victim"] in (None, attack["target"]):
             raise DepoisonError(f"{name.path}: labels=source-specific needs a victim, a label that is not the target")
         if classes is not None and attack.get("target", 0) >= classes:
@@ -472,6 +477,10 @@ class Plan:
                 raise DepoisonError(
                     f"{name.path}: {key}: a patch of {attack[key]} pixels is larger than the image; the maximum is {maximum}"
                 )
+
+    def classes_of(self, name: CellName) -> int | None:
+        """How many classes a cell's dataset has; None where nobody knows before it is read."""
+        return self.classes(name.dataset.name, values_of({"dataset": self._settings("dataset", name)})["dataset"])
 
     def classes(self, name: str, values: Mapping[str, Any]) -> int | None:
         """How many classes a dataset with these values has; None where nobody knows before it is read."""
