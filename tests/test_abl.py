@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import wraps
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from conftest import ROOT, cell
+from depoison.attacks.base import stamped
 from depoison.defenses.abl import abl, losses
 from depoison.defenses.tuning import Labeled, Tuner
 from depoison.errors import DepoisonError
 from depoison.plan.plan import Plan
 from depoison.plan.signatures import SIGHT, declared_sight
 from depoison.rng import Rng
+from depoison.stages.inputs import poison_of, read_attack, read_dataset, read_split, read_trigger
 from depoison.stages.runner import run_stage
 from depoison.training.loop import Monitor
 from isolation import left_out
@@ -105,6 +109,8 @@ def test_the_plan_gives_a_defense_what_its_parameters_names_say():
         name: plan.cell(cell(attack="badnet", defense=name)).evaluation.upstream["model"].spec
         for name in ("fst", "abl")
     }
+    of_batches = plan.cell(cell(attack="wanet", defense="abl")).evaluation.upstream["model"].spec
+    assert of_batches["upstream"].keys() == {"dataset", "split", "poison", "backdoored"}
     assert of["fst"]["upstream"].keys() == {"dataset", "split", "model"}
     assert of["abl"]["upstream"].keys() == {"dataset", "split", "poison"}
     assert "tuning_ratio" in of["fst"]["parameters"] and "tuning_ratio" not in of["abl"]["parameters"]
@@ -127,17 +133,49 @@ def test_a_name_that_says_nothing_is_refused(project):
         project.plan().cell(cell(defense="abl"))
 
 
-def test_a_whole_cell(tmp_path, monkeypatch):
+def made(attack: str, tmp_path, monkeypatch):
+    """The evaluation of a cell under ABL, made in a folder, where tests go."""
     overlay = tmp_path / "few.yaml"
     own = {"abl": {"isolate_epochs": 1, "unlearn_epochs": 1, "isolation": 0.05}}
     tiny = {"datasets": {"digits": {"size": 8}}, "models": {"resnet18": {"width": 8}}, "training": {"epochs": 1}}
-    overlay.write_text(json.dumps(tiny | {"defenses": own}))
+    few = {"input-aware": {"generator_width": 4, "mask_epochs": 1}}
+    overlay.write_text(json.dumps(tiny | {"defenses": own, "attacks": few}))
     plan = Plan(ROOT, [overlay])
-    evaluation = plan.cell(cell(attack="badnet+rate=0.1", defense="abl")).evaluation
+    evaluation = plan.cell(cell(attack=f"{attack}+rate=0.1", defense="abl")).evaluation
     monkeypatch.chdir(tmp_path)
     for artifact in evaluation.chain().values():
         run_stage(artifact.spec, artifact.directory, plan.configuration.config.runtime)
+    return evaluation
+
+
+def test_a_whole_cell(tmp_path, monkeypatch):
+    evaluation = made("badnet", tmp_path, monkeypatch)
     found = json.loads((tmp_path / evaluation.product).read_text())
     assert 0 <= found["metrics"]["asr"] <= 100 and found["metrics"]["der"] is not None
     record = json.loads((tmp_path / evaluation.upstream["model"].directory / "run.json").read_text())
     assert record["isolated"] == round(0.05 * 1294)
+
+
+@pytest.mark.parametrize("name", ["wanet", "input-aware"])
+def test_of_an_attack_that_poisons_batches_it_sees_a_set_with_the_finished_trigger(name, tmp_path, monkeypatch):
+    given: list[Labeled] = []
+
+    @wraps(abl)
+    def told(suspect: Labeled, *seen, **own):
+        given.append(suspect)
+        return abl(suspect, *seen, **own)
+
+    monkeypatch.setattr("depoison.defenses.abl.abl", told)
+    upstream = made(name, tmp_path, monkeypatch).upstream["model"].upstream
+    backdoored, dataset = Path(upstream["backdoored"].directory), read_dataset(Path(upstream["dataset"].directory))
+    attack, poisoning = read_attack(poison_of(backdoored))
+    _, pool = read_split(Path(upstream["split"].directory), dataset)
+    inputs, labels = dataset.train_inputs[pool], dataset.train_labels[pool]
+    triggered = stamped(attack, inputs, read_trigger(backdoored, attack, dataset))
+    (suspect,) = given
+    as_was, poisoned = (
+        (suspect.inputs == of).flatten(1).all(1) & (suspect.labels == label)
+        for of, label in ((inputs, labels), (triggered, poisoning.target))
+    )
+    assert (as_was | poisoned).all() and len(pool) == 1294
+    assert poisoned.sum() == round(0.1 * 1294) and (labels[poisoned] != poisoning.target).any()

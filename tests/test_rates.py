@@ -18,7 +18,7 @@ from depoison.papers.tables import locate, read_table
 from depoison.plan.cells import Choice
 from depoison.plan.config import KINDS
 from depoison.plan.plan import Plan
-from depoison.plan.signatures import declared_clean_label
+from depoison.plan.signatures import declared
 from depoison.reports.tables import rates, rates_here, render
 
 PLAN = Plan(ROOT)
@@ -67,7 +67,7 @@ def test_an_attack_without_a_rate_has_its_default_scaled(images):
 def test_planning_knows_clean_label_attacks_as_the_code_does(name):
     parameters = {key: p.default for key, p in PLAN.configuration.method("attack", name).content.parameters.items()}
     code = ROOT / "workflow/depoison" / KINDS["attack"] / f"{name.replace('-', '_')}.py"
-    assert declared_clean_label(code) == make({"name": name, "parameters": parameters}).clean_label
+    assert declared(code, "clean_label = True") == make({"name": name, "parameters": parameters}).clean_label
 
 
 def test_nothing_is_scaled_elsewhere(images):

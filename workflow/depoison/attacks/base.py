@@ -242,12 +242,10 @@ class Attack:
         Raises:
             DepoisonError: as `choose`.
         """
-        assert setup.poisoning is not None
         where = choose(self, pool, setup)
         if not self.poisons_data:
             return Overlay(where[:0], pool.inputs[:0], pool.labels[:0])
-        goals = setup.poisoning.goals(pool.labels[where], setup.classes)
-        return Overlay(where, stamped(self, pool.inputs[where], trigger, setup.device), goals)
+        return overlaid(self, pool, where, setup, trigger)
 
     def stamp(self, inputs: Tensor, trigger: State) -> Tensor:
         """Put the trigger on inputs.
@@ -329,6 +327,13 @@ def overlay_of(attack: Attack, pool: Pool, setup: Setup, trigger: State) -> Over
     if (found.indices.diff() < 1).any():
         raise returned(attack.poison, of, "indices that are not sorted, or stand twice", "each once, in order")
     return found
+
+
+def overlaid(attack: Attack, pool: Pool, where: Tensor, setup: Setup, trigger: State) -> Overlay:
+    """The trigger, and the labels that the attack wants, on these samples of the pool."""
+    assert setup.poisoning is not None
+    goals = setup.poisoning.goals(pool.labels[where], setup.classes)
+    return Overlay(where, stamped(attack, pool.inputs[where], trigger, setup.device), goals)
 
 
 def stamped(attack: Attack, inputs: Tensor, trigger: State, device: torch.device = CPU) -> Tensor:

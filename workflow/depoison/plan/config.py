@@ -15,8 +15,8 @@ from depoison.plan.documents import Document, folders_in, names_in, read_documen
 from depoison.plan.methods import DEFAULT, KINDS, Methods, stem_of
 from depoison.plan.parameters import Parameter, Shared
 from depoison.plan.signatures import (
+    declared,
     declared_asset,
-    declared_clean_label,
     declared_keywords,
     declared_loop,
     declared_sight,
@@ -587,7 +587,12 @@ class Configuration:
     def clean_label(self, attack: str) -> bool:
         """Whether an attack, or one of those that it combines, poisons samples of the target class alone."""
         parts = (part for part in parts_of(attack) if part in self.names("attack"))
-        return any(declared_clean_label(self._code("attack", part)) for part in parts)
+        return any(declared(self._code("attack", part), "clean_label = True") for part in parts)
+
+    def poisons_data(self, attack: str) -> bool:
+        """Whether an attack poisons a set of samples before training, or is none; of combined attacks one is enough."""
+        parts = [part for part in parts_of(attack) if part in self.names("attack")]
+        return not parts or any(not declared(self._code("attack", part), "poisons_data = False") for part in parts)
 
     def _check_code(self, kind: str, name: str, loaded: Loaded) -> None:
         code = self._code(kind, name)

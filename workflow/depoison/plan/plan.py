@@ -194,7 +194,12 @@ class Plan:
             raise DepoisonError(
                 f"{name.path}: {self.label('defense', name.defense.name)} sees what a model is trained on, and {why}"
             )
-        upstream |= {"poison": backdoored.upstream["poison"]} if "suspect" in seen else {}
+        if "suspect" in seen:
+            upstream["poison"] = backdoored.upstream["poison"]
+            if not self.configuration.poisons_data(
+                name.attack.name
+            ):  # it is poisoned with the trigger that training left
+                upstream["backdoored"] = backdoored
         new = {"model": backdoored.spec["parameters"]["model"]} if "new_model" in seen else {}
         parameters = {"defense": self._method("defense", name.defense, value["defense"], settings["defense"])} | new
         parameters |= {"recipe": specified("recipe", value["defense"])} | self._tuning(name, value)

@@ -71,11 +71,11 @@ def declared_asset(code: Path) -> dict[str, Any] | None:
     return _keywords_of(parsed(code), "make_asset")
 
 
-def declared_clean_label(code: Path) -> bool:
-    """Whether an attack's class says that it poisons images of the target class alone."""
+def declared(code: Path, said: str) -> bool:
+    """Whether an attack's class says something of itself, such as `clean_label = True`."""
     public = (node for node in parsed(code).body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
     items = (item for node in public for item in node.body if isinstance(item, ast.Assign))
-    return any(ast.unparse(item) == "clean_label = True" for item in items)
+    return any(ast.unparse(item) == said for item in items)
 
 
 def declared_loop(code: Path, folders: Sequence[Path]) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from depoison.artifacts import read_spec
+from depoison.attacks.base import choose, overlaid
 from depoison.defenses.tuning import Candidates, Labeled, Measures, Tuner
 from depoison.errors import DepoisonError, described, returned
 from depoison.files import save_tensors
@@ -19,7 +20,18 @@ from depoison.models.classifier import Classifier
 from depoison.plan.methods import stem_of
 from depoison.rng import Rng
 from depoison.stages.history import Progress, write_history
-from depoison.stages.inputs import Dataset, new_model, read_dataset, read_model, read_poisoned, read_split
+from depoison.stages.inputs import (
+    Dataset,
+    new_model,
+    poison_of,
+    read_attack,
+    read_dataset,
+    read_model,
+    read_poisoned,
+    read_split,
+    read_trigger,
+    setup_of,
+)
 from depoison.stages.measure import Test
 from depoison.stages.runner import Job
 from depoison.training.loop import Evaluate, Monitor, convolutions
@@ -112,9 +124,19 @@ def clean_of(job: Job, dataset: Dataset) -> Labeled:
 
 
 def suspect_of(job: Job, dataset: Dataset) -> Labeled:
-    """The attacker's pool as he leaves it; nothing says which samples he changed."""
+    """The attacker's pool as he leaves it; nothing says which samples he changed.
+
+    An attack that poisons batches while it trains leaves no set. As in BackdoorBench its finished trigger is put on as many
+    samples as its rate says.
+    """
     pool, poisoned = read_poisoned(job, dataset)
-    if not poisoned.any():
+    if "backdoored" in job.spec["upstream"]:
+        attack, poisoning = read_attack(poison_of(backdoored := job.upstream("backdoored")))
+        assert attack is not None
+        setup = setup_of(job, dataset, poisoning=poisoning)
+        found = overlaid(attack, pool, choose(attack, pool, setup), setup, read_trigger(backdoored, attack, dataset))
+        pool.inputs[found.indices], pool.labels[found.indices] = found.inputs, found.labels
+    elif not poisoned.any():
         job.warn("the attack poisons no training set: this defense is given a clean one")
     return Labeled(pool.inputs, pool.labels)
 
