@@ -198,6 +198,18 @@ def test_whether_an_attack_took_is_known_without_a_column_of_no_defense(reported
     assert [line.untaken for line in lines_of(fewer)[:3]] == [False, True, False]
 
 
+def test_where_columns_are_of_attacks_those_are_named_in_which_one_did_not_take(reported):
+    def turned(data):
+        axes = data["axes"]
+        data.update(axes={"rows": axes["columns"], "columns": axes["rows"]}, compare=[], summary=[])
+
+    reported.edit("config/papers/fst/small.yaml", turned)
+    files, lines = written(reported, of=untaken), lines_of(read_table(reported.plan(), TARGET))
+    assert "<sup>¶</sup> In 1 of 3 columns the attack did not take" in files[".md"]
+    assert "the best defense of a column is **bold**" in files[".md"] and "<sup>¶</sup> |" not in files[".md"]
+    assert not any(line.untaken for line in lines) and any(n.untaken for line in lines for n in line.numbers)
+
+
 def test_rows_in_which_the_attack_did_not_take_in_each_file(reported):
     reported.edit("config/papers/fst/small.yaml", lambda data: data.update(compare=[["ft", "lp"]]))
     files = written(reported, of=untaken)

@@ -118,6 +118,15 @@ class Table:
         return tuple({metric.name: metric for metric in found if metric}.values())
 
     @cached_property
+    def attack_in_rows(self) -> bool:
+        """Whether rows say which attack a cell is of, and not the columns alone."""
+        return any(row.names("attack") for row in self.rows)
+
+    @cached_property
+    def defense_in_columns(self) -> bool:
+        return any(column.names("defense") for column in self.columns)
+
+    @cached_property
     def heads(self) -> tuple[tuple[int, ...], ...]:
         """The places of the columns of each part."""
         found: dict[int, list[int]] = {}

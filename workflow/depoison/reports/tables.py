@@ -56,7 +56,7 @@ class Line:
         numbers: by column.
         summary: its name, such as average; "" for a row of the table.
         printed: whether it is a summary as the paper prints it, and none of ours.
-        untaken: whether the attack did not take, for all columns or some.
+        untaken: whether the attack did not take, for all columns or some; where columns are of attacks, for all.
         rows: of a summary: the places of the rows that it is over.
     """
 
@@ -125,7 +125,7 @@ class Shown:
             rate,
             numbers,
             row.variant,
-            untaken=any(number.untaken for number in numbers),
+            untaken=(any if self.table.attack_in_rows else all)(number.untaken for number in numbers),
             rates_here=scaled,
         )
 
@@ -241,14 +241,15 @@ class Shown:
             of: what the one line is a summary of.
         """
         table = self.table
-        across = any(column.names("defense") for column in table.columns)
         groups: dict[Any, list[tuple[int, int]]] = {}
         for i, line in enumerate(lines):
             row = of or table.rows[i]
             for j, column in enumerate(table.columns):
                 place, metric = table.at(row, column), table.metric(row, column)
                 if metric.sign and not _is_none(place) and line.numbers[j].ours is not None:
-                    groups.setdefault((i if across else j, model_of(place), metric), []).append((i, j))
+                    groups.setdefault((i if table.defense_in_columns else j, model_of(place), metric), []).append(
+                        (i, j)
+                    )
         best: set[tuple[int, int]] = set()
         for (*_, metric), found in groups.items():
             numbers = {(i, j): lines[i].numbers[j] for i, j in found}
@@ -391,6 +392,7 @@ def content_of(
         "gaps": gaps_of(table),
         "prints": any(number.published is not None for number in numbers),
         "untaken": _untaken(shown, lines),
+        "best_of": "row" if table.defense_in_columns else "column",
         "no_rescue": [
             _no_rescue(plan.metrics, m)
             for m in table.metrics
@@ -639,12 +641,18 @@ def _notes(plan: Plan, table: Table) -> list[str]:
 
 
 def _untaken(shown: Shown, lines: list[Line]) -> str:
-    """A sentence on the rows in which the attack did not take, as nothing is learned there of a defense; "" without any."""
+    """A sentence on where the attack did not take, as nothing is learned there of a defense; "" where it took."""
     table, attack = shown.table, shown.attack
-    if not (count := sum(line.untaken for line in lines)):
+    some = ""
+    if table.attack_in_rows:
+        parts, of = "rows", [line.untaken for line in lines if not line.summary]
+        some = " in some columns or all" if len({place.key[:2] for place in table.places.values()}) > 1 else ""
+    else:
+        parts, rows = "columns", [line.numbers for line in lines if not line.summary]
+        of = [any(numbers[j].untaken for numbers in rows for j in at) for at in table.heads]
+    if not any(of):
         return ""
-    some = " in some columns or all" if len({place.key[:2] for place in table.places.values()}) > 1 else ""
-    told = f"In {count} of {len(table.rows)} rows the attack did not take{some} ({untaken_if(attack)})"
+    told = f"In {sum(of)} of {len(of)} {parts} the attack did not take{some} ({untaken_if(attack)})"
     left_out = " Paired differences and averages, but for the one of all rows, leave them out."
     below = left_out if table.file.summary or table.comparisons else ""
     return f"{told}: what a defense leaves there says nothing about it.{below}"
