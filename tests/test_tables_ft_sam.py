@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pandas
@@ -12,17 +13,14 @@ from conftest import ROOT, Project, job_counts, seldom
 from depoison.papers.tables import read_table
 from depoison.plan.plan import Plan
 from depoison.reports.claims import HOLDS, Verdict, claims_of
+from printed import transcribed
 
 PLAN = Plan(ROOT)
-FOLDER = ROOT / "config/papers/ft-sam"
 TABLES = [f"table{i}" for i in range(1, 10)]
 PLACE = ["dataset", "model", "attack", "defense"]
 
 
-def printed(*names: str) -> pandas.DataFrame:
-    """The transcriptions below each other, numbers as texts, without the package."""
-    frames = [pandas.read_csv(FOLDER / f"published/{name}.csv", dtype=str).assign(table=name) for name in names]
-    return pandas.concat(frames)
+printed = partial(transcribed, "ft-sam")
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
