@@ -180,7 +180,7 @@ def test_a_file_with_a_fault(name, old, new, words, project):
     [
         ("reports/figure99.png", "unknown figure of fst 'figure99'"),
         ("reports/digit/figure2", "did you mean 'digits'?"),
-        ("reports/sft/figure2", "unknown track or paper 'sft'"),
+        ("reports/elsewhere/figure2", "unknown track or paper 'elsewhere'"),
     ],
 )
 def test_a_figure_that_is_none(target, words):
