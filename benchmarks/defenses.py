@@ -40,7 +40,10 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=cores(), help="of torch")
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
-    result = measure(torch.device("cpu"), **{key: value for key, value in vars(options).items() if key in ASKED})
+    result = measure(
+        torch.device("cpu"), options.repeats, options.epochs, options.width, options.paper, options.model,
+        options.suspect, options.defenses,
+    )  # fmt: skip
     rows = [
         [name, " + ".join(map(str, found["epochs"].values())) or "–"]
         + [f"{found['seconds'][key]:.1f}" for key in ("median", "min", "max")]
@@ -74,9 +77,6 @@ class Purification:
         work.wait()
         torch.use_deterministic_algorithms(False)
         return time.perf_counter() - started
-
-
-ASKED = ("repeats", "epochs", "paper", "model", "width", "suspect", "defenses")
 
 
 def measure(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
 from depoison.attacks.base import Setup
+from depoison.defenses.tuning import Tuner
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.tasks import task_of
@@ -41,6 +42,11 @@ def recipe(**changes: Any) -> Recipe:
         "rotation_probability": 0.0, "evaluate_every": 0,
     }  # fmt: skip
     return Recipe.of(plain | changes)
+
+
+def tuner(monitor: Monitor | None = None, **changes: Any) -> Tuner:
+    """A defense's loop over images, by `recipe` with these changes."""
+    return Tuner(recipe(**changes), Rng(0, "purify"), monitor or Monitor(), IMAGES)
 
 
 def setup_of(

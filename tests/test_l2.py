@@ -9,17 +9,11 @@ import torch
 
 from depoison.defenses.ft import ft
 from depoison.defenses.l2 import l2
-from depoison.defenses.tuning import Labeled, Tuner
-from depoison.rng import Rng
-from depoison.training.loop import Monitor
-from small import IMAGES, changed, classes_of, close, network, pixels, recipe, state_of, tune_by_hand, weights_of
+from depoison.defenses.tuning import Labeled
+from small import changed, classes_of, close, network, pixels, state_of, tune_by_hand, tuner, weights_of
 
 DATA = Labeled(pixels(12), classes_of(12))
 GAMMA = 0.05
-
-
-def tuner(**changes) -> Tuner:
-    return Tuner(recipe(**changes), Rng(0, "purify"), Monitor(), IMAGES)
 
 
 @pytest.mark.parametrize("layers", [1, 3])

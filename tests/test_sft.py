@@ -24,14 +24,13 @@ from depoison.defenses.fisher import (
 )
 from depoison.defenses.ft import ft
 from depoison.defenses.sft import sft
-from depoison.defenses.tuning import Labeled, Tuner
+from depoison.defenses.tuning import Labeled
 from depoison.models.classifier import Classifier
 from depoison.models.swin_t import swin_t
 from depoison.rng import Rng
 from depoison.tasks.image import ImageClassifier
 from depoison.training.loop import Monitor, unchanged_statistics
 from small import (
-    IMAGES,
     MEAN,
     STD,
     State,
@@ -42,8 +41,8 @@ from small import (
     interrupted,
     network,
     pixels,
-    recipe,
     state_of,
+    tuner,
     weights_of,
 )
 
@@ -53,10 +52,6 @@ PAPER = {"eta_f": 0.001, "eta_r": 5.0, "fisher": "exact", "trace_every": 10, "tr
 KINDS = {"sft": sft, "f-sft": f_sft}
 LAYERS = ("extractor.0", "classifier")
 """Of `network`, those with a weight matrix."""
-
-
-def tuner(monitor: Monitor | None = None, **changes) -> Tuner:
-    return Tuner(recipe(**changes), RNG, monitor or Monitor(), IMAGES)
 
 
 def double(layers: int = 1, seed: int = 0) -> Classifier:

@@ -1,17 +1,19 @@
-"""Files: safetensors and JSON, written whole or not at all."""
+"""Files: safetensors, CSV and JSON, written whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from depoison.errors import DepoisonError
 
@@ -164,6 +166,20 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         error.filename = str(path)  # what a user knows
         raise
+
+
+def csv_bytes(columns: Iterable[str], rows: Iterable[Mapping[str, Any]], *, whole: bool = True) -> bytes:
+    """Rows by the names of their columns; what one has not is empty.
+
+    Args:
+        whole: whether a row may have nothing else; otherwise that is left out.
+    """
+    text = io.StringIO()
+    extra: Literal["raise", "ignore"] = "raise" if whole else "ignore"
+    writer = csv.DictWriter(text, tuple(columns), extrasaction=extra, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def tensor_bytes(tensors: Mapping[str, Any]) -> bytes:

@@ -35,15 +35,9 @@ def f_sft(
     """
     tuned = copy.deepcopy(model).requires_grad_(False)
     layers = factor(tuned)
+    tuned.train()
     smooth(
-        tuned.train(),
-        clean,
-        tune,
-        eta_f=eta_f,
-        eta_r=eta_r,
-        fisher=fisher,
-        trace_every=trace_every,
-        trace_images=trace_images,
+        tuned, clean, tune, eta_f=eta_f, eta_r=eta_r, fisher=fisher, trace_every=trace_every, trace_images=trace_images
     )
     tune.monitor.facts["tuned_parameters"] = sum(layer.shift.numel() for layer in layers.values())
     for name, layer in layers.items():

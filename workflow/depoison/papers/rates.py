@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from depoison.errors import DepoisonError
 from depoison.plan.cells import Choice
 from depoison.plan.config import OWN
 from depoison.plan.parameters import text_of
-from depoison.plan.plan import Plan
+from depoison.plan.plan import Plan, values_of
 
 DIGITS = 6
 """Of a rate, after the point: below a million images that is less than half of one."""
@@ -38,11 +40,8 @@ def scaled(plan: Plan, track: str, attack: Choice, paper: str, *, printed: str, 
                 f"{loaded.document.path}: track {track} keeps the number of poisoned images, which needs 'train_samples', "
                 "how many training images the dataset has"
             )
-        where = loaded.document.path
-        settings = plan.settings(
-            "dataset", Choice(name), dataset=name, model=model, track=track, paper=paper, where=where
-        )
-        return total - round(settings["reserve"][-1].value * total)
+        values = _values(plan, name, model=model, track=track, paper=paper, where=loaded.document.path)
+        return total - round(values["reserve"] * total)
 
     overrides = dict(attack.overrides)
     found = plan.settings(
@@ -74,10 +73,16 @@ def too_many(plan: Plan, track: str, defense: Choice, paper: str, *, printed: st
     if dataset == printed or count == "none":
         return ""
     where = plan.configuration.track(track).document.path
-    settings = plan.settings(
-        "dataset", Choice(dataset), dataset=dataset, model=model, track=track, paper=paper, where=where
-    )
-    reserved = plan.reserved(dataset, {key: history[-1].value for key, history in settings.items()})
+    values = _values(plan, dataset, model=model, track=track, paper=paper, where=where)
+    reserved = plan.reserved(dataset, values)
     if reserved is None or int(count) <= reserved:
         return ""
     return f"{count} images are more than the {reserved} of {plan.label('dataset', dataset)} that are reserved"
+
+
+def _values(plan: Plan, dataset: str, *, model: str, track: str, paper: str, where: str) -> dict[str, Any]:
+    """The hyper-parameters of a dataset as cells have them that say nothing of it."""
+    settings = plan.settings(
+        "dataset", Choice(dataset), dataset=dataset, model=model, track=track, paper=paper, where=where
+    )
+    return values_of({"dataset": settings})["dataset"]

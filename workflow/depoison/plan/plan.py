@@ -196,10 +196,8 @@ class Plan:
             )
         if "suspect" in seen:
             upstream["poison"] = backdoored.upstream["poison"]
-            if not self.configuration.poisons_data(
-                name.attack.name
-            ):  # it is poisoned with the trigger that training left
-                upstream["backdoored"] = backdoored
+            if not self.configuration.poisons_data(name.attack.name):
+                upstream["backdoored"] = backdoored  # the set is poisoned with the trigger that training left
         new = {"model": backdoored.spec["parameters"]["model"]} if "new_model" in seen else {}
         parameters = {"defense": self._method("defense", name.defense, value["defense"], settings["defense"])} | new
         parameters |= {"recipe": specified("recipe", value["defense"])} | self._tuning(name, value)

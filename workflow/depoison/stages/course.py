@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import replace
 
 from depoison.artifacts import COURSE
-from depoison.files import write_bytes
+from depoison.files import csv_bytes, write_bytes
 from depoison.models.classifier import Classifier, load_weights
 from depoison.stages.hessian import Meter
 from depoison.stages.history import Progress
@@ -15,7 +13,7 @@ from depoison.stages.inputs import read_dataset, read_model
 from depoison.stages.measure import Test, followed
 from depoison.stages.purify import purification
 from depoison.stages.runner import Job
-from depoison.stages.train import training
+from depoison.stages.train import backdoor, training
 from depoison.training.loop import Monitor, convolutions
 from depoison.training.recipe import Recipe
 
@@ -53,12 +51,8 @@ def run(job: Job) -> None:
         with convolutions(recipe.precision):
             purify(**seen, **parameters["defense"]["parameters"])
     else:
-        model, train = training(job, dataset, recipe, monitor)
+        model, train = training(job, dataset, backdoor(job, dataset), recipe, monitor)
         rows = [{"epoch": 0} | measure(model)]
         train()
     rows += [row for row in monitor.history if "trace" in row]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, (*COURSE, *followed()), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_bytes(job.folder / "course.csv", text.getvalue().encode())
+    write_bytes(job.folder / "course.csv", csv_bytes((*COURSE, *followed()), rows, whole=False))

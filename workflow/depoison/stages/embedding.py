@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from depoison.artifacts import EMBEDDING
 from depoison.errors import DepoisonError
-from depoison.files import write_bytes
+from depoison.files import csv_bytes, write_bytes
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.stages.inputs import read_dataset, read_model
@@ -43,11 +41,8 @@ def run(job: Job) -> None:
         marks += [1] * count
     found = features_of(model, images, parameters.get("precision", "fp32")).numpy()
     places = embed(found, parameters["perplexity"], rng.generator("t-sne").initial_seed() % 2**32)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(EMBEDDING)
-    writer.writerows(_rows(indices, test.labels[indices], marks, places))
-    write_bytes(job.folder / "embedding.csv", text.getvalue().encode())
+    rows = _rows(indices, test.labels[indices], marks, places)
+    write_bytes(job.folder / "embedding.csv", csv_bytes(EMBEDDING, rows))
     job.facts |= {"clean": len(clean), "backdoored": sum(marks)}
 
 
@@ -85,6 +80,6 @@ def embed(features: NDArray[np.float32], perplexity: float, seed: int) -> NDArra
         return TSNE(perplexity=bounded, init="pca", random_state=seed, n_jobs=1).fit_transform(features)
 
 
-def _rows(indices: Tensor, labels: Tensor, marks: Sequence[int], places: NDArray[np.float32]) -> list[list[float]]:
+def _rows(indices: Tensor, labels: Tensor, marks: Sequence[int], places: NDArray[np.float32]) -> list[dict[str, float]]:
     columns = (indices.tolist(), labels.tolist(), marks, places[:, 0].tolist(), places[:, 1].tolist())
-    return [list(row) for row in zip(*columns, strict=True)]
+    return [dict(zip(EMBEDDING, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 import sys
 import time
 from typing import Any
 
-from depoison.files import write_bytes
+from depoison.files import csv_bytes, write_bytes
 from depoison.plan.metrics import watched
 from depoison.stages.measure import followed
 from depoison.stages.runner import Job
@@ -23,12 +21,8 @@ def write_history(job: Job, history: list[dict[str, Any]]) -> None:
 
     Whether the loss ended as no number goes into the record as `diverged`, and is said.
     """
-    text = io.StringIO()
     columns = ("epoch", "loss", "train_acc", *followed(), "images_per_second")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_bytes(job.folder / "history.csv", text.getvalue().encode())
+    write_bytes(job.folder / "history.csv", csv_bytes(columns, history, whole=False))
     job.facts["diverged"] = bool(history) and not math.isfinite(history[-1]["loss"])
     if job.facts["diverged"]:
         job.warn(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 
 import torch
 from torch import Tensor, nn
 
 from depoison.artifacts import NEURONS
 from depoison.errors import DepoisonError
-from depoison.files import write_bytes
+from depoison.files import csv_bytes, write_bytes
 from depoison.models.activations import last_convolution, outputs_of
 from depoison.models.classifier import Classifier
 from depoison.stages.history import Progress
@@ -50,13 +48,12 @@ def run(job: Job) -> None:
     purify, seen = purification(job, dataset, recipe, monitor)
     with contextlib.suppress(Seen), convolutions(recipe.precision):
         purify(**seen, **defense["parameters"])
-    text = io.StringIO()
-    writer = csv.DictWriter(text, (*NEURONS, *followed()), lineterminator="\n")
-    writer.writeheader()
-    for epoch, (measured, norms) in enumerate(watch.found, 1):
-        for neuron, (change, norm) in enumerate(zip(changes, norms, strict=True)):
-            writer.writerow({"epoch": epoch, "neuron": neuron, "tac": change, "gradient": norm} | measured)
-    write_bytes(job.folder / "neurons.csv", text.getvalue().encode())
+    rows = (
+        {"epoch": epoch, "neuron": neuron, "tac": change, "gradient": norm} | measured
+        for epoch, (measured, norms) in enumerate(watch.found, 1)
+        for neuron, (change, norm) in enumerate(zip(changes, norms, strict=True))
+    )
+    write_bytes(job.folder / "neurons.csv", csv_bytes((*NEURONS, *followed()), rows))
 
 
 class Seen(Exception):

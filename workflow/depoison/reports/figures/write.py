@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import io
 from pathlib import Path
 from typing import Any
 
-from depoison.files import sha256_of
+from depoison.files import csv_bytes, sha256_of
 from depoison.papers.figures import Figure, Page
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
@@ -44,12 +43,9 @@ def draw(figure: Figure, rows: list[dict[str, Any]], format: str, metadata: dict
 
 def render_csv(figure: Figure, rows: list[dict[str, Any]]) -> bytes:
     """Every number that is drawn, in full precision."""
-    text = io.StringIO()
     head = {"paper": figure.paper, "figure": figure.name, "track": figure.track}
-    writer = csv.DictWriter(text, [*head, *rows[0]], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: no_formula(value) for key, value in (head | row).items()} for row in rows)
-    return text.getvalue().encode()
+    shown = ({key: no_formula(value) for key, value in (head | row).items()} for row in rows)
+    return csv_bytes([*head, *rows[0]], shown)
 
 
 def made_from_of(figure: Figure, text: bytes) -> str:
