@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from depoison.defenses.ac import ac, activations, halves
 from depoison.defenses.tuning import Labeled, Tuner
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
+from depoison.stages.inputs import read_dataset, read_model, read_overlay, read_split
+from depoison.stages.runner import run_stage
 from depoison.tasks.image import ImageClassifier
 from depoison.training.loop import Monitor
 from isolation import left_out
@@ -248,3 +251,28 @@ def test_of_badnet_at_ten_percent_nine_in_ten_mislabeled_digits_are_removed_and_
     removed, poisoned, mislabeled = left_out(plan, made)
     assert poisoned.double().mean() == pytest.approx(0.1, abs=0.001) and (mislabeled <= poisoned).all()
     assert removed[mislabeled].double().mean() >= 0.9 and removed[~poisoned].double().mean() <= 0.1
+
+
+@pytest.mark.drill
+def test_of_badnet_in_digits_one_half_of_the_targets_class_is_the_poisoned_images(tmp_path, monkeypatch):
+    """At a rate of 10% they are more than half of that class, so that which of the halves is the smaller one is chance."""
+    plan = Plan(ROOT)
+    purified = plan.cell(cell(attack="badnet+rate=0.1", defense="ac+reduction=pca")).evaluation.upstream["model"]
+    made = purified.upstream["model"]
+    monkeypatch.chdir(tmp_path)
+    for artifact in made.chain().values():
+        run_stage(artifact.spec, artifact.directory, plan.configuration.config.runtime)
+    dataset = read_dataset(Path(made.upstream["dataset"].directory))
+    _, pool = read_split(Path(made.upstream["split"].directory), dataset)
+    overlay = read_overlay(Path(made.upstream["poison"].directory), dataset)
+    inputs, labels = dataset.train_inputs.clone(), dataset.train_labels.clone()
+    inputs[overlay.indices], labels[overlay.indices] = overlay.inputs, overlay.labels
+    of_target = pool[labels[pool] == 0]
+    poisoned = torch.isin(of_target, overlay.indices).numpy()
+    assert poisoned.mean() > 0.5
+
+    seen = activations(read_model(Path(made.directory), dataset), inputs[of_target], "fp32")
+    found = halves(seen.numpy(), "pca", 10, 0)
+    assert found is not None
+    half = max(found.smaller, ~found.smaller, key=lambda part: poisoned[part].mean())
+    assert half[poisoned].mean() >= 0.9 and half[~poisoned].mean() <= 0.1

@@ -348,8 +348,7 @@ def test_the_files_values_are_above_all_others(tiny):
     (*_, last) = settings["model"]["width"]
     assert last == (9, "checkpoint", "config/checkpoints/suspect.yaml:4")
     assert settings["dataset"]["mean"][-1].value == [0.1, 0.2, 0.3]
-    own = tiny.plan().configuration.method("attack", "badnet").content.parameters
-    assert settings["attack"].keys() == {*own, "target", "labels", "victim"}
+    assert settings["attack"].keys() == {"size", "enlarge", "pattern", "corner", "target", "labels", "victim"}
     shown = tiny.depoison("explain", SUSPECT).stdout
     assert (
         "attack suspect" in shown and "size    = 2" in shown and "checkpoint, config/checkpoints/suspect.yaml:" in shown

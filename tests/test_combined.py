@@ -98,7 +98,8 @@ VALID = (
         ("badnet&sig+size=4", "unknown hyper-parameter of badnet&sig 'size'"),
         (
             "badnet&sig+badnet.siz=4",
-            "unknown hyper-parameter of badnet&sig 'badnet.siz'; did you mean 'badnet.size'? valid: badnet.",
+            "unknown hyper-parameter of badnet&sig 'badnet.siz'; did you mean 'badnet.size'? "
+            "valid: badnet.corner, badnet.enlarge, ",
         ),
         ("badnet&sig+badnet.rate=0.1", "unknown hyper-parameter of badnet&sig 'badnet.rate'"),
         ("badnet&sig+badnet.size=65", "badnet&sig+badnet.size: '65' is not valid; valid: an integer in [1, 64]"),
@@ -160,8 +161,8 @@ def test_a_value_is_of_the_whole_or_of_one_part(project):
     assert "attack badnet&blended" in lines
     assert any(line.startswith("badnet.size = 2 the cell's name, results/cells/") for line in lines)
     assert "blended.ratio = 0.3 your configuration, mine.yaml:3" in lines
-    own = plan.configuration.method("attack", "badnet").content.parameters
-    assert sum("config/attacks/badnet.yaml" in line for line in lines) == len(own)  # one of which, size, is overruled
+    # size, overruled, enlarge, pattern and corner
+    assert sum("config/attacks/badnet.yaml" in line for line in lines) == 4
 
 
 def test_the_recipe_is_nobodys_own():

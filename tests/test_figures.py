@@ -197,7 +197,7 @@ def test_figures_are_listed_for_check_and_gc(project):
     assert done.returncode == 0 and f"{len(listed)} figures" in done.stdout, done.stderr
     stages = {artifact.stage for artifact in artifacts(plan, listed)}
     # purify: histories that are not there
-    assert stages >= {"evaluate", "purify", "embedding", "examples", "gradcam", "neurons"}
+    assert stages == {"evaluate", "purify", "embedding", "examples", "gradcam", "neurons", "hessian", "course"}
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
