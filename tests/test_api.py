@@ -343,7 +343,7 @@ def test_a_model_of_torchvision_is_purified():
         (lambda m, x, y: depoison.purify(m, x, y, "fstt"), r"unknown defense 'fstt'"),
         (lambda m, x, y: depoison.purify(m, x, y, "fst", alhpa=1), r"alhpa"),
         (lambda m, x, y: depoison.purify(m, x, y, "fst", alpha=-1), r"fst\+alpha: '-1' is not"),
-        (lambda m, x, y: depoison.purify(m, x, y, "abl"), r"^abl does not purify a model by clean .+; valid: anp, awm, clp, "),
+        (lambda m, x, y: depoison.purify(m, x, y, "abl"), r"^abl does not purify a model by .+; valid: anp, awm, clp, "),
         (lambda m, x, y: depoison.purify(m, x, y, "none"), r"^none does not purify"),
         (lambda m, x, y: depoison.purify(m, x, y, "anp", select="oracle"), r"chooses by test data.*select='defender'"),
         (lambda m, x, y: depoison.purify(m, x.permute(0, 2, 3, 1), y), r"valid: \(N, C, H, W\).*permute\(0, 3, 1, 2\)"),
