@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from depoison.attacks.badnet import BadNet
 from depoison.attacks.base import Attack, Fit, Poisoning, Pool, Setup, choose, make, stamped
 from depoison.attacks.blended import Blended
+from depoison.attacks.bpp import Bpp
 from depoison.attacks.pictures import picture
 from depoison.attacks.sig import SIG
 from depoison.attacks.wanet import WaNet
@@ -193,6 +194,7 @@ ATTACKS = [
     Blended(ratio=0.2, pattern="kitten"),
     SIG(delta=40.0, frequency=6.0),
     WaNet(k=4, s=0.5, cross_ratio=2.0),
+    Bpp(levels=8, dithering=True, negative_rate=0.2),
 ]
 
 

@@ -70,8 +70,8 @@ def test_the_order_of_attacks_and_values_means_nothing(names, values, random):
 
 
 VALID = (
-    "valid: adaptive-blend, adaptive-patch, badnet, blended, label-consistent, lf, patch, pointba-i, pointba-o, sig, ssba, "
-    "trojan, wanet"
+    "valid: adaptive-blend, adaptive-patch, badnet, blended, bpp, label-consistent, lf, patch, pointba-i, pointba-o, "
+    "sig, ssba, trojan, wanet"
 )
 
 

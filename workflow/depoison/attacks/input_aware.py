@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 
 from depoison.attacks.base import Attack, Fit, Setup, State, Workshop
+from depoison.attacks.batches import whole
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier, load_weights
 from depoison.rng import Rng
@@ -160,11 +161,6 @@ class Pairs(Epochs):
         batches = (self.data.epoch(recipe, generator) for _ in range(2))
         for (images, labels), (partners, _) in zip(*batches, strict=True):
             yield images, labels, partners
-
-
-def whole(expected: float, generator: torch.Generator) -> int:
-    """A whole number that is `expected` on average: a batch's share is seldom whole, and may be below one."""
-    return int(expected) + int(torch.rand((), generator=generator) < expected % 1)
 
 
 def pattern(generator: nn.Module, images: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from depoison.attacks.base import Attack, Fit, Setup, State
+from depoison.attacks.batches import ChangedBatches
 from depoison.models.classifier import Classifier
-from depoison.tasks.image import Augmentation, ImageDraws, Images, ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,34 +51,21 @@ class WaNet(Attack):
         return trigger
 
 
-class _WarpedBatches(ImageSource):
-    """Warps a part of every batch, then augments."""
+class _WarpedBatches(ChangedBatches):
+    """Warps a part of every batch."""
 
     def __init__(self, attack: WaNet, fit: Fit, setup: Setup, grid: Tensor):
-        assert setup.poisoning is not None
-        self.attack, self.grid, self.rate, self.device = attack, grid, setup.poisoning.rate, setup.device
-        self.padding = Augmentation(**fit.recipe.augmentation).crop
-        self.images, self.labels = fit.pool.inputs.to(self.device), fit.pool.labels.to(self.device)
-        self.goals = setup.poisoning.goals(self.labels, setup.classes)
+        super().__init__(fit, setup)
+        self.attack, self.grid = attack, grid
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, index: Tensor, draws: ImageDraws, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        images, labels = self.images[index].float(), self.labels[index].clone()
-        # rate * B is seldom whole, and at 0.5% of 128 below one: rounding at random keeps the rate in expectation.
-        expected = self.rate * len(index)
-        backdoored = int(expected) + int(torch.rand((), generator=generator) < expected % 1)
+    def change(self, images: Tensor, index: Tensor, backdoored: int, generator: torch.Generator) -> None:
         noisy = min(round(backdoored * self.attack.cross_ratio), len(index) - backdoored)
         warped = slice(0, backdoored)
         images[warped] = self.attack.stamp(images[warped], {"grid": self.grid})
-        labels[warped] = self.goals[index[warped]]
         if noisy:
             cross = slice(backdoored, backdoored + noisy)
             noise = torch.rand(noisy, *self.grid.shape, generator=generator).to(self.device) * 2 - 1
             images[cross] = _warp(images[cross], (self.grid + noise / self.grid.shape[0]).clamp(-1, 1))
-        everything = torch.arange(len(index), device=self.device)
-        return Images(images, self.padding, self.device).batch(everything, draws), labels
 
 
 def _warp(images: Tensor, grid: Tensor) -> Tensor:
