@@ -18,7 +18,8 @@ from torch import nn
 
 from conftest import ROOT, cell, put_recorded
 from depoison.defenses import anp as module
-from depoison.defenses.anp import Neurons, anp, learn_mask, pruned, worst
+from depoison.defenses.anp import anp, learn_mask, worst
+from depoison.defenses.pruning import Neurons, pruned
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
 from depoison.papers.tables import read_table

@@ -11,15 +11,15 @@ everything else of the backdoored model, its running statistics included.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from depoison.defenses.tuning import Candidates, Labeled, Tuner, choose, hold_out
-from depoison.errors import DepoisonError
+from depoison.defenses.pruning import Neurons, pruned_by
+from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.models.classifier import Classifier
 from depoison.training.loop import autocast, descend, sgd
 
@@ -44,60 +44,23 @@ def anp(
         alpha: weight of the loss without perturbation.
         steps: ascent steps to find a perturbation, of eps / steps each.
         projection: "eps" keeps perturbations in [-eps, eps]; "none" lets them leave it, as the released code.
-        thresholds: what is tried, in any order.
-        select: "oracle" returns every candidate; "defender" holds out a part of the defender's own images and takes the
-            highest threshold that costs at most `max_drop` there (if none does, the one with the highest accuracy); "fixed"
-            takes the only threshold, whatever it costs.
-        max_drop: largest fall of clean accuracy below the backdoored model's, in percentage points.
+        thresholds, select, max_drop: see `pruned_by`.
 
     Raises:
-        DepoisonError: a model without BatchNorm, or several thresholds that are fixed.
+        DepoisonError: see `pruned_by`.
     """
     assert tune.recipe is not None
-    if select == "fixed" and len(set(thresholds)) > 1:
-        raise DepoisonError(f"anp: select=fixed takes one threshold, and thresholds has {len(set(thresholds))}")
-    held_out, learning = hold_out(clean, tune.rng) if select == "defender" else (None, clean)
-    # As many steps whatever is held out.
-    per_epoch = -(-len(clean.labels) // tune.recipe.batch_size)
-    mask = learn_mask(model, learning, tune, per_epoch, eps=eps, alpha=alpha, steps=steps, clipped=projection == "eps")
-    values = tuple(sorted(set(thresholds)))
-    if select == "fixed":
-        return pruned(model, mask, values[0])
-    candidates = Candidates("threshold", values, lambda value: pruned(model, mask, value), max_drop)
-    return candidates if held_out is None else choose(candidates, model, held_out, tune)
-
-
-class Neurons:
-    """The BatchNorm channels of a model, as one vector over all layers.
-
-    Attributes:
-        weight, bias: (C,) the backdoored model's.
-    """
-
-    def __init__(self, model: Classifier):
-        self.model = model
-        self.layers = {
-            name: layer
-            for name, layer in model.named_modules()
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.affine
-        }
-        if not self.layers:
-            raise DepoisonError("anp: the model has no BatchNorm layers, whose channels are what ANP prunes")
-        self.sizes = [layer.num_features for layer in self.layers.values()]
-        self.weight = torch.cat([layer.weight.detach() for layer in self.layers.values()])
-        self.bias = torch.cat([layer.bias.detach() for layer in self.layers.values()])
-
-    def logits(self, images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """(B, K) logits of the model with these (C,) weights and biases in place of its own."""
-        values = {}
-        for name, w, b in zip(self.layers, weight.split(self.sizes), bias.split(self.sizes), strict=True):
-            values |= {f"{name}.weight": w, f"{name}.bias": b}
-        return functional_call(self.model, values, (images,))
-
-    @torch.no_grad()
-    def set_weight(self, weight: Tensor) -> None:
-        for layer, part in zip(self.layers.values(), weight.split(self.sizes), strict=True):
-            layer.weight.copy_(part)
+    learn = functools.partial(
+        learn_mask,
+        model,
+        tune=tune,
+        per_epoch=-(-len(clean.labels) // tune.recipe.batch_size),  # as many steps whatever is held out
+        eps=eps,
+        alpha=alpha,
+        steps=steps,
+        clipped=projection == "eps",
+    )
+    return pruned_by("anp", learn, model, clean, tune, thresholds=thresholds, select=select, max_drop=max_drop)
 
 
 def worst(
@@ -170,11 +133,3 @@ def learn_mask(
         if step.last:
             neurons.set_weight(mask * neurons.weight)
     return mask.detach()
-
-
-def pruned(model: Classifier, mask: Tensor, threshold: float) -> Classifier:
-    """A copy of the model in which the BatchNorm weight of each channel with mask <= threshold is 0."""
-    model = copy.deepcopy(model)
-    neurons = Neurons(model)
-    neurons.set_weight(torch.where(mask <= threshold, 0.0, neurons.weight))
-    return model

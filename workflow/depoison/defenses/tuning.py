@@ -14,7 +14,7 @@ from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.tasks import Task
 from depoison.training.batches import Batch, Epochs, PlainBatches
-from depoison.training.loop import Monitor, Step, fit, steps
+from depoison.training.loop import Monitor, Step, Until, fit, steps
 from depoison.training.recipe import Recipe
 from depoison.training.state import Part
 
@@ -76,11 +76,19 @@ class Tuner:
         return self.task.batches(inputs, labels, self.recipe, model.device, epoch_batches=epoch_batches)
 
     def steps(
-        self, data: Epochs, *, model: Classifier, optimizer: torch.optim.Optimizer, **carried: Part
+        self,
+        data: Epochs,
+        *,
+        model: Classifier,
+        optimizer: torch.optim.Optimizer,
+        until: Until | None = None,
+        **carried: Part,
     ) -> Iterator[Step]:
         """The steps of a loop of a defense's own; see `depoison.training.loop.steps`."""
         assert self.recipe is not None
-        yield from steps(data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, **carried)
+        yield from steps(
+            data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, until=until, **carried
+        )
         self.monitor.finish()
 
 

@@ -31,6 +31,9 @@ WITHIN_SECONDS = 2.0
 Loss = Callable[[Classifier, Tensor, Tensor, str], tuple[Tensor, Tensor]]
 """From a model, a batch's inputs and targets, and a precision to the mean loss and the outputs; see `classification`."""
 
+Until = Callable[[dict[str, Any]], bool]
+"""Whether the epoch of a row of history is the last one."""
+
 Evaluate = Callable[[Classifier], dict[str, float]]
 """What the loop may ask about a model for its history, such as {"c_acc": 93.1, "asr": 99.8}, in percent."""
 
@@ -136,6 +139,7 @@ def steps(
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    until: Until | None = None,
     **carried: Part,
 ) -> Iterator[Step]:
     """The steps of a run, from where it was interrupted to the end of its last epoch; what a step is says the body:
@@ -151,11 +155,12 @@ def steps(
         data: on the same device as the model.
         model: in the mode, training or evaluation, that each part shall have; what the monitor evaluates.
         optimizer: gets the recipe's learning rate before each step.
+        until: after which epoch it ends early; None: it does not.
         carried: what else the next epoch depends on, saved and restored with these two.
     """
     parts: dict[str, Part] = {"model": model, "optimizer": optimizer, **carried}
     sizes, every = data.sizes(recipe.batch_size), recipe.evaluate_every
-    course = _Course(monitor, monitor.resume(**parts), recipe.epochs, sum(sizes))
+    course = _Course(monitor, monitor.resume(**parts), recipe.epochs, sum(sizes), until)
     with torch.random.fork_rng(devices=[]):  # leaves the global random state alone
         for epoch in range(course.first, recipe.epochs):
             if monitor.begins is not None:
@@ -187,10 +192,11 @@ class _Course:
         first: the epoch, from 0, that the run starts or goes on with.
         epochs: of the whole run.
         images: of an epoch.
+        until: see `steps`.
     """
 
-    def __init__(self, monitor: Monitor, first: int, epochs: int, images: int):
-        self.monitor, self.first, self.epochs, self.images = monitor, first, epochs, images
+    def __init__(self, monitor: Monitor, first: int, epochs: int, images: int, until: Until | None):
+        self.monitor, self.first, self.epochs, self.images, self.until = monitor, first, epochs, images, until
         self.started = time.monotonic()
 
     @property
@@ -213,7 +219,7 @@ class _Course:
     def end(self) -> dict[str, Any]:
         """A row of history. Only here does the host wait for the device."""
         row = self._row() | {name: value.item() / self.seen for name, value in self.sums.items()}
-        if math.isnan(row["loss"]):
+        if math.isnan(row["loss"]) or (self.until is not None and self.until(row)):
             row["epochs"] = self.epochs = self.epoch + 1
         return row
 
