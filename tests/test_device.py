@@ -22,13 +22,21 @@ from small import classes_of, interrupted, network, pixels, recipe, state_of
 
 CONFIGURATION = Plan(ROOT).configuration
 SMALLEST = {
+    "densenet121": "growth=2",
     "densenet161": "growth=2",
+    "efficientnet-b0": "width=0.1+depth=0.1",
+    "googlenet": "width=8",
+    "inception-v3": "width=2",
+    "mobilenetv2": "width=0.1",
     "preactresnet18": "width=8",
     "resnet18": "width=8",
+    "resnet34": "width=8",
     "resnet50": "width=8",
     "swin-t": "weights=none+size=32+width=12+depth=1+window=2",
     "torchvision": "",
+    "vgg16-bn": "width=2+hidden=8",
     "vgg19-bn": "width=2+hidden=8",
+    "vit-s": "size=16+width=12+depth=1+heads=3",
     "wrn-16-1": "width=8",
     "pointnet2": "width=4+centers1=16+centers2=8+neighbors1=4+neighbors2=4",
 }

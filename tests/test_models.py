@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +10,17 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.nn.functional import adaptive_avg_pool2d, batch_norm, conv2d
+from torch.nn.functional import adaptive_avg_pool2d, batch_norm, conv2d, cross_entropy
 
-from conftest import ROOT
+from conftest import ROOT, cell
 from depoison.errors import DepoisonError
+from depoison.models._vgg import _AdaptiveAverage
 from depoison.models.classifier import Classifier
-from depoison.models.vgg19_bn import _AdaptiveAverage
+from depoison.models.layouts import matched
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages.inputs import Dataset, new_model
-from small import IMAGES
+from small import IMAGES, state_of
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "resnet50": {"width": 64},
@@ -27,11 +29,52 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "densenet161": {"growth": 48},
 }
 SMALL: dict[str, dict[str, Any]] = {
+    "resnet34": {"width": 8, "stem": "small"},
     "resnet50": {"width": 8},
     "preactresnet18": {"width": 9},
+    "vgg16-bn": {"width": 2, "hidden": 8, "dropout": 0.5},
     "vgg19-bn": {"width": 2, "hidden": 8, "dropout": 0.5},
+    "densenet121": {"growth": 2, "stem": "small"},
     "densenet161": {"growth": 2},
+    "mobilenetv2": {"width": 0.1, "dropout": 0.2, "stem": "small"},
+    "efficientnet-b0": {"width": 0.1, "depth": 0.1, "dropout": 0.2, "stochastic_depth": 0.2, "stem": "small"},
+    "googlenet": {"width": 8, "dropout": 0.2, "stem": "small"},
+    "inception-v3": {"width": 2, "dropout": 0.5, "stem": "small"},
+    "vit-s": {"size": 16, "patch": 4, "width": 12, "depth": 2, "heads": 3},
 }
+"""Each narrow, for small images."""
+
+
+def vgg16_bn(num_classes: int) -> nn.Module:
+    """torchvision's, whose classifier has 8 hidden units, since most of its time goes into 4096."""
+    with torch.device("meta"):
+        found = torchvision.models.vgg16_bn(num_classes=num_classes)
+    found.features.to_empty(device="cpu")
+    for layer in found.features:
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+    for place, layer in ((0, nn.Linear(49 * 512, 8)), (3, nn.Linear(8, 8)), (6, nn.Linear(8, num_classes))):
+        found.classifier[place] = layer
+    return found
+
+
+THEIRS: dict[str, tuple[Callable[..., nn.Module], dict[str, Any], int]] = {
+    "resnet34": (torchvision.models.resnet34, {}, 21_797_672),
+    "resnet50": (torchvision.models.resnet50, {}, 25_557_032),
+    "vgg16-bn": (vgg16_bn, {}, 138_365_992),
+    "densenet121": (torchvision.models.densenet121, {}, 7_978_856),
+    "mobilenetv2": (torchvision.models.mobilenet_v2, {}, 3_504_872),
+    "efficientnet-b0": (torchvision.models.efficientnet_b0, {}, 5_288_548),
+    "googlenet": (torchvision.models.googlenet, {"aux_logits": False, "init_weights": False}, 6_624_904),
+    "inception-v3": (torchvision.models.inception_v3, {"aux_logits": False, "init_weights": False}, 23_834_568),
+    "vit-s": (
+        torchvision.models.VisionTransformer,
+        {"patch_size": 16, "num_layers": 12, "num_heads": 6, "hidden_dim": 384, "mlp_dim": 1536},
+        22_050_664,
+    ),
+}
+"""torchvision's networks of 224 px, without heads that only help to train, and their parameters with 1,000 classes."""
+KINDS = Plan(ROOT).configuration
 
 
 def model(name: str, parameters: dict[str, Any], classes: int = 10, channels: int = 3, seed: int = 0) -> Classifier:
@@ -84,6 +127,125 @@ def test_the_network_is_torchvisions(name):
         assert torch.allclose(ours.eval()(images), other((images / 255 - 0.5) / 0.25), atol=1e-9, rtol=1e-9)
 
 
+def of_224_px(name: str, **values: Any) -> dict[str, Any]:
+    """The defaults of a network, but as for images of ImageNet."""
+    of_network = KINDS.method("model", name).content.parameters
+    large = {"stem": "large", "size": 224, "patch": 16}
+    return {key: large.get(key, parameter.default) for key, parameter in of_network.items()} | values
+
+
+@pytest.mark.parametrize("size", [96, pytest.param(224, marks=pytest.mark.drill)])
+@pytest.mark.parametrize("name", THEIRS)
+def test_the_network_for_224_px_is_torchvisions(name, size):
+    make, how, parameters = THEIRS[name]
+    with torch.device("meta"):
+        assert sum(p.numel() for p in model(name, of_224_px(name), classes=1000).parameters()) == parameters
+    torch.manual_seed(7)
+    changed = {"vgg16-bn": {"hidden": 8}, "vit-s": {"size": size}}.get(name, {})
+    how = how | ({"image_size": size} if name == "vit-s" else {})
+    ours, other = model(name, of_224_px(name, **changed), classes=5).eval(), shaken(make(num_classes=5, **how))
+    for layer in other.modules():
+        if isinstance(layer, nn.Linear):  # torchvision's ViT starts with a head of zeros
+            nn.init.normal_(layer.weight, std=0.02)
+    values = dict(other.state_dict())
+    if name == "vit-s":  # whose place of the patches is a parameter of the encoder there, and comes before them here
+        place = values.pop("encoder.pos_embedding")
+        values = {"class_token": values.pop("class_token"), "place": place, **values}
+    weights = [*ours.extractor.state_dict().values(), *ours.classifier.state_dict().values()]
+    for weight, value in zip(weights, values.values(), strict=True):
+        weight.copy_(value)
+    images = pixels(1, 3, size, size).double()  # rounding grows on its way through residual blocks
+    with torch.no_grad():
+        found, expected = ours.double()(images), other.double()((images / 255 - 0.5) / 0.25)
+    assert expected.std() > 0 and torch.allclose(found, expected, rtol=0, atol=1e-9 * expected.abs().max())
+
+
+def timms(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """ViT-S's tensors by the names that timm has for them."""
+    names = {"extractor.1.": "", "classifier.": "head.", "patch_embed.": "patch_embed.proj."}
+    names |= {"mlp.0.": "mlp.fc1.", "mlp.2.": "mlp.fc2."}
+    found = {}
+    for key, tensor in state.items():
+        for part, place in names.items():
+            key = key.replace(part, place)
+        found[key] = tensor
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in THEIRS if name != "vgg16-bn"])
+def test_a_checkpoint_of_torchvisions_or_timms_is_ours(name):
+    make, how, _ = THEIRS[name]
+    with torch.device("meta"):
+        own = model(name, of_224_px(name)).state_dict()
+        own = {key: tensor for key, tensor in own.items() if key not in ("mean", "std")}
+        given = timms(own) if name == "vit-s" else make(num_classes=10, **how).state_dict()
+    assert list(matched(own, given).items()) == list(zip(own, given, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name not in ("densenet161", "preactresnet18")])
+@pytest.mark.parametrize("size", [8, 16, 28, 64])
+def test_small_images_of_any_size_become_features(name, size):
+    network = model(name, SMALL[name], classes=5).eval()
+    features = network.features(pixels(2, 3, size, size))
+    assert features.shape == (2, network.head[0].in_features) and features.isfinite().all()
+    assert not torch.equal(*features)
+
+
+@pytest.mark.parametrize(("name", "shape"), [
+    ("resnet34", (512, 4, 4)), ("vgg16-bn", (512, 2, 2)), ("densenet121", (1024, 4, 4)), ("mobilenetv2", (1280, 4, 4)),
+    ("efficientnet-b0", (1280, 2, 2)), ("googlenet", (1024, 8, 8)), ("inception-v3", (2048, 7, 7)),
+])  # fmt: skip
+def test_the_stem_of_small_images_leaves_the_last_maps_of_32_px_wide(name, shape):
+    with torch.device("meta"):
+        network = model(name, of_224_px(name, **{"stem": "small"} if name != "vgg16-bn" else {})).eval()
+        trunk = network.extractor[:-2] if name == "vgg16-bn" else network.extractor[:-1]
+        layers = list(trunk)[:-1] if name == "vgg16-bn" else trunk  # before the last pooling
+        assert nn.Sequential(*layers)(torch.zeros(1, 3, 32, 32)).shape[1:] == shape
+
+
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "densenet161"])
+def test_gradients_and_their_gradients_reach_every_weight(name):
+    """As SFT takes them: of the squared gradients of a loss."""
+    quiet = {key: 0.0 for key in ("dropout", "stochastic_depth") if key in SMALL[name]}
+    network = model(name, SMALL[name] | quiet, classes=5).train()
+    parameters = dict(network.named_parameters())
+    loss = cross_entropy(network(pixels(8, 3, 16, 16)), torch.arange(8) % 5)
+    first = torch.autograd.grad(loss, parameters.values(), create_graph=True)
+    assert [key for key, found in zip(parameters, first, strict=True) if not found.any()] == []
+    second = torch.autograd.grad(torch.stack([found.square().sum() for found in first]).sum(), parameters.values())
+    assert all(found.isfinite().all() for found in second) and second[0].any()
+
+
+@pytest.mark.parametrize(("name", "change", "told"), [
+    ("googlenet", {"width": 12}, "model googlenet: width is 12; valid: a multiple of 8"),
+    ("inception-v3", {"width": 3}, "model inception-v3: width is 3; valid: a multiple of 2"),
+    ("vit-s", {"size": 30}, "model vit-s: size is 30 and patch 4; valid: a multiple of patch"),
+    ("vit-s", {"heads": 5}, "model vit-s: width is 12 and heads 5; valid: a multiple of heads"),
+])  # fmt: skip
+def test_a_network_that_cannot_be(name, change, told):
+    with pytest.raises(DepoisonError) as error:
+        model(name, SMALL[name] | change)
+    assert str(error.value) == told
+
+
+def test_a_stem_that_came_later_is_that_of_before():
+    with torch.device("meta"):
+        before, said = (state_of(model("resnet50", {"width": 8} | more)) for more in ({}, {"stem": "small"}))
+    assert [tensor.shape for tensor in before.values()] == [tensor.shape for tensor in said.values()]
+
+
+def test_a_defense_without_what_it_works_on_refuses_a_vision_transformer_while_planning():
+    refused, plan = {}, Plan(ROOT)
+    for name in KINDS.names("defense"):
+        try:
+            plan.cell(cell(track="paper", model="vit-s", defense=name))
+        except DepoisonError as error:
+            refused[name] = str(error).partition("; ")[0].rpartition(": ")[2]
+    lacks = {"anp": "batchnorm", "clp": "batchnorm", "awm": "convolutions", "fp": "convolutions", "nad": "convolutions"}
+    labels = {name: KINDS.method("defense", name).content.label for name in lacks}
+    assert refused == {name: f"{labels[name]} needs {what}, which ViT-S lacks" for name, what in lacks.items()}
+
+
 def test_preactresnet18_has_the_11171146_parameters_of_the_cifar_network():
     assert sum(p.numel() for p in model("preactresnet18", PARAMETERS["preactresnet18"]).parameters()) == 11_171_146
 
@@ -128,7 +290,7 @@ def test_features_then_logits_for_any_width_and_number_of_channels(name, channel
     features = network.features(images)
     assert features.dim() == 2 and network(images).shape == (2, 5)
     assert torch.equal(network.classifier(features), network(images))
-    assert len(network.head) == (3 if name == "vgg19-bn" else 1)
+    assert len(network.head) == (3 if name.startswith("vgg") else 1)
     assert network.head[0].in_features == features.shape[1] and network.head[-1].out_features == 5
 
 

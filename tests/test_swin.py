@@ -17,7 +17,7 @@ from conftest import ROOT, Project, cell
 from depoison.errors import DepoisonError
 from depoison.models import swin_t
 from depoison.models.classifier import Classifier, load_pretrained
-from depoison.models.swin_t import _Resize
+from depoison.models.layers import Resize
 from depoison.plan.plan import Plan
 from depoison.plan.specs import directory_of
 from depoison.rng import Rng
@@ -110,7 +110,7 @@ def test_a_network_that_cannot_be(change, told):
 def test_enlarging_is_bilinear_interpolation(size):
     x = pixels(2, height=32, width=20).double()
     expected = interpolate(x, (size, size), mode="bilinear", align_corners=False)
-    assert torch.allclose(_Resize(size)(x), expected, atol=1e-9)
+    assert torch.allclose(Resize(size)(x), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [16, 224])
@@ -118,13 +118,13 @@ def test_resizing_is_pillows(size):
     image = pixels(1, height=32, width=32)
     pillow = Image.fromarray(image[0].permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
     expected = torch.from_numpy(np.array(pillow)).permute(2, 0, 1).float()
-    assert (_Resize(size)(image.float())[0] - expected).abs().max() <= 1  # Pillow rounds after each axis
+    assert (Resize(size)(image.float())[0] - expected).abs().max() <= 1  # Pillow rounds after each axis
 
 
 def test_images_of_that_size_stay_as_they_are_and_gradients_pass():
     x = pixels(2, height=16, width=16).float().requires_grad_()
-    assert torch.equal(_Resize(16)(x), x)
-    (found,) = torch.autograd.grad(_Resize(33)(x).sum(), x)
+    assert torch.equal(Resize(16)(x), x)
+    (found,) = torch.autograd.grad(Resize(33)(x).sum(), x)
     (expected,) = torch.autograd.grad(interpolate(x, (33, 33), mode="bilinear").sum(), x)
     assert torch.allclose(found, expected, rtol=1e-5)
 
@@ -132,8 +132,8 @@ def test_images_of_that_size_stay_as_they_are_and_gradients_pass():
 def test_resizing_keeps_full_precision_under_autocast():
     x = pixels(1, height=16, width=16).float()
     with torch.autocast("cpu", torch.bfloat16):
-        found = _Resize(32)(x)
-    assert torch.equal(found, _Resize(32)(x))
+        found = Resize(32)(x)
+    assert torch.equal(found, Resize(32)(x))
 
 
 # The ImageNet weights

@@ -1,22 +1,25 @@
-"""ResNet-50 for small images. He et al., CVPR 2016, table 1 (depth) and section 4.2 (3 × 3 first convolution)."""
+"""ResNet-50. He et al., CVPR 2016, table 1; for small images with the 3 × 3 first convolution of section 4.2."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from depoison.models.layers import GlobalAverage, convolution, residual_stages
+from depoison.models.layers import GlobalAverage, convolution, first_layers, residual_stages
 
 
-def resnet50(classes: int, channels: int, *, width: int) -> tuple[nn.Module, nn.Module]:
+def resnet50(classes: int, channels: int, *, width: int, stem: str = "small") -> tuple[nn.Module, nn.Module]:
     """Four stages of 3, 4, 6 and 3 bottlenecks with `width`, 2, 4 and 8 × `width` channels inside, four times that outside.
+
+    Args:
+        stem: see `first_layers`.
 
     Returns:
         The feature extractor, (B, channels, H, W) → (B, 32 * width), and the linear classifier.
     """
     blocks, features = residual_stages(width, (3, 4, 6, 3), _Bottleneck, expansion=4)
-    stem = (convolution(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
-    return nn.Sequential(*stem, *blocks, GlobalAverage()), nn.Linear(features, classes)
+    first = first_layers(channels, width, stem)
+    return nn.Sequential(*first, *blocks, GlobalAverage()), nn.Linear(features, classes)
 
 
 class _Bottleneck(nn.Module):

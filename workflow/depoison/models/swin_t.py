@@ -1,6 +1,7 @@
 """Swin-T. Liu et al., ICCV 2021, section 3.3, as torchvision builds it, for images that are enlarged before they enter it.
 
-FST (Min et al., NeurIPS 2023, appendix B.1 and B.2) fine-tunes torchvision's ImageNet weights on images of 224 px.
+FST (Min et al., NeurIPS 2023, appendix B.1 and B.2) fine-tunes torchvision's ImageNet weights on images of 224 px, which its
+released code resizes with Pillow.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import nn
 from torchvision.models import SwinTransformer
 
 from depoison.errors import DepoisonError
-from depoison.models.layers import GlobalAverage
+from depoison.models.layers import GlobalAverage, Resize
 
 HEADS = (3, 6, 12, 24)
 URL = "https://download.pytorch.org/models/swin_t-704ceda3.pth"  # torchvision's Swin_T_Weights.IMAGENET1K_V1
@@ -61,7 +61,7 @@ def swin_t(
     )
     if channels != 3:
         network.features[0][0] = nn.Conv2d(channels, width, 4, 4)
-    extractor = nn.Sequential(_Resize(size), network.features, network.norm, network.permute, GlobalAverage())
+    extractor = nn.Sequential(Resize(size), network.features, network.norm, network.permute, GlobalAverage())
     return extractor, nn.Linear(8 * width, classes)  # drawn as PyTorch does, which FST's released code leaves at that
 
 
@@ -97,24 +97,3 @@ def pretrained(extractor: nn.Module, downloads: Path, *, weights: str, **_: Any)
             if key.startswith(part)
         }
     )
-
-
-class _Resize(nn.Module):
-    """(B, C, H, W) → (B, C, size, size), bilinear as Pillow does (FST's released code), but without rounding.
-
-    Two matrix products, since `interpolate` has no deterministic backward pass on CUDA.
-    """
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            rows, columns = (self._weights(length, x) for length in x.shape[2:])
-            return rows @ x @ columns.T
-
-    def _weights(self, length: int, like: Tensor) -> Tensor:
-        """(size, length): each row holds the weights of the inputs in one output."""
-        unit = torch.eye(length, dtype=like.dtype, device=like.device)[None, None]
-        return interpolate(unit, (length, self.size), mode="bilinear", antialias=True)[0, 0].T
