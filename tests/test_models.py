@@ -241,7 +241,7 @@ def test_a_defense_without_what_it_works_on_refuses_a_vision_transformer_while_p
             plan.cell(cell(track="paper", model="vit-s", defense=name))
         except DepoisonError as error:
             refused[name] = str(error).partition("; ")[0].rpartition(": ")[2]
-    lacks = {"anp": "batchnorm", "clp": "batchnorm", "awm": "convolutions", "fp": "convolutions", "nad": "convolutions"}
+    lacks = dict.fromkeys(("anp", "clp", "rnp"), "batchnorm") | dict.fromkeys(("awm", "fp", "nad"), "convolutions")
     labels = {name: KINDS.method("defense", name).content.label for name in lacks}
     assert refused == {name: f"{labels[name]} needs {what}, which ViT-S lacks" for name, what in lacks.items()}
 

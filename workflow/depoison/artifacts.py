@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from depoison.errors import DepoisonError
-from depoison.files import RUN, SPEC, corrupted, parse_json, read_bytes, read_json, remedy
+from depoison.files import LARGE, RUN, SPEC, corrupted, parse_json, read_bytes, read_json, remedy, sha256_of
 from depoison.plan.specs import STAGES, directory_of
 
 METRICS_FILE, VALUE_FILE, HESSIAN_FILE = (STAGES[stage].product for stage in ("evaluate", "probe", "hessian"))
@@ -202,8 +202,12 @@ def read_recorded(path: Path) -> bytes:
     """
     content = read_bytes(path)
     if not is_recorded(path, hashlib.sha256(content).hexdigest()):
-        raise corrupted(path, f"its sha256 is not the one in {RUN}")
+        raise _not_recorded(path)
     return content
+
+
+def _not_recorded(path: Path) -> DepoisonError:
+    return corrupted(path, f"its sha256 is not the one in {RUN}")
 
 
 def is_recorded(path: Path, sha256: str) -> bool:
@@ -264,7 +268,7 @@ COURSE = {"epoch": int, "lambda_max": finite, "trace": finite, "trace_error": fi
 def load_tensors(
     path: Path, expected: Mapping[str, str] | None = None, below: Mapping[str, int] | None = None
 ) -> dict[str, Any]:
-    """Read a safetensors file of an artifact onto the CPU.
+    """Read a safetensors file of an artifact onto the CPU; a large one is mapped, and read where it is used.
 
     Args:
         expected: of each tensor its type and a name for each of its axes, such as {"images": "uint8 N C H W",
@@ -275,9 +279,9 @@ def load_tensors(
     Raises:
         DepoisonError: as `read_recorded`, no safetensors, or other tensors than expected.
     """
-    from safetensors.torch import load
+    from safetensors.torch import load, load_file
 
-    found = _loaded(path, load)
+    found = _loaded(path, load, load_file)
     if expected is not None:
         _require(found, expected, path)
     for name, limit in (below or {}).items():
@@ -288,19 +292,25 @@ def load_tensors(
 
 def load_arrays(path: Path, expected: Mapping[str, str]) -> dict[str, Any]:
     """`load_tensors`, as arrays of NumPy: this imports no torch."""
-    from safetensors.numpy import load
+    from safetensors.numpy import load, load_file
 
-    found = _loaded(path, load)
+    found = _loaded(path, load, load_file)
     _require(found, expected, path)
     return found
 
 
-def _loaded(path: Path, load: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
+def _loaded(
+    path: Path, load: Callable[[bytes], dict[str, Any]], map_file: Callable[[Path], dict[str, Any]]
+) -> dict[str, Any]:
+    """By `map_file` where the file is large."""
     from safetensors import SafetensorError
 
-    content = read_recorded(path)
+    large = path.exists() and path.stat().st_size >= LARGE
+    if large and not is_recorded(path, sha256_of(path)):
+        raise _not_recorded(path)
+    content = None if large else read_recorded(path)
     try:
-        return load(content)
+        return map_file(path) if content is None else load(content)
     # Beside its own error the library lets through what a header leads to that promises other tensors than there are.
     except (SafetensorError, ValueError, KeyError, TypeError, AssertionError, RuntimeError) as error:
         raise corrupted(path, error) from None

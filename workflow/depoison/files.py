@@ -13,11 +13,13 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from depoison.errors import DepoisonError
 
 SPEC, RUN = "spec.json", "run.json"
+LARGE = 4 << 30
+"""From how many bytes on tensors are mapped into memory from a file, and never in it as a whole; ImageNet's are."""
 LINK = "is a symbolic link, and nothing is written where it leads; remove it"
 
 
@@ -156,10 +158,17 @@ def read_bytes(path: Path) -> bytes:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file by way of a temporary sibling, so that it never exists half-written under its name."""
+    with _partial(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _partial(path: Path) -> Iterator[BinaryIO]:
+    """A temporary sibling, which takes its place once all is written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(temporary, "wb", opener=_itself) as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -189,13 +198,23 @@ def tensor_bytes(tensors: Mapping[str, Any]) -> bytes:
     """
     from safetensors.torch import save
 
-    # safetensors keeps no memory format, and moves nothing off a device by itself.
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())})
+    return save(_plain(tensors))
+
+
+def _plain(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """As safetensors takes them: it keeps no memory format, and moves nothing off a device by itself."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Write tensors as safetensors."""
-    write_bytes(path, tensor_bytes(tensors))
+    """Write tensors as safetensors, the bytes of `tensor_bytes`."""
+    if sum(tensor.nbytes for tensor in tensors.values()) < LARGE:
+        write_bytes(path, tensor_bytes(tensors))
+        return
+    from safetensors.torch import save_file
+
+    with _partial(path) as file:
+        save_file(_plain(tensors), file.name)
 
 
 def publish(built: Path, directory: Path, product: str) -> None:

@@ -8,9 +8,9 @@ from statistics import median
 from PIL import Image
 
 from depoison import data
+from depoison.data._folders import EXTENSIONS
 from depoison.data.arrays import look
 from depoison.data.dataset import Samples
-from depoison.data.imagefolder import EXTENSIONS
 from depoison.drafts import require_free, require_name
 from depoison.errors import DepoisonError
 from depoison.files import write_bytes

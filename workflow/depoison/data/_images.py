@@ -8,27 +8,51 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from depoison.data._large import empty
 from depoison.errors import DepoisonError
 
 _largest = 50.0  # megapixels; see `limit`
 CHUNK = 256  # images in one task of the pool: small enough to share out, large enough that the pool itself is free
 
 
+def resized(image: Image.Image, size: int) -> Image.Image:
+    """As it is, or stretched, to `size` x `size` px."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def cropped(image: Image.Image, size: int) -> Image.Image:
+    """The middle, `size` x `size` px, of an image whose shorter side is made 8 / 7 of that: 256 for 224, as torchvision."""
+    short = size * 256 // 224
+    width, height = (side * short // min(image.size) for side in image.size)
+    image = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in (width, height))
+    return image.crop((left, top, left + size, top + size))
+
+
 def decode(
-    names: Sequence[str], read: Callable[[str], bytes], size: int, *, label: Callable[[str], str] = str
+    names: Sequence[str],
+    read: Callable[[str], bytes],
+    size: int,
+    *,
+    label: Callable[[str], str] = str,
+    fit: Callable[[Image.Image, int], Image.Image] = resized,
+    folder: Path = Path(),
 ) -> Tensor:
-    """Decode image files to RGB, resized to `size` x `size` px where they differ.
+    """Decode image files to RGB of `size` x `size` px.
 
     Args:
         names: the files, in the order of the result.
         read: the bytes of a file by its name; called from several threads.
         label: what to call a file in an error.
+        fit: makes an image that large.
+        folder: on whose disk they are that are too many for memory; see `_large.empty`.
 
     Returns:
         uint8 (len(names), 3, size, size).
@@ -36,7 +60,7 @@ def decode(
     Raises:
         DepoisonError: the first file, in the order of `names`, that is missing or not a complete image.
     """
-    images = torch.empty((len(names), 3, size, size), dtype=torch.uint8)
+    images = empty((len(names), 3, size, size), torch.uint8, folder)
     out = images.numpy()
 
     def fill(start: int) -> None:
@@ -47,10 +71,7 @@ def decode(
                     raise ValueError("the file is empty")
                 with Image.open(io.BytesIO(content)) as image:
                     _check_size(image)
-                    image = _rgb(image)
-                    if image.size != (size, size):
-                        image = image.resize((size, size), Image.Resampling.BILINEAR)
-                    out[index] = np.asarray(image).transpose(2, 0, 1)
+                    out[index] = np.asarray(fit(_rgb(image), size)).transpose(2, 0, 1)
             except DepoisonError:  # from `read`, one line already
                 raise
             except UnidentifiedImageError:  # its text names an object in memory

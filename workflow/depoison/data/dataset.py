@@ -1,4 +1,4 @@
-"""What every source returns: one labeled set, held in memory."""
+"""What every source returns: one labeled set, in memory or, if it is too large, in files (`_large`)."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def load(*, root: Path | None, cache: Path, size: int, edition: str = "torchvisi
     if sorted(set(folders)) != classes:
         raise DepoisonError(f"{files.where}: {len(set(folders))} class folders; valid: 00000 to {classes[-1]}")
     _check_count(files, len(names), TRAIN_IMAGES[edition], "training images")
-    train_inputs = decode(names, files.read, size, label=files.label)
+    train_inputs = decode(names, files.read, size, label=files.label, folder=cache)
 
     files = obtain(TEST, root=root, cache=cache)
     truth = obtain(TEST_LABELS, root=root, cache=cache)
@@ -93,7 +93,7 @@ def load(*, root: Path | None, cache: Path, size: int, edition: str = "torchvisi
             f"{truth.label(TEST_LABELS.unpacked)}: no columns Filename and ClassId ({error})"
         ) from error
     _check_count(truth, len(labels), TEST_IMAGES, "test images")
-    test_inputs = decode(list(labels), files.read, size, label=files.label)
+    test_inputs = decode(list(labels), files.read, size, label=files.label, folder=cache)
     return samples(
         train_inputs,
         torch.tensor([int(folder) for folder in folders]),

@@ -69,9 +69,9 @@ def load(*, root: Path | None, cache: Path, size: int) -> Samples:
     train = [name for images in by_class.values() for name in images]
     test = sorted(truth)
     return samples(
-        decode(train, files.read, size, label=files.label),
+        decode(train, files.read, size, label=files.label, folder=cache),
         torch.arange(CLASSES).repeat_interleave(TRAIN_IMAGES),
-        decode([f"{top}/val/images/{name}" for name in test], files.read, size, label=files.label),
+        decode([f"{top}/val/images/{name}" for name in test], files.read, size, label=files.label, folder=cache),
         torch.tensor([label_of[truth[name]] for name in test]),
         classes=classes,
         source="tiny-imagenet",

@@ -15,14 +15,15 @@ LISTING = "listing.json"
 """What the folder held when a dataset was read from it, beside the artifact; no part of it, and true on this machine only."""
 
 SOURCE = "imagefolder"
-OWN = (SOURCE, "arrays")
+PARTS = {SOURCE: ("train", "test"), "imagenet": ("train", "val")}
+"""Sources that read folders of images, and what their training and test part are called there."""
+OWN = (*PARTS, "arrays")
 """Sources of a user's own files, which are known by where they lie."""
-PARTS = ("train", "test")
 
 
-def parts_of(root: Path) -> tuple[str, ...]:
-    """Those of PARTS that a folder of images has; ("",) where its classes lie in it themselves."""
-    return tuple(part for part in PARTS if (root / part).is_dir()) or ("",)
+def parts_of(root: Path, source: str = SOURCE) -> tuple[str, ...]:
+    """Those of a source's PARTS that a folder of images has; ("",) where its classes lie in it themselves."""
+    return tuple(part for part in PARTS[source] if (root / part).is_dir()) or ("",)
 
 
 def classes_of(root: Path) -> int | None:
@@ -30,12 +31,12 @@ def classes_of(root: Path) -> int | None:
     return sum(entry.is_dir() for entry in _entries(root / parts_of(root)[0])) or None
 
 
-def listing_of(root: Path) -> dict[str, str]:
+def listing_of(root: Path, source: str) -> dict[str, str]:
     """By class folder, such as train/cat, a hash of the names, sizes and times of its files; of one file, its own as ""."""
     if root.is_file():
         return {"": _hash_of([(root.name, root.stat())])}
     found = {}
-    for part in parts_of(root):
+    for part in parts_of(root, source):
         for folder in (entry for entry in _entries(root / part) if entry.is_dir()):
             files = sorted((entry.name, entry.stat()) for entry in _entries(Path(folder.path)) if entry.is_file())
             found[f"{part}/{folder.name}".lstrip("/")] = _hash_of(files)
@@ -61,17 +62,14 @@ def require_root(dataset: Artifact, root: str) -> None:
     Raises:
         DepoisonError: it is not.
     """
-    name, folder = dataset.spec["parameters"]["name"], Path(root).expanduser()
-    if dataset.spec["parameters"]["source"] != SOURCE or dataset.spec["parameters"]["options"].get("test"):
-        needed, layout = [folder], ""
-    else:
-        needed, layout = (
-            [folder, *(folder / part for part in PARTS)],
-            "; expected train/<class>/* and test/<class>/* below it",
-        )
-    for path in needed:
+    parameters, folder = dataset.spec["parameters"], Path(root).expanduser()
+    parts = () if parameters["options"].get("test") else PARTS.get(parameters["source"], ())
+    layout = f"; expected {' and '.join(f'{part}/<class>/*' for part in parts)} below it" if parts else ""
+    for path in (folder, *(folder / part for part in parts)):
         if not path.exists():
-            raise DepoisonError(f"{path}: no such folder or file; {root} is the root of dataset {name}{layout}")
+            raise DepoisonError(
+                f"{path}: no such folder or file; {root} is the root of dataset {parameters['name']}{layout}"
+            )
 
 
 def require_unchanged(dataset: Artifact, root: str) -> str:
@@ -93,7 +91,7 @@ def require_unchanged(dataset: Artifact, root: str) -> str:
     before = read_json(path)
     if not isinstance(before, dict):
         raise corrupted(path, "no listing")
-    now = listing_of(folder)
+    now = listing_of(folder, parameters["source"])
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

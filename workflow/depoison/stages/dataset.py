@@ -21,7 +21,7 @@ def run(job: Job) -> None:
     """
     parameters = job.parameters
     if parameters.get("root") is not None:  # a folder that is known by its path: planning compares it with what it was
-        write_json(job.folder / LISTING, listing_of(Path(job.root or "").expanduser()))
+        write_json(job.folder / LISTING, listing_of(Path(job.root or "").expanduser(), parameters["source"]))
     limit(job.runtime.largest_image)
     where = {"root": job.root, "cache": job.runtime.downloads, "size": parameters["size"]}
     found = data.load(parameters["source"], **where, **parameters["options"])

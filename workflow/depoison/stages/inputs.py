@@ -13,6 +13,7 @@ from torch import Tensor
 from depoison.artifacts import load_tensors, read_recorded, read_spec
 from depoison.attacks.base import Attack, Overlay, Poisoning, Pool, Setup, State, stamped
 from depoison.attacks.combined import attack_of
+from depoison.data._large import taken
 from depoison.errors import DepoisonError, described, returned
 from depoison.files import corrupted, parse_json, save_tensors
 from depoison.models.classifier import Classifier, architecture, load_pretrained, load_weights
@@ -131,16 +132,16 @@ def poisoning_of(parameters: Mapping[str, Any]) -> Poisoning | None:
 def read_pool(job: Job, dataset: Dataset) -> Pool:
     """The attacker's clean pool."""
     _, where = read_split(job.upstream("split"), dataset)
-    return Pool(dataset.train_inputs[where], dataset.train_labels[where], dataset.train_labels)
+    return Pool(taken(dataset.train_inputs, where, job.folder), dataset.train_labels[where], dataset.train_labels)
 
 
 def read_poisoned(job: Job, dataset: Dataset) -> tuple[Pool, Tensor]:
     """The attacker's pool with his changes, and which samples, (N,) bool, they are."""
     _, where = read_split(job.upstream("split"), dataset)
-    overlay = read_overlay(job.upstream("poison"), dataset)
-    inputs, labels = dataset.train_inputs.clone(), dataset.train_labels.clone()
-    inputs[overlay.indices], labels[overlay.indices] = overlay.inputs, overlay.labels
-    return Pool(inputs[where], labels[where], dataset.train_labels), torch.isin(where, overlay.indices)
+    overlay, pool = read_overlay(job.upstream("poison"), dataset), read_pool(job, dataset)
+    at = torch.searchsorted(where, overlay.indices)  # which samples of the pool, whose indices are sorted
+    pool.inputs[at], pool.labels[at] = overlay.inputs, overlay.labels
+    return pool, torch.isin(where, overlay.indices)
 
 
 def setup_of(

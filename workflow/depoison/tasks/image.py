@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample
 
+from depoison import files
 from depoison.models.classifier import Classifier, build
 from depoison.tasks._classification import Classification
 from depoison.training.batches import BatchSource, Draws, PlainBatches
@@ -78,7 +79,7 @@ def draw(recipe: Recipe, count: int, generator: torch.Generator) -> ImageDraws:
 
 
 class Images:
-    """Images on the device, zero-padded for cropping, channels last.
+    """Images on the device, zero-padded for cropping, channels last; of a large set each batch's come there by themselves.
 
     Args:
         images: (N, C, H, W) uint8, or float pixels in [0, 255].
@@ -86,13 +87,18 @@ class Images:
     """
 
     def __init__(self, images: Tensor, padding: int, device: torch.device):
-        padded = torch.nn.functional.pad(images, (padding,) * 4)
-        self.padded = padded.permute(0, 2, 3, 1).contiguous().to(device)
         self.height, self.width = images.shape[2:]
-        self.device = device
+        self.padding, self.device = padding, device
+        self.large = images.nbytes >= files.LARGE
+        self.images = images if self.large else self.padded(images)
 
     def __len__(self) -> int:
-        return len(self.padded)
+        return len(self.images)
+
+    def padded(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) images → (N, H + 2 padding, W + 2 padding, C), on the device."""
+        padded = torch.nn.functional.pad(images, (self.padding,) * 4)
+        return padded.permute(0, 2, 3, 1).contiguous().to(self.device)
 
     def batch(self, index: Tensor, draws: ImageDraws) -> Tensor:
         """Cut out, mirror and rotate images.
@@ -104,11 +110,14 @@ class Images:
         Returns:
             (B, C, H, W) in channels_last memory; uint8 unless rotated (then float) or stored as float.
         """
+        images = self.images
+        if self.large:
+            images, index = self.padded(images[index.cpu()]), torch.arange(len(index), device=self.device)
         rows = draws.offset[:, :1] + torch.arange(self.height, device=self.device)
         columns = draws.offset[:, 1:] + torch.arange(self.width, device=self.device)
         columns = torch.where(draws.mirrored[:, None], columns.flip(1), columns)
         # One gather crops, mirrors and collects the batch; advanced indices put the channels last by themselves.
-        batch = self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+        batch = images[index[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
         return batch if draws.angle is None else rotate(batch, draws.angle)
 
 
