@@ -306,7 +306,7 @@ def _defenses() -> list[str]:
 
 
 def test_all_defenses_that_purify_do_and_the_page_names_them():
-    purifying = "anp awm clp f-sft fe-tuning fp fst ft ft-init ft-sam i-bau l2 lp nad nc nft ngf rnp sft"
+    purifying = "anp awm clp f-sft fe-tuning fp fst ft ft-init ft-sam i-bau l2 lp mcr nad nc nft ngf rnp sft"
     assert _defenses() == purifying.split()
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     named = page.split("`purify` takes each defense that purifies a model by clean images (")[1].split(")")[0]

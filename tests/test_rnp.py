@@ -6,18 +6,17 @@ import pytest
 import torch
 from torch import Tensor
 
+import small
 from depoison.defenses import rnp as module
 from depoison.defenses.pruning import pruned
 from depoison.defenses.rnp import recover, rnp, unlearn
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
-from depoison.rng import Rng
 from depoison.tasks.image import ImageBatches
 from depoison.training import loop
 from depoison.training.loop import Monitor
 from small import (
     CPU,
-    IMAGES,
     changed,
     classes_of,
     close,
@@ -25,7 +24,6 @@ from small import (
     interrupted,
     network,
     pixels,
-    recipe,
     state_of,
     tune_by_hand,
 )
@@ -40,8 +38,8 @@ EPOCHS = 3
 
 
 def tuner(monitor: Monitor | None = None, **changes) -> Tuner:
-    own = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "epochs": EPOCHS, "batch_size": 8} | changes
-    return Tuner(recipe(**own), Rng(0, "purify"), monitor or Monitor(), IMAGES)
+    own = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "epochs": EPOCHS, "batch_size": 8}
+    return small.tuner(monitor, **(own | changes))
 
 
 def drawn(part: Tuner, epoch: int):
