@@ -51,7 +51,7 @@ TINY = {
     "models": {"resnet18": {"width": 8}},
     "training": {"epochs": 1, "batch_size": 128, "evaluate_every": 0, "precision": "fp32"},
     "tuning": {"epochs": 1, "batch_size": 64, "precision": "fp32"},
-    "attacks": {"label-consistent": {"surrogate_steps": 1}},
+    "attacks": {"label-consistent": {"surrogate_steps": 1}, "lira": {"trigger_epochs": 1, "generator_width": 4}},
     "defenses": {"ngf": {"epoch_batches": 2}, "nc": {"inversion_epochs": 1}},
 }
 SMALL = {

@@ -10,7 +10,8 @@ from torch.nn.functional import interpolate
 
 from depoison.attacks import input_aware
 from depoison.attacks.base import Fit, Poisoning, Pool, stamped
-from depoison.attacks.input_aware import InputAware, _Doubled, alikeness, covered, new, pattern, put, translator, whole
+from depoison.attacks.input_aware import InputAware, alikeness, covered, new, pattern, put, translator, whole
+from depoison.attacks.translators import Doubled
 from depoison.errors import DepoisonError
 from depoison.rng import Rng
 from depoison.training.loop import Monitor
@@ -33,7 +34,7 @@ def weights(channels: int, seed: int) -> dict[str, torch.Tensor]:
 
 def test_doubling_is_bilinear():
     x = torch.rand(2, 3, 5, 4)
-    assert torch.allclose(_Doubled()(x), interpolate(x, scale_factor=2, mode="bilinear"), atol=1e-6)
+    assert torch.allclose(Doubled()(x), interpolate(x, scale_factor=2, mode="bilinear"), atol=1e-6)
 
 
 def test_networks_halve_as_often_as_the_image_allows_and_give_its_size_back():

@@ -6,9 +6,9 @@ import importlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -209,7 +209,17 @@ class Fit:
         self, data: Epochs, *, model: nn.Module, optimizer: torch.optim.Optimizer, **carried: Part
     ) -> Iterator[Step]:
         """The steps of a loop of an attack's own; see `depoison.training.loop.steps`."""
-        return steps(data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, **carried)
+        yield from steps(data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, **carried)
+        self.monitor.finish()
+
+    def part(self, name: str, **changes: Any) -> Self:
+        """The training of one stage of an attack that has several: with random numbers and a resumable state of its own.
+
+        Args:
+            changes: what of the recipe is other there.
+        """
+        rng = Rng(self.rng.seed, f"{self.rng.scope}/{name}")
+        return replace(self, recipe=replace(self.recipe, **changes), rng=rng, monitor=self.monitor.part(name))
 
 
 class Attack:

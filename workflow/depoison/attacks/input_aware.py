@@ -19,12 +19,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 
 from depoison.attacks.base import Attack, Fit, Setup, State, Workshop
 from depoison.attacks.batches import whole
-from depoison.errors import DepoisonError
-from depoison.models.classifier import Classifier, load_weights
+from depoison.attacks.translators import Centered, Doubled, drawn, finished, halvings, weights
+from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.tasks.image import ImageBatches
 from depoison.training.batches import Batch, Epochs
@@ -32,8 +32,6 @@ from depoison.training.loop import autocast, descend, prepare, sgd, steps
 from depoison.training.recipe import Recipe
 
 EPSILON = 1e-7
-HALVINGS = 3
-"""How often a generator halves an image at most (32 pixels: 3 times)."""
 BETAS = (0.5, 0.9)
 """Adam's, of both networks."""
 
@@ -74,11 +72,9 @@ class InputAware(Attack):
 
     def _network(self, part: str, shape: tuple[int, ...], trigger: State) -> nn.Module:
         """The generator, or the mask, with its weights, as it is to be used."""
-        with torch.device("meta"):
-            network = translator(shape, self.generator_width, shape[0] if part == "generator" else 1)
-        own = {name.removeprefix(f"{part}."): tensor for name, tensor in trigger.items() if name.startswith(f"{part}.")}
-        load_weights(network, own, assign=True)
-        return network.eval().requires_grad_(False)
+        return finished(
+            lambda: translator(shape, self.generator_width, shape[0] if part == "generator" else 1), trigger, part
+        )
 
     def train(self, fit: Fit, model: Classifier, setup: Setup, trigger: State) -> State:
         assert setup.poisoning is not None
@@ -114,7 +110,7 @@ class InputAware(Attack):
             adam.step()
             step.count(loss)
         model.eval()
-        return {**trigger, **{f"generator.{name}": tensor for name, tensor in generator.cpu().state_dict().items()}}
+        return {**trigger, **weights(generator, "generator")}
 
 
 def make_asset(
@@ -192,11 +188,9 @@ def alikeness(images: Tensor, others: Tensor, made: Tensor, of_others: Tensor) -
     return (distance(images, others) / (distance(made, of_others) + EPSILON)).mean()
 
 
-def new(shape: tuple[int, ...], width: int, channels: int, rng: Rng) -> nn.Sequential:
+def new(shape: tuple[int, ...], width: int, channels: int, rng: Rng) -> nn.Module:
     """A new `translator`; its weights are drawn from `rng`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(rng.generator("translator").initial_seed())
-        return translator(shape, width, channels)
+    return drawn(lambda: translator(shape, width, channels), rng)
 
 
 def translator(shape: tuple[int, ...], width: int, channels: int) -> nn.Sequential:
@@ -205,13 +199,8 @@ def translator(shape: tuple[int, ...], width: int, channels: int) -> nn.Sequenti
     Raises:
         DepoisonError: height or width is odd.
     """
-    _, height, width_ = shape
-    levels = next((n for n in range(HALVINGS, 0, -1) if height % 2**n == 0 and width_ % 2**n == 0), 0)
-    if not levels:
-        raise DepoisonError(
-            f"input-aware's networks take images of an even height and width; these have {height} x {width_}"
-        )
-    layers: list[nn.Module] = [_Centered()]
+    levels = halvings(shape)
+    layers: list[nn.Module] = [Centered()]
     now = shape[0]
     for level in range(levels):
         layers += [*_block(now, width << level), *_block(width << level, width << level), nn.MaxPool2d(2)]
@@ -219,7 +208,7 @@ def translator(shape: tuple[int, ...], width: int, channels: int) -> nn.Sequenti
     layers += _block(now, now)
     for level in reversed(range(levels)):
         after = width << (level - 1) if level else channels
-        layers += [_Doubled(), *_block(now, now), *_block(now, after, last=not level)]
+        layers += [Doubled(), *_block(now, now), *_block(now, after, last=not level)]
         now = after
     return nn.Sequential(*layers, nn.Tanh())
 
@@ -227,18 +216,3 @@ def translator(shape: tuple[int, ...], width: int, channels: int) -> nn.Sequenti
 def _block(inputs: int, outputs: int, *, last: bool = False) -> list[nn.Module]:
     layers = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs, momentum=0.05)]
     return layers if last else [*layers, nn.ReLU()]
-
-
-class _Centered(nn.Module):
-    def forward(self, images: Tensor) -> Tensor:
-        return 2 * images - 1
-
-
-class _Doubled(nn.Module):
-    """Bilinear enlargement by two, of operations that are deterministic on a GPU, too."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = interpolate(x, scale_factor=2)
-        x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
-        x = torch.cat([x[..., :1], x, x[..., -1:]], 3)
-        return avg_pool2d(avg_pool2d(x, 2, 1), 2, 1)
