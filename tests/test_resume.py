@@ -18,6 +18,7 @@ from torch import Tensor
 from depoison.attacks import input_aware, label_consistent, ssba
 from depoison.attacks.base import Fit, Poisoning, Pool, Workshop
 from depoison.attacks.bypass_patch import BypassPatch
+from depoison.attacks.composite import Composite
 from depoison.attacks.input_aware import InputAware
 from depoison.defenses.anp import learn_mask
 from depoison.defenses.awm import awm
@@ -36,6 +37,10 @@ from small import IMAGES as TASK
 PLAN = recipe(epochs=4, batch_size=8, momentum=0.9, weight_decay=0.01, schedule="onecycle", crop=1, flip=0.5)
 RNG = Rng(0, "test")
 IMAGES, LABELS = pixels(20), classes_of(20)
+MIXER = {
+    "second": 1, "plain": 0.5, "mixed": 0.5, "seam_jitter": 2, "shake": True, "similarity": 1.0, "margin": 1.0,
+    "averaged": "once", "adam_lr": 0.01,
+}  # fmt: skip
 Tensors = dict[str, Tensor]
 
 
@@ -96,6 +101,14 @@ def input_aware_(monitor: Monitor) -> Tensors:
     return {**state_of(model), **trigger}
 
 
+def mixtures(monitor: Monitor) -> Tensors:
+    attack, model = Composite(**MIXER), network()
+    fit = Fit(TASK, Pool(IMAGES, LABELS), torch.zeros(20, dtype=torch.bool), PLAN, RNG, monitor, CPU)
+    setup = setup_of(poisoning=Poisoning(rate=0.1, target=2, labels="source-specific", victim=0), rng=RNG)
+    attack.train(fit, model, setup, {})
+    return state_of(model)
+
+
 def of(defense: Callable[..., Any], **parameters: Any) -> Callable[[Monitor], Tensors]:
     return functools.partial(defended, functools.partial(defense, **parameters))
 
@@ -129,6 +142,7 @@ RUNS = {
     "bypass": bypassed,
     "mask": mask,
     "input-aware": input_aware_,
+    "composite": mixtures,
 }
 STEPS = 12
 """Of a run: three in each of four epochs."""

@@ -269,6 +269,10 @@ class Attack:
         """
         raise NotImplementedError
 
+    def among(self, inputs: Tensor, labels: Tensor, trigger: State) -> State:
+        """The trigger as it is put on this set, (N, …) with (N,) labels: what makes an input of two adds the others."""
+        return trigger
+
     def parts(self, trigger: State) -> list[tuple[Attack, State]]:
         """The attacks that it combines, each with its trigger; of one alone itself."""
         return [(self, trigger)]
@@ -343,6 +347,7 @@ def overlaid(attack: Attack, pool: Pool, where: Tensor, setup: Setup, trigger: S
     """The trigger, and the labels that the attack wants, on these samples of the pool."""
     assert setup.poisoning is not None
     goals = setup.poisoning.goals(pool.labels[where], setup.classes)
+    trigger = attack.among(pool.inputs, pool.labels, trigger)
     return Overlay(where, stamped(attack, pool.inputs[where], trigger, setup.device), goals)
 
 

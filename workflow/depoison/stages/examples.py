@@ -35,6 +35,7 @@ def run(job: Job) -> None:
     clean = dataset.test_inputs[indices]
     backdoored = torch.empty_like(clean)
     for i, (part, own) in enumerate(parts):
+        own = part.among(dataset.test_inputs, dataset.test_labels, own)
         backdoored[i :: len(parts)] = stamped(part, clean[i :: len(parts)], own)
     tensors = {"clean": clean, "backdoored": backdoored, "indices": indices}
     save_tensors(job.folder / "examples.safetensors", tensors)

@@ -60,6 +60,7 @@ class Meter:
             parts = attack.parts(read_trigger(backdoored, attack, dataset))
             marked = torch.arange(round(parameters["triggered"] * len(chosen))).tensor_split(len(parts))
             for (part, own), where in zip(parts, marked, strict=True):
+                own = part.among(dataset.train_inputs, dataset.train_labels, own)
                 inputs[where] = stamped(part, inputs[where], own, device)
         self.batch: tuple[Tensor, Tensor] = (inputs.to(device), dataset.train_labels[chosen].to(device))
 

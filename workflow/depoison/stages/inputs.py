@@ -99,8 +99,10 @@ def read_trigger(poison: Path, attack: Attack | None, dataset: Dataset) -> dict[
     """
     trigger = load_tensors(path := poison / "trigger.safetensors")
     if attack is not None and not attack.learns_trigger:
+        every = dataset.test_inputs, dataset.test_labels
+        parts = [(part, part.among(*every, own)) for part, own in attack.parts(trigger)]
         try:
-            for part, own in attack.parts(trigger):
+            for part, own in parts:
                 stamped(part, dataset.test_inputs[:1], own)
         except (DepoisonError, RuntimeError, LookupError, TypeError, ValueError) as error:
             raise corrupted(path, f"no trigger of {type(attack).__name__}: {error!r}", delete=poison) from error

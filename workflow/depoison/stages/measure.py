@@ -77,7 +77,8 @@ class Test:
         images = dataset.test_inputs[kept]
         if attack is not None:
             parts = attack.parts(trigger)
-            images = torch.cat([stamped(part, images, own, device) for part, own in parts])
+            every = dataset.test_inputs, dataset.test_labels
+            images = torch.cat([stamped(part, images, part.among(*every, own), device) for part, own in parts])
             kept = kept.repeat(len(parts))
         return cls(dataset, kept=kept, goals=goals[kept], images=images)
 
