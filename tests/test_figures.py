@@ -197,7 +197,7 @@ def test_figures_are_listed_for_check_and_gc(project):
     assert done.returncode == 0 and f"{len(listed)} figures" in done.stdout, done.stderr
     stages = {artifact.stage for artifact in artifacts(plan, listed)}
     # purify: histories that are not there
-    assert stages == {"evaluate", "purify", "embedding", "examples", "gradcam", "neurons", "hessian", "course"}
+    assert stages == {"evaluate", "purify", "embedding", "examples", "gradcam", "neurons", "hessian", "course", "masks"}
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------
@@ -249,6 +249,9 @@ def fake(figure: Figure) -> None:
                 put_recorded(artifact.product, "\n".join(["epoch,neuron,tac,gradient,asr", *rows]) + "\n")
             if artifact.stage == "hessian":
                 put_recorded(artifact.product, CURVATURE)
+            if artifact.stage == "masks":
+                rows = [f"{j / 100},{3 if j < 0 else 97 if j == 100 else 1}" for j in range(-1, 101)]
+                put_recorded(artifact.product, "\n".join(["factor,weights", *rows]) + "\n")
             if artifact.stage == "course":
                 rows = [f"{epoch},{9 / (1 + epoch)},{99 - epoch},1,{80 + epoch},{90 / (1 + epoch)}" for epoch in (0, 1)]
                 put_recorded(

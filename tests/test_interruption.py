@@ -38,6 +38,7 @@ from families import ResNet18
 from snakemake_logger_plugin_depoison import _end
 from test_gradcam import GRADCAM
 from test_hessian import COURSE_FIGURE, DENSITY
+from test_mask_figures import MASKS
 from test_neurons import NEURONS
 
 pytestmark = pytest.mark.pipeline
@@ -434,7 +435,13 @@ def test_a_disk_that_is_full_at_any_moment_of_any_stage_costs_nothing_but_that_s
         one.edit("config/checkpoints/suspect.yaml", lambda data, brought=brought: data.update(brought))
     plan, runtime, moments = project.plan(), Runtime(save_seconds=0), random.Random(7)
     lc = plan.cell(cell(track="tiny", attack="label-consistent+epochs=4+rate=0.01", defense="lp+epochs=4"))
-    added = {"figure90": GRADCAM, "figure91": NEURONS, "figure92": DENSITY, "figure93": COURSE_FIGURE}
+    added = {
+        "figure90": GRADCAM,
+        "figure91": NEURONS,
+        "figure92": DENSITY,
+        "figure93": COURSE_FIGURE,
+        "figure94": MASKS,
+    }
     for one in (whole, project):
         for name, content in added.items():
             one.edit(f"config/papers/fst/figures/{name}.yaml", lambda data, content=content: data.update(content))
@@ -442,7 +449,8 @@ def test_a_disk_that_is_full_at_any_moment_of_any_stage_costs_nothing_but_that_s
     drawn = {artifact.stage: artifact for figure in figures for artifact in figure.artifacts()}
     shown = {artifact.stage: artifact for artifact in read_table(plan, "reports/tiny/small").artifacts()}
     adopted = plan.cell(cell(track="tiny", attack="suspect", defense="none")).evaluation.upstream["model"]
-    of_figures = (drawn[stage] for stage in ("embedding", "examples", "gradcam", "neurons", "hessian", "course"))
+    looks = ("embedding", "examples", "gradcam", "neurons", "hessian", "course", "masks")
+    of_figures = (drawn[stage] for stage in looks)
     wanted = chain_of([lc.evaluation, adopted, *of_figures, shown["probe"]]).values()
     assert {artifact.stage for artifact in wanted} == set(STAGES)
     disk(project / "results", "32m")

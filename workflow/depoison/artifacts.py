@@ -258,6 +258,9 @@ EMBEDDING = {"index": int, "label": int, "backdoored": int, "x": finite, "y": fi
 NEURONS = {"epoch": int, "neuron": int, "tac": finite, "gradient": finite}
 """The columns of neurons.csv, before those of metrics."""
 
+MASKS = {"factor": finite, "weights": int}
+"""The columns of masks.csv."""
+
 COURSE = {"epoch": int, "lambda_max": finite, "trace": finite, "trace_error": finite}
 """The columns of course.csv, before those of metrics."""
 

@@ -46,12 +46,13 @@ STAGES: dict[str, Stage] = {
     "gradcam": Stage(1, ("gradcam.safetensors",)),
     "neurons": Stage(1, ("neurons.csv",)),
     "course": Stage(1, ("course.csv",)),
+    "masks": Stage(1, ("masks.csv",)),
 }
 
 
 def computes(stage: str, upstream: Iterable[str]) -> bool:
     """Whether a stage uses a GPU where there is one; poisoning does with a network that the attack made."""
-    return stage not in ("dataset", "split", "poison", "adopt", "examples") or (
+    return stage not in ("dataset", "split", "poison", "adopt", "examples", "masks") or (
         stage == "poison" and any(role.startswith(asset_of()) for role in upstream)
     )
 

@@ -42,6 +42,7 @@ PLURAL = {
     "gradcam": "heat maps",
     "neurons": "gradients of neurons",
     "course": "courses of curvatures",
+    "masks": "factors of weights",
     "evaluate": "evaluations",
     "probe": "values of probes",
 }
