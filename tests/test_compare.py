@@ -147,8 +147,8 @@ def other_lp(asr: int, attack: str = "badnet") -> Numbers:
 def lean(path: Path) -> Project:
     """The project with no table but `small`: all tables and figures are searched for cells, which takes seconds."""
     project = with_tiny(Project(path))
-    for file in [*(project / "config/papers/fst").glob("**/*.yaml")]:
-        if file.name != "small.yaml":
+    for file in [*(project / "config/papers").glob("*/**/*.yaml")]:
+        if file.name not in ("small.yaml", "paper.yaml"):
             file.unlink()
     project.set("config/config.yaml", "seeds", to=[0])
     return project

@@ -11,7 +11,7 @@ from typing import Any
 from depoison.errors import DepoisonError, unknown
 from depoison.papers import kinds
 from depoison.papers.grid import AxisFile, Grid, Part, Place
-from depoison.papers.published import Key, read_published
+from depoison.papers.published import Key, published_in
 from depoison.papers.tables import PAPERS, locate, on_every_track, stem_of
 from depoison.plan.config import load_as
 from depoison.plan.documents import Document, names_in, read_document
@@ -120,18 +120,25 @@ def read_figure(plan: Plan, target: str) -> Figure:
     paper, track, name = locate(plan, target)
     if name not in (known := figures_of(plan.root, paper)):
         raise unknown(f"figure of {paper}", name, known, target)
+    key = ("figure", paper, track, name)
+    if key not in plan.read:
+        plan.read[key] = _resolved(plan, stem_of(target), paper, track, name)
+    return replace(plan.read[key], target=stem_of(target))
+
+
+def _resolved(plan: Plan, stem: str, paper: str, track: str, name: str) -> Figure:
     document = read_document(plan.root / PAPERS / paper / FOLDER / f"{name}.yaml", plan.root)
     kind = kinds.kind_of(str(document.data.get("kind")), document.place("kind"))
     file = load_as(kind.File, document).content
     if not re.fullmatch(r"figure\d.*", name):
         raise DepoisonError(f"{document.path}: a figure's name is figure and its number, such as figure6")
     if hasattr(kind, "places"):
-        found = kind.places(plan, target, file, document)
+        found = kind.places(plan, stem, file, document)
     else:
         found = _places(plan, paper, track, kind, file, document)
     subject = plan.label("dataset", found["dataset"]), plan.label("model", found["model"])
     return Figure(
-        target=stem_of(target), paper=paper, name=name, track=track, file=file, subject=subject, attack=plan.metrics.attack,
+        target=stem, paper=paper, name=name, track=track, file=file, subject=subject, attack=plan.metrics.attack,
         **found,
     )  # fmt: skip
 
@@ -171,6 +178,6 @@ def _read_published(plan: Plan, file: Any, document: Document) -> dict[Key, dict
     """
     folder, found = (plan.root / document.path).parent, {}
     for name in getattr(file, "published", []):
-        for key, numbers in read_published((folder / name).resolve(), plan.root, plan.metrics).numbers().items():
+        for key, numbers in published_in(plan, (folder / name).resolve()).numbers().items():
             found[key] = found.get(key, {}) | numbers
     return found

@@ -281,6 +281,7 @@ class Grid:
         self.fixed = _set_by_track(plan, track)
         self.seeds = tuple(file.seeds or plan.configuration.config.seeds)[:seeds]
         self.places: list[Place] = []
+        self._choices: dict[tuple[str, tuple[tuple[Text, bool], ...]], tuple[Choice, Choice]] = {}
         self.shown_of: dict[tuple[str, str], None] = {}
         """The paper's datasets and models of which printed numbers stand somewhere."""
         given = {key: getattr(file, key, None) for key in ("dataset", "model", *METHODS)}
@@ -428,19 +429,25 @@ class Grid:
 
     def _choice(self, kind: str, order: Sequence[Part]) -> tuple[Choice, Choice]:
         """The method that the parts name, with their overrides, and less those that the track sets."""
-        name, where, values, places, drawn = "", "", {}, {}, set()
-        for part in order:
-            for _, text, place in (text for text in part.methods if text.kind == kind):
-                # A name of one character stands for the one that is missing.
-                found = Choice.parse(f"_{text}" if text.startswith("+") else text, place)
-                if not text.startswith("+"):
-                    name, where = found.name, place
-                for key, value in found.overrides:
-                    values[key], places[key] = value, place
-                    drawn |= {key} if part.drawn else set()
-        if not name:
+        texts = tuple((text, part.drawn) for part in order for text in part.methods if text.kind == kind)
+        if not any(not text.startswith("+") for (_, text, _), _ in texts):
             at = next((part.at for part in reversed(order) if part.at and not part.drawn), ())
             raise DepoisonError(f"{self.line_of(*at)}: no part names the {kind}")
+        if (kind, texts) not in self._choices:
+            self._choices[kind, texts] = self._chosen(kind, texts)
+        return self._choices[kind, texts]
+
+    def _chosen(self, kind: str, texts: Iterable[tuple[Text, bool]]) -> tuple[Choice, Choice]:
+        """As `_choice`, of what parts say of the method, and whether these are what a figure is about."""
+        name, where, values, places, drawn = "", "", {}, {}, set()
+        for (_, text, place), is_drawn in texts:
+            # A name of one character stands for the one that is missing.
+            found = Choice.parse(f"_{text}" if text.startswith("+") else text, place)
+            if not text.startswith("+"):
+                name, where = found.name, place
+            for key, value in found.overrides:
+                values[key], places[key] = value, place
+                drawn |= {key} if is_drawn else set()
         names, missing = self.plan.configuration.names(kind), self.plan.configuration.missing(kind, name)
         for part in missing:
             if part not in self.file.unimplemented:

@@ -17,6 +17,7 @@ from depoison.plan.cells import Choice
 from depoison.plan.config import Strict, load_as
 from depoison.plan.documents import Document, read_document
 from depoison.plan.metrics import Metrics
+from depoison.plan.plan import Plan
 
 FOLDER = "published"
 """Beside a paper's tables; below it `CORRECTIONS`/{table}.yaml corrects {table}.csv."""
@@ -153,6 +154,14 @@ def read_published(path: Path, root: Path, known: Metrics) -> Published:
     moves = tuple(_moves(content, document, printed, path.name))
     corrections = Corrections(document, " ".join(content.evidence.split()), moves)
     return Published(printed, _moved(printed, moves, document), corrections)
+
+
+def published_in(plan: Plan, path: Path) -> Published:
+    """As `read_published`, of a plan's project, which reads each file once."""
+    key = ("published", str(path))
+    if key not in plan.read:
+        plan.read[key] = read_published(path, plan.root, plan.metrics)
+    return plan.read[key]
 
 
 def check_places(corrections: Corrections, known: Container[Key], table: str) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
 from depoison.papers.grid import UNIMPLEMENTED, Grid, Part, PartFile, Place
-from depoison.papers.published import Corrections, Key, check_places, read_published
+from depoison.papers.published import Corrections, Key, check_places, published_in
 from depoison.plan.config import DEFAULT_PAPER, PAPERS, Strict, load_as
 from depoison.plan.documents import Document, folders_in, names_in, read_document
 from depoison.plan.metrics import Metric
@@ -341,9 +341,16 @@ def tables_of(root: Path, paper: str) -> list[str]:
 
 
 def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
+    key = ("table", paper, track, name)
+    if key not in plan.read:
+        plan.read[key] = _resolved(plan, stem, paper, track, name)
+    return replace(plan.read[key], target=stem)
+
+
+def _resolved(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
     path = plan.root / PAPERS / paper / f"{name}.yaml"
     file, document = load_as(TableFile, read_document(path, plan.root))
-    found = read_published(path.parent / file.published, plan.root, plan.metrics) if file.published else None
+    found = published_in(plan, path.parent / file.published) if file.published else None
     published, corrections = (found.numbers(), found.corrections) if found else ({}, None)
     grid = Grid(plan, paper, track, file, document, published=published)
     axes = {name: grid.axis(name) for name in ("rows", "columns")}

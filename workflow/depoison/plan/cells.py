@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import TypeVar
 
 from depoison.errors import DepoisonError
@@ -48,7 +48,7 @@ class Choice:
     def __str__(self) -> str:
         return "+".join([self.name, *(f"{key}={value}" for key, value in self.overrides)])
 
-    @property
+    @cached_property
     def canonical(self) -> str:
         """The one text of it: combined attacks and overrides sorted, 0.050 as 0.05."""
         pairs = sorted((key, _number(value)) for key, value in self.overrides)

@@ -670,7 +670,8 @@ class Configuration:
                 return f"{method.label} needs {feature}, which {model_.label} lacks"
         return ""
 
-    def parameters(self, kind: str, name: str) -> dict[str, Parameter]:
+    @cache  # noqa: B019
+    def parameters(self, kind: str, name: str) -> Mapping[str, Parameter]:
         """Every hyper-parameter that can be set for a method: its own, then the shared ones."""
         method = self.method(kind, name).content
         return {**method.parameters, **self._shared_by(kind, method)}
@@ -786,7 +787,8 @@ class Configuration:
         for layer, values, place in self._layers(kind, name, dataset, model, self.paper_of(track, paper), track):
             for key, value in values.items():
                 if key in known:
-                    result[key].append(Setting(known[key].check(value, place(key)), layer, place(key)))
+                    at = place(key)
+                    result[key].append(Setting(known[key].check(value, at), layer, at))
         for key, text in overrides.items():
             layer, place = given.get(key, (CELLS_NAME, where))
             result[key].append(Setting(known[key].check(text, where), layer, place))

@@ -61,6 +61,7 @@ class Methods:
         """The YAML of a method."""
         return (self.folder if self.is_own(folder, name) else self.root / "config") / folder / f"{name}.yaml"
 
+    @cache  # noqa: B019
     def code(self, folder: str, name: str) -> Path:
         """The code of a method, or of a source of datasets."""
         own = self.folder / folder / f"{stem_of(name)}.py"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -148,6 +149,7 @@ class Shared(Parameter):
     task: str | None = None
 
 
+@cache
 def _bounds(text: str) -> tuple[float, float, bool, bool]:
     match = _INTERVAL.match(text)
     if not match:

@@ -68,6 +68,8 @@ class Plan:
         """What whoever asked should know, a line each; by what it is about, so that each is said once."""
         self.local_copies: dict[str, str | None] = {}
         """By the directory of a dataset or an adopted model, the file or folder that it is read from: no part of the spec."""
+        self.read: dict[tuple[str, ...], Any] = {}
+        """Tables, figures and printed numbers, each read once."""
         self._cells: dict[CellName, Cell] = {}
         self._undefended_of: dict[CellName, tuple[Artifact, dict[str, Artifact]]] = {}
         self._checksums: dict[Path, str] = {}
