@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, Project, job_counts, seldom
 from depoison.papers.tables import read_table, tables_of
 from depoison.plan.plan import Plan
-from depoison.reports.claims import HOLDS, UNPRINTED, claims_of
+from depoison.reports.claims import FAILS, HOLDS, UNPRINTED, claims_of
 from printed import transcribed
 
 PLAN = Plan(ROOT)
@@ -68,7 +68,7 @@ def test_each_printed_number_is_of_one_place(paper, name):
         (*line[:4], line[4]): line[5]
         for line in lines.drop(summaries.index)[[*PLACE, "metric", "value"]].itertuples(index=False)
     }
-    subject = next(iter(found))[:2]
+    subject = next(iter(found), ())[:2]  # of averages alone there is none
     moved = MOVED.get((paper, name), {})
     found |= {(*subject, *now): found[(*subject, *printed)] for now, printed in moved.items()}
     places = {
@@ -90,7 +90,8 @@ def test_each_printed_number_is_of_one_place(paper, name):
 def test_on_the_digits_every_place_has_a_cell_but_tuning_sets_that_are_too_large(paper, name):
     for place in read_table(PLAN, f"reports/digits/{paper}/{name}").places.values():
         images = dict(place.defense.overrides).get("tuning_images", "0")
-        assert bool(place.cells) == (int(images) <= 144), place.key
+        here = int(images) <= 144 and place.key.attack != "dfst+rate=0.1"  # which has no implementation yet
+        assert bool(place.cells) == here, place.key
 
 
 @pytest.mark.parametrize(
@@ -188,16 +189,25 @@ def test_abl_trains_by_its_own_recipe():
 
 
 def numbers(paper: str, metric: str, name: str) -> pandas.DataFrame:
-    """One row an attack, one column a defense."""
-    frame = transcribed(paper, name)
-    frame = frame[(frame.metric == metric) & ~frame.attack.isin(SUMMARIES)].astype({"value": float})
-    return frame.pivot(index="attack", columns="defense", values="value")
+    """One row an attack, one column a defense; cells that stand in another's place are moved."""
+    lines = transcribed(paper, name)
+    lines = lines[(lines.metric == metric) & ~lines.attack.isin(SUMMARIES)].astype({"value": float})
+    printed = lines.pivot(index="attack", columns="defense", values="value")
+    frame = printed.copy()
+    for (attack, defense, of), (at, by, _) in MOVED.get((paper, name), {}).items():
+        frame.loc[attack, defense] = printed.loc[at, by] if of == metric else frame.loc[attack, defense]
+    return frame
 
 
 def less(metric: str, name: str, *defenses: str, own: str = "f-sft", paper: str = "sft") -> pandas.DataFrame:
     """Other defenses less one, by attack."""
-    frame = numbers(paper, metric, name)
+    frame = numbers(paper, metric, name).drop("none", errors="ignore")
     return frame[list(defenses)].sub(frame[own], axis=0)
+
+
+def nft(metric: str, *defenses: str) -> pandas.DataFrame:
+    """Of NFT's Table 1."""
+    return less(metric, "table1", *defenses, own="nft", paper="nft")
 
 
 def few(metric: str, defense: str, images: int) -> float:
@@ -208,6 +218,25 @@ def few(metric: str, defense: str, images: int) -> float:
 QUARTER, OTHERS = "blended+rate=0.25", ("anp", "i-bau", "awm", "ft-sam")
 SECOND: dict[str, dict[str, Any]] = {
     "sft": {
+        "sft-purifies-cifar10": lambda: -less("asr", "table1", "none").mean().item(),
+        "sft-keeps-cifar10": lambda: -less("c-acc", "table1", "none").mean().item(),
+        "sft-first-by-asr": lambda: less("asr", "table1", *OTHERS).mean().min(),
+        "sft-first-by-c-acc": lambda: less("c-acc", "table1", *OTHERS).mean().max(),
+        "sft-purifies-gtsrb": lambda: -less("asr", "table7", "none").mean().item(),
+        "sft-keeps-gtsrb": lambda: -less("c-acc", "table7", "none").mean().item(),
+        "sft-removes-blend-from-gtsrb": lambda: less("asr", "table7", *OTHERS).loc["blended+rate=0.1"].min(),
+        "sft-purifies-tiny-imagenet": lambda: -less("asr", "table7-tiny-imagenet", "none").mean().item(),
+        "sft-keeps-tiny-imagenet": lambda: -less("c-acc", "table7-tiny-imagenet", "none").mean().item(),
+        "sft-beside-defenses-that-train": lambda: 100 * (less("asr", "table13", "cbd", "abl") > 0).mean().mean(),
+        "backdoored-models-are-sharp": lambda: (of := numbers("sft", "lambda-max", "table15")).none.div(of["f-sft"]).min(),
+        "sft-is-smoothest": lambda: less("lambda-max", "table15", "anp").min().item(),
+        "sft-corrects-more-than-awm": lambda: less("lcr", "table17", "awm").mean().item(),
+        "sft-corrects-most": lambda: less("lcr", "table17", "ft", "i-bau", "awm", "ft-sam").mean().max(),
+        "sft-on-any-architecture": lambda: float(
+            max(transcribed("sft", "table19").query("metric == 'asr' and defense == 'f-sft'").value, key=float)
+        ),
+        "sft-against-all-to-all": lambda: less("asr", "table20", "anp").anp.filter(like="blended").item(),
+        "sft-keeps-c-acc-against-all-to-all": lambda: less("c-acc", "table20", "nad", "anp", "ft-sam").max().max(),
         "f-sft-is-as-good-as-sft": lambda: less("asr", "table6", "sft").max().item(),
         "f-sft-keeps-as-much-as-sft": lambda: less("c-acc", "table6", "sft").max().item(),
         "trace-term-lowers-asr": lambda: less("asr", "table6", "f-sft+eta_f=0").min().item(),
@@ -226,19 +255,34 @@ SECOND: dict[str, dict[str, Any]] = {
         "sft-keeps-c-acc-against-three": lambda: less("c-acc", "table21", "awm", "ft-sam").mean().max(),
     },
     "nft": {
+        "nft-purifies-cifar10": lambda: -nft("asr", "none").mean().item(),
+        "nft-keeps-cifar10": lambda: -nft("c-acc", "none").mean().item(),
+        "nft-removes-blend": lambda: -nft("asr", "none").loc["blended+rate=0.1"].item(),
+        "nft-keeps-c-acc-under-blend": lambda: -nft("c-acc", "none").loc["blended+rate=0.1"].item(),
+        "nft-first-by-asr": lambda: nft("asr", *OTHERS, "rnp").mean().min(),
+        "chosen-schedule-removes-most": lambda: (
+            (of := numbers("nft", "asr", "table6").iloc[0].sort_values()).iloc[1] - of["nft+alpha=0.8+beta=0.5"]
+        ),
         "nothing-is-corrected-at-first": lambda: numbers("nft", "lcr", "table8").none.max(),
         "nft-corrects-most": lambda: less("lcr", "table8", *OTHERS, own="nft", paper="nft").mean().max(),
     },
 }  # fmt: skip
-AVERAGED = {"f-sft-is-four-times-as-fast-as-sft", "trace-term-takes-time"}
+FAILING = {"sft-keeps-gtsrb", "sft-keeps-tiny-imagenet", "nft-keeps-cifar10"}
+"""What the text says does not follow from the rows (docs/errata.md)."""
+AVERAGED = {
+    "f-sft-is-four-times-as-fast-as-sft", "trace-term-takes-time", "f-sft-is-nearly-five-times-as-fast-as-ft-sam",
+    "f-sft-is-the-fastest", "adversarial-search-is-four-times-as-slow",
+}  # fmt: skip
 """Of which averages alone are printed, no cells."""
 
 
 @pytest.mark.parametrize("paper", PAPERS)
-def test_every_claim_has_the_value_that_pandas_gives_and_holds_on_the_printed_numbers(paper):
+def test_every_claim_has_the_value_that_pandas_gives_and_holds_on_the_printed_numbers_but_where_the_text_contradicts_them(
+    paper,
+):
     verdicts = {verdict.id: verdict for verdict in claims_of(PLAN, paper=paper)}
     assert verdicts.keys() - AVERAGED == SECOND[paper].keys()
     for id, verdict in verdicts.items():
-        assert verdict.published.state == (UNPRINTED if id in AVERAGED else HOLDS), id
+        assert verdict.published.state == (UNPRINTED if id in AVERAGED else FAILS if id in FAILING else HOLDS), id
         if id not in AVERAGED:
             assert verdict.published.value == pytest.approx(SECOND[paper][id](), abs=1e-9), id
