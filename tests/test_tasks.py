@@ -274,6 +274,16 @@ def test_a_source_specific_attack_needs_a_victim(victim):
         PLAN.cell(cell(attack=f"badnet+labels=source-specific{victim}"))
 
 
+@pytest.mark.parametrize("attack", ["wanet", "input-aware", "bpp", "lira", "badnet&wanet"])
+def test_an_attack_that_changes_batches_of_all_classes_is_not_source_specific(attack):
+    told = (
+        "changes batches of all classes, so it cannot be source-specific; valid: labels=all-to-one, labels=all-to-all$"
+    )
+    with pytest.raises(DepoisonError, match=told):
+        PLAN.cell(cell(attack=f"{attack}+labels=source-specific+victim=2"))
+    assert PLAN.cell(cell(attack="composite")) and PLAN.cell(cell(attack=f"{attack}+labels=all-to-all"))
+
+
 def test_what_is_predicted_is_the_tasks_to_say(monkeypatch):
     """A task whose predictions are no likeliest classes is measured by its own."""
     dataset = Dataset(pixels(4), classes_of(4), pixels(6), classes_of(6), ["a", "b", "c"], IMAGES)

@@ -474,6 +474,13 @@ class Plan:
                 f"{name.path}: target label {attack['target']} is none of the dataset's; valid: 0 to {classes - 1}"
             )
         trigger = self._trigger_of(brought) if (brought := self._brought(name)) else name.attack
+        for part in parts_of(trigger.name) if attack.get("labels") == "source-specific" and not brought else ():
+            method = self.configuration.method("attack", part).content
+            if not self.configuration.poisons_data(part) and method.values.get("labels") != "source-specific":
+                raise DepoisonError(
+                    f"{name.path}: {method.label} changes batches of all classes, so it cannot be source-specific; valid: "
+                    "labels=all-to-one, labels=all-to-all"
+                )
         for key, parameter in self.configuration.method("attack", trigger.name).content.parameters.items():
             # As `enlargement` has it: what is drawn for 32 pixels grows with the image.
             grows = attack.get(f"{key[: key.rfind('.') + 1]}enlarge")
