@@ -243,7 +243,7 @@ def contrastive(logits: Tensor, labels: Tensor, rule: tuple[int, ...], margin: f
         logits: (B, K).
         averaged: "once": the mean over these pairs; "twice": this by their number again, as in the released code.
     """
-    involved = torch.isin(labels, torch.tensor(rule, device=labels.device))
+    involved = torch.stack([labels == of for of in rule]).any(0)
     # Those that count come first, in their order, without asking the device how many they are.
     order = (~involved).long().argsort(stable=True)
     logits, labels, involved = logits[order], labels[order], involved[order][1:]
