@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d
 
 from depoison.attacks.base import Setup
-from depoison.defenses.tuning import Tuner
+from depoison.defenses.tuning import Labeled, Tuner
 from depoison.models.classifier import Classifier
+from depoison.plan.config import Runtime
+from depoison.plan.specs import Artifact
 from depoison.rng import Rng
+from depoison.stages.runner import run_stage
 from depoison.tasks import task_of
-from depoison.tasks.image import ImageClassifier
+from depoison.tasks.image import ImageBatches, ImageClassifier
 from depoison.training.loop import Monitor
 from depoison.training.recipe import Recipe
 
@@ -47,6 +50,13 @@ def recipe(**changes: Any) -> Recipe:
 def tuner(monitor: Monitor | None = None, **changes: Any) -> Tuner:
     """A defense's loop over images, by `recipe` with these changes."""
     return Tuner(recipe(**changes), Rng(0, "purify"), monitor or Monitor(), IMAGES)
+
+
+def drawn(data: Labeled, tune: Tuner, *purpose: str | int, batches: int | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """The batches that a defense's loop draws for a purpose, such as ("epoch", 0): those of a pass, or so many."""
+    assert tune.recipe is not None
+    source = ImageBatches(data.inputs, data.labels, tune.recipe, CPU, epoch_batches=batches)
+    return source.epoch(tune.recipe, tune.rng.generator(*purpose))
 
 
 def setup_of(
@@ -229,6 +239,12 @@ def interrupted(run: Callable[[Monitor], T], scratch: Path, stops: list[int]) ->
 
 
 # Artifacts on disk.
+
+
+def make(artifact: Artifact, runtime: Runtime) -> None:
+    """An artifact and all that it is made from, here, in the present folder."""
+    for each in artifact.chain().values():
+        run_stage(each.spec, each.directory, runtime)
 
 
 def write_artifact(directory: Path, tensors: dict[str, State], documents: dict[str, Any]) -> Path:

@@ -19,10 +19,9 @@ from depoison.plan.plan import Plan
 from depoison.plan.signatures import SIGHT, declared_sight
 from depoison.rng import Rng
 from depoison.stages.inputs import poison_of, read_attack, read_dataset, read_split, read_trigger
-from depoison.stages.runner import run_stage
 from depoison.training.loop import Monitor
 from isolation import left_out
-from small import IMAGES, changed, classes_of, interrupted, network, pixels, recipe, state_of
+from small import IMAGES, changed, classes_of, interrupted, make, network, pixels, recipe, state_of
 
 DATA = Labeled(pixels(20), classes_of(20))
 OWN = {"isolation": 0.25, "gamma": 0.5, "isolate_epochs": 2, "unlearn_epochs": 2, "unlearn_lr": 0.01}
@@ -143,8 +142,7 @@ def made(attack: str, tmp_path, monkeypatch):
     plan = Plan(ROOT, [overlay])
     evaluation = plan.cell(cell(attack=f"{attack}+rate=0.1", defense="abl")).evaluation
     monkeypatch.chdir(tmp_path)
-    for artifact in evaluation.chain().values():
-        run_stage(artifact.spec, artifact.directory, plan.configuration.config.runtime)
+    make(evaluation, plan.configuration.config.runtime)
     return evaluation
 
 

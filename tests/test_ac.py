@@ -22,11 +22,10 @@ from depoison.defenses.tuning import Labeled, Tuner
 from depoison.plan.plan import Plan
 from depoison.rng import Rng
 from depoison.stages.inputs import read_dataset, read_model, read_overlay, read_split
-from depoison.stages.runner import run_stage
 from depoison.tasks.image import ImageClassifier
 from depoison.training.loop import Monitor
 from isolation import left_out
-from small import IMAGES, changed, classes_of, interrupted, network, pixels, recipe, state_of
+from small import IMAGES, changed, classes_of, interrupted, make, network, pixels, recipe, state_of
 
 OWN = {"reduction": "pca", "components": 10, "rule": "silhouette", "size": 0.35, "silhouette": 0.8, "ratio": 1.0}
 RNG = Rng(0, "purify")
@@ -260,8 +259,7 @@ def test_of_badnet_in_digits_one_half_of_the_targets_class_is_the_poisoned_image
     purified = plan.cell(cell(attack="badnet+rate=0.1", defense="ac+reduction=pca")).evaluation.upstream["model"]
     made = purified.upstream["model"]
     monkeypatch.chdir(tmp_path)
-    for artifact in made.chain().values():
-        run_stage(artifact.spec, artifact.directory, plan.configuration.config.runtime)
+    make(made, plan.configuration.config.runtime)
     dataset = read_dataset(Path(made.upstream["dataset"].directory))
     _, pool = read_split(Path(made.upstream["split"].directory), dataset)
     overlay = read_overlay(Path(made.upstream["poison"].directory), dataset)

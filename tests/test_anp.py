@@ -33,7 +33,19 @@ from depoison.stages.runner import Job
 from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor
 from depoison.training.recipe import Recipe
-from small import CPU, IMAGES, changed, classes_of, forward_by_hand, interrupted, network, pixels, recipe, state_of
+from small import (
+    CPU,
+    IMAGES,
+    changed,
+    classes_of,
+    drawn,
+    forward_by_hand,
+    interrupted,
+    network,
+    pixels,
+    recipe,
+    state_of,
+)
 
 RNG = Rng(0, "purify")
 DATA = Labeled(pixels(20), classes_of(20))
@@ -158,10 +170,8 @@ def test_masks_are_algorithm_1(steps, clipped, alpha):
     mask, velocity = torch.ones(4).double(), torch.zeros(4).double()
     lowest, highest = 1.0, 0.0
     for epoch in range(2):
-        source = ImageBatches(DATA.inputs, DATA.labels, tune.recipe, CPU, epoch_batches=per_epoch)
-        drawn = source.epoch(tune.recipe, RNG.generator("epoch", epoch))
         starts = RNG.generator("perturbation", epoch)
-        for images, labels in drawn:
+        for images, labels in drawn(DATA, tune, "epoch", epoch, batches=per_epoch):
             loss = functools.partial(loss_by_hand, state, images, labels)
             noise = ((torch.rand(2, 4, generator=starts) * 2 - 1) * eps).double()
             for _ in range(steps):

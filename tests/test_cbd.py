@@ -13,14 +13,13 @@ import small
 from depoison.defenses import cbd as module
 from depoison.defenses.cbd import cbd, critic_of, dependence, embedded, weights
 from depoison.defenses.tuning import Labeled, Tuner
-from depoison.tasks.image import ImageBatches
 from depoison.training import loop
 from depoison.training.loop import Monitor
 from small import (
-    CPU,
     changed,
     classes_of,
     close,
+    drawn,
     forward_by_hand,
     interrupted,
     network,
@@ -44,10 +43,8 @@ def learned(monitor: Monitor | None = None, plan: dict | None = None, **changes)
     return cbd(DATA, lambda: network().train(), tuner(monitor, **(plan or {})), **(OWN | changes))
 
 
-def drawn(part: Tuner, epochs: int):
-    source = ImageBatches(DATA.inputs, DATA.labels, part.recipe, CPU)
-    for epoch in range(epochs):
-        yield from source.epoch(part.recipe, part.rng.generator("epoch", epoch))
+def passes(part: Tuner, epochs: int):
+    return [batch for epoch in range(epochs) for batch in drawn(DATA, part, "epoch", epoch)]
 
 
 # Weights
@@ -75,7 +72,7 @@ def test_weights_are_in_0_and_1_and_numbers_also_where_nothing_is_left_to_learn(
 def test_without_a_critic_it_is_training_by_weighted_losses(normalized):
     found = learned(disentangling=0.0, normalized=normalized)
     first = tune_by_hand(
-        network(), [(*batch, 0.1) for batch in drawn(tuner().part("first"), 2)], momentum=0.9, weight_decay=0.01
+        network(), [(*batch, 0.1) for batch in passes(tuner().part("first"), 2)], momentum=0.9, weight_decay=0.01
     )
     state = {name: tensor.double() for name, tensor in state_of(network()).items()}
     names, seen = [*weights_of(network())], []
@@ -85,7 +82,7 @@ def test_without_a_critic_it_is_training_by_weighted_losses(normalized):
         logits, batch = forward_by_hand(at, images, statistics)
         return logits.exp().sum(1).log() - logits[torch.arange(len(labels)), labels], batch
 
-    for images, labels in drawn(tuner().part("train"), EPOCHS):
+    for images, labels in passes(tuner().part("train"), EPOCHS):
         at = {name: tensor.clone().requires_grad_(name in names) for name, tensor in state.items()}
         own, batch = losses(at, images, labels, "batch")
         known, _ = losses(first, images, labels, "running")  # the first model is in evaluation mode
@@ -184,7 +181,7 @@ def test_the_model_goes_down_what_the_critic_says_after_its_own_step(monkeypatch
     found, plain = (weights_of(learned(plan=plan, disentangling=share)) for share in (2.0, 0.0))
     tune = tuner(**plan)
     first = tune.part("first", epochs=2)(network().train(), DATA)
-    ((images, _),) = drawn(tune.part("train"), 1)
+    ((images, _),) = passes(tune.part("train"), 1)
     model = network().train()
     term = dependence(
         critics[0].eval(), embedded(model, images, "fp32")[0], embedded(first, images, "fp32")[0].detach()

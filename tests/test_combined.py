@@ -35,7 +35,7 @@ from depoison.stages.inputs import Dataset, read_attack
 from depoison.stages.measure import Test
 from depoison.stages.runner import run_stage
 from depoison.training.loop import Monitor
-from small import CPU, IMAGES, classes_of, network, pixels, recipe, setup_of
+from small import CPU, IMAGES, classes_of, make, network, pixels, recipe, setup_of
 
 PLAN = Plan(ROOT)
 TWO = "badnet&blended"
@@ -549,8 +549,7 @@ def test_an_asset_goes_to_the_attack_that_made_it(tmp_path, monkeypatch):
     evaluation = plan.cell(cell(attack="label-consistent&badnet+rate=0.06")).evaluation
     poison = evaluation.upstream["backdoored"].upstream["poison"]
     monkeypatch.chdir(tmp_path)
-    for artifact in poison.chain().values():
-        run_stage(artifact.spec, artifact.directory, plan.configuration.config.runtime)
+    make(poison, plan.configuration.config.runtime)
     record = read_record(poison.directory)
     assert record["parts"] == {"badnet": 39, "label-consistent": 39}  # of 78
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,14 @@ from depoison.errors import DepoisonError
 from depoison.models.activations import last_convolution, outputs_of
 from depoison.models.classifier import Classifier
 from depoison.models.layers import GlobalAverage, PreActBlock, residual_stages
-from depoison.papers.figures import Figure, read_figure
+from depoison.papers.figures import Figure
 from depoison.reports.figures import gradcam
 from depoison.reports.figures.write import render_figure
 from depoison.stages.gradcam import grad_cam
 from depoison.stages.runner import run_stage
 from depoison.tasks.image import ImageClassifier
-from test_figures import fake, rows_of
+from test_figures import fake, own_figure, rows_of
 
-FIGURE = "config/papers/fst/figures/figure90.yaml"
 GRADCAM: dict[str, Any] = {
     "title": "Heat", "caption": "Heat", "kind": "gradcam", "dataset": "cifar10", "model": "resnet18",
     "attack": "badnet+rate=0.1",
@@ -167,8 +165,7 @@ def drawn(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def figure_of(project: Project, track: str = "tiny", **changes: Any) -> Figure:
-    project.edit(FIGURE, lambda data: data.update(copy.deepcopy(GRADCAM) | changes))
-    return read_figure(project.plan(), f"reports/{track}/fst/figure90")
+    return own_figure(project, "figure90", GRADCAM, track, **changes)
 
 
 def test_the_stage(made, monkeypatch):
@@ -201,8 +198,7 @@ def test_the_stage(made, monkeypatch):
 
 
 def made_of(figure: Figure, runtime: Any) -> None:
-    for artifact in figure.artifacts()[0].chain().values():
-        run_stage(artifact.spec, artifact.directory, runtime)
+    small.make(figure.artifacts()[0], runtime)
 
 
 def test_a_clean_model_has_no_triggered_image(made, monkeypatch):

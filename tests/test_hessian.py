@@ -22,7 +22,7 @@ from depoison.artifacts import COURSE, percent, read_evaluation, read_hessian, r
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
 from depoison.models.layers import GlobalAverage
-from depoison.papers.figures import Figure, read_figure
+from depoison.papers.figures import Figure
 from depoison.papers.grid import Place
 from depoison.papers.tables import read_table
 from depoison.plan.config import Runtime
@@ -35,10 +35,9 @@ from depoison.stages.inputs import read_dataset
 from depoison.stages.runner import run_stage
 from depoison.training.hessian import Hessian, largest_eigenvalue, quadrature, signs, trace
 from families import ResNet18
-from test_figures import CURVATURE, fake, rows_of
+from test_figures import CURVATURE, fake, own_figure, rows_of
 from test_gradcam import wrapped
 
-FIGURE = "config/papers/fst/figures/figure92.yaml"
 DENSITY: dict[str, Any] = {
     "title": "Spectrum", "caption": "Spectrum", "kind": "density", "dataset": "cifar10", "model": "resnet18",
     "attack": "badnet+rate=0.1", "metrics": ["lambda-max", "hessian-trace", "c-acc", "asr"],
@@ -48,7 +47,6 @@ BUDGET = {"images": 8, "vectors": 2, "iterations": 2}
 COURSE_FIGURE = DENSITY | {
     "kind": "course", "of": "tuning", "curvature": BUDGET, "axes": {"lines": [{"label": "LP", "defense": "lp"}]},
 }  # fmt: skip
-COURSE_AT = "config/papers/fst/figures/figure93.yaml"
 COLUMNS = COURSE | {"c_acc": percent, "asr": percent}
 
 IMAGES, LABELS = small.pixels(30), small.classes_of(30)
@@ -204,8 +202,7 @@ def drawn(tiny: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def figure_of(project: Project, **changes: Any) -> Figure:
-    project.edit(FIGURE, lambda data: data.update(copy.deepcopy(DENSITY) | changes))
-    return read_figure(project.plan(), "reports/tiny/fst/figure92")
+    return own_figure(project, "figure92", DENSITY, **changes)
 
 
 def test_the_stage_and_what_reads_it(made, monkeypatch):
@@ -245,8 +242,7 @@ def meter_of(project: Project, attack: str, **changes: Any) -> tuple[Meter, Any]
     figure = figure_of(project, attack=attack, **changes)
     artifact = figure.places[0].artifacts[0]
     backdoored = artifact.upstream["backdoored"]
-    for each in backdoored.chain().values():
-        run_stage(each.spec, each.directory, project.plan().configuration.config.runtime)
+    small.make(backdoored, project.plan().configuration.config.runtime)
     dataset = read_dataset(Path(artifact.upstream["dataset"].directory))
     return Meter(dataset, Path(backdoored.directory), artifact.spec["parameters"], 0, small.CPU), dataset
 
@@ -370,13 +366,11 @@ def test_a_file_that_is_none(changes, words, drawn):
 
 
 def course_of(project: Project, **changes: Any) -> Figure:
-    project.edit(COURSE_AT, lambda data: data.update(copy.deepcopy(COURSE_FIGURE) | changes))
-    return read_figure(project.plan(), "reports/tiny/fst/figure93")
+    return own_figure(project, "figure93", COURSE_FIGURE, **changes)
 
 
 def make(artifact: Any, save_seconds: float = 30) -> None:
-    for each in artifact.chain().values():
-        run_stage(each.spec, each.directory, Runtime(save_seconds=save_seconds))
+    small.make(artifact, Runtime(save_seconds=save_seconds))
 
 
 def is_as_measured(row: dict[str, Any], place: Place) -> None:

@@ -15,14 +15,13 @@ from depoison.defenses.i_bau import hypergradient, i_bau
 from depoison.defenses.tuning import Labeled, Tuner
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
-from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor
 from small import (
-    CPU,
     IMAGES,
     STD,
     changed,
     classes_of,
+    drawn,
     forward_by_hand,
     interrupted,
     network,
@@ -142,18 +141,14 @@ def test_rounds_are_the_algorithm(portion, iterations, epochs):
     state = {name: tensor.double() for name, tensor in state_of(model).items()}
     names, scale = list(weights_of(model)), 255 * torch.tensor(STD).double().view(1, 3, 1, 1)
 
-    def drawn(*purpose):
-        source = ImageBatches(DATA.inputs, DATA.labels, tune.recipe, CPU)
-        return list(source.epoch(tune.recipe, RNG.generator(*purpose)))
-
     def loss_at(delta, theta, images, labels, carries=1.0):
         logits, _ = forward_by_hand(state | theta, images.double() + scale * carries * delta, "running")
         return (logits.exp().sum(1).log() - logits[torch.arange(len(labels)), labels]).mean()
 
-    unlearning, means, squares, t = drawn("unlearning"), {}, {}, 0
+    unlearning, means, squares, t = list(drawn(DATA, tune, "unlearning")), {}, {}, 0
     for epoch in range(epochs):
         theta, delta = {name: state[name] for name in names}, torch.zeros(1, 3, 8, 8).double()
-        for images, labels in drawn("epoch", epoch):
+        for images, labels in drawn(DATA, tune, "epoch", epoch):
             delta.requires_grad_(True)
             inner = 0.02 * (delta**2).sum() - loss_at(delta, theta, images, labels)
             delta = (delta - 10 * torch.autograd.grad(inner, delta)[0]).detach()

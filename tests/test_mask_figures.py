@@ -18,14 +18,12 @@ import small
 from conftest import Project
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
-from depoison.papers.figures import Figure, read_figure
+from depoison.papers.figures import Figure
 from depoison.reports.figures import masks
 from depoison.reports.figures.write import render_figure
 from depoison.stages.masks import counted, factors
-from depoison.stages.runner import run_stage
-from test_figures import fake, rows_of
+from test_figures import fake, own_figure, rows_of
 
-FIGURE = "config/papers/fst/figures/figure94.yaml"
 MASKS: dict[str, Any] = {
     "title": "Masks", "caption": "Masks", "kind": "masks", "dataset": "cifar10", "model": "resnet18",
     "attack": "badnet+rate=0.1", "axes": {"columns": [{"label": "NFT", "defense": "nft+epochs=2"}]},
@@ -74,16 +72,14 @@ def test_what_has_no_factors_is_refused():
 
 
 def figure_of(project: Project, **changes: Any) -> Figure:
-    project.edit(FIGURE, lambda data: data.update(copy.deepcopy(MASKS) | changes))
-    return read_figure(project.plan(), "reports/tiny/figure94")
+    return own_figure(project, "figure94", MASKS, **changes)
 
 
-def test_those_of_nft_are_at_most_1_and_at_least_its_lowest_floor(made, monkeypatch):
+def test_those_of_nft_are_in_0_and_1_and_some_are_where_they_began(made, monkeypatch):
     monkeypatch.chdir(made.path)
     (artifact,) = figure_of(made).artifacts()
     assert artifact.stage == "masks" and set(artifact.upstream) == {"dataset", "backdoored", "model"}
-    for each in artifact.chain().values():
-        run_stage(each.spec, each.directory, made.plan().configuration.config.runtime)
+    small.make(artifact, made.plan().configuration.config.runtime)
     with Path(artifact.product).open() as file:
         rows = [(float(row["factor"]), int(row["weights"])) for row in csv.DictReader(file)]
     assert [factor for factor, _ in rows] == pytest.approx([place / 100 for place in range(-1, 101)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,10 +19,9 @@ from depoison.defenses.tuning import Labeled, Tuner
 from depoison.errors import DepoisonError
 from depoison.models.masks import put_masks, unmasked
 from depoison.rng import Rng
-from depoison.tasks.image import ImageBatches
 from depoison.training import loop
 from depoison.training.loop import Monitor
-from small import CPU, IMAGES, changed, classes_of, close, forward_by_hand, network, pixels, recipe, state_of
+from small import IMAGES, changed, classes_of, close, drawn, forward_by_hand, network, pixels, recipe, state_of
 from test_clp import MODELS
 from test_models import model as architecture
 
@@ -54,11 +52,6 @@ def per_channel(weight: Tensor) -> Tensor:
 
 def logarithms(logits: Tensor) -> Tensor:
     return logits - logits.exp().sum(1, keepdim=True).log()
-
-
-def drawn(tune: Tuner, *purpose: str | int, batches: int | None = None) -> Iterator[tuple[Tensor, ...]]:
-    source = ImageBatches(DATA.inputs, DATA.labels, tune.recipe, CPU, epoch_batches=batches)
-    return source.epoch(tune.recipe, RNG.generator(*purpose))
 
 
 def seen_masks(monkeypatch: pytest.MonkeyPatch) -> list[list[Tensor]]:
@@ -155,7 +148,7 @@ def test_masks_are_equation_9(changes, layers):
     statistics, number, risen, losses = dict(start), 0, False, []
     for epoch in range(3):
         total = 0.0
-        for images, labels in drawn(tune, "epoch", epoch):
+        for images, labels in drawn(DATA, tune, "epoch", epoch):
             draw, count = np.random.default_rng(RNG.generator("mixup", number).initial_seed()), len(labels)
             lam = draw.beta(own["mixup_alpha"], own["mixup_beta"]) if own["mixup"] else 1.0
             others = draw.permutation(count) if own["mixup"] else range(count)
@@ -289,8 +282,7 @@ def test_the_perturbation_is_a_step_along_finite_differences_within_its_bound(ta
     assert len(seen) == 3  # to find it, the loss without it, the loss with it
     found = ((seen[2] - seen[1]) * model.std)[0].double()
 
-    source = ImageBatches(data.inputs, data.labels, tune.recipe, CPU, epoch_batches=1)
-    images, labels = next(iter(source.epoch(tune.recipe, RNG.generator("perturbation", 0))))
+    images, labels = next(iter(drawn(data, tune, "perturbation", 0, batches=1)))
 
     def loss(delta: Tensor) -> float:
         logs = logarithms(forward_by_hand(state, images.double() + 255 * delta, "running")[0])
@@ -328,14 +320,14 @@ def test_rounds_are_the_algorithm(changes):
     start = state[KERNEL]
     for epoch in range(3):
         delta = torch.zeros(1, 3, 8, 8).double()
-        for images, labels in drawn(tune, "perturbation", epoch, batches=4):  # 2 of 12 // 5
+        for images, labels in drawn(DATA, tune, "perturbation", epoch, batches=4):  # 2 of 12 // 5
             if own["against"] == "predictions":
                 with torch.no_grad():
                     labels = forward_by_hand(state | {KERNEL: mask * start}, images, "running")[0].argmax(1)
             delta.requires_grad_(True)
             delta = (delta + 10 * torch.autograd.grad(losses(delta, images, labels), delta)[0]).detach()
         delta = delta * min(1.0, own["tau"] / delta.abs().sum().item())
-        for images, labels in drawn(tune, "epoch", epoch, batches=4):
+        for images, labels in drawn(DATA, tune, "epoch", epoch, batches=4):
             mask.requires_grad_(True)
             shifted = images.double() + 255 * delta
             cut |= bool(((shifted < 0) | (shifted > 255)).any())

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 import small
 from depoison.defenses.mcr import bezier, mcr, put
 from depoison.defenses.tuning import Labeled, Tuner
-from depoison.tasks.image import ImageBatches
 from depoison.training.loop import Monitor
 from small import (
-    CPU,
     changed,
     classes_of,
     close,
+    drawn,
     forward_by_hand,
     interrupted,
     network,
@@ -41,10 +40,6 @@ def tuner(monitor: Monitor | None = None, **changes) -> Tuner:
 def end_of(**changes) -> nn.Module:
     """The other end of the curve."""
     return tuner(**changes).part("end", epochs=2, lr=0.05)(network(), DATA)
-
-
-def drawn(part: Tuner, *purpose: str | int):
-    return ImageBatches(DATA.inputs, DATA.labels, part.recipe, CPU).epoch(part.recipe, part.rng.generator(*purpose))
 
 
 @given(t=st.floats(0, 1), points=st.integers(3, 6))
@@ -86,7 +81,7 @@ def test_bends_learn_by_the_loss_at_random_points(points, t):
         return {name: sum(share * one[name] for share, one in zip(shares, curve, strict=True)) for name in names}
 
     for epoch in range(EPOCHS):
-        for place, (images, labels) in enumerate(drawn(part, "epoch", epoch)):
+        for place, (images, labels) in enumerate(drawn(DATA, part, "epoch", epoch)):
             at = torch.rand((), generator=part.rng.generator("t", 3 * epoch + place)).item()
             for bend in bends:
                 for value in bend.values():
@@ -111,7 +106,7 @@ def test_statistics_are_the_clean_data_s_at_the_point_that_is_taken(t):
     """The plain mean over batches of what each has, nothing of it from before."""
     found, part = mcr(network(), DATA, tuner(), **(OWN | {"t": t})), tuner().part("curve")
     state = {name: tensor.double() for name, tensor in weights_of(found).items()}
-    batches = [forward_by_hand(state, images)[1] for images, _ in drawn(part, "statistics")]
+    batches = [forward_by_hand(state, images)[1] for images, _ in drawn(DATA, part, "statistics")]
     for kind in ("mean", "var"):
         expected = sum(one[kind] for one in batches) / len(batches)
         assert torch.allclose(state_of(found)[f"extractor.1.running_{kind}"].double(), expected, atol=1e-5)

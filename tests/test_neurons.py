@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import functools
 import io
@@ -30,12 +29,10 @@ from depoison.reports.figures import neurons
 from depoison.reports.figures.write import render_figure
 from depoison.rng import Rng
 from depoison.stages.neurons import FirstSteps, Seen, neuron_gradients, tac
-from depoison.stages.runner import run_stage
 from depoison.training.loop import Monitor
 from small import IMAGES, recipe
-from test_figures import fake, rows_of
+from test_figures import fake, own_figure, rows_of
 
-FIGURE = "config/papers/fst/figures/figure91.yaml"
 NEURONS: dict[str, Any] = {
     "title": "Neurons", "caption": "Neurons", "kind": "neurons", "dataset": "cifar10", "model": "resnet18",
     "attack": "badnet+rate=0.1", "defense": "ft", "epochs": 2,
@@ -161,13 +158,11 @@ def there(made: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 def figure_of(project: Project, **changes: Any) -> Figure:
-    project.edit(FIGURE, lambda data: data.update(copy.deepcopy(NEURONS) | changes))
-    return read_figure(project.plan(), "reports/tiny/figure91")
+    return own_figure(project, "figure91", NEURONS, **changes)
 
 
 def make(project: Project, artifact: Any) -> None:
-    for each in artifact.chain().values():
-        run_stage(each.spec, each.directory, project.plan().configuration.config.runtime)
+    small.make(artifact, project.plan().configuration.config.runtime)
 
 
 def test_the_stage_plays_the_purification_again(there):

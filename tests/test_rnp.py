@@ -12,14 +12,13 @@ from depoison.defenses.pruning import pruned
 from depoison.defenses.rnp import recover, rnp, unlearn
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
 from depoison.errors import DepoisonError
-from depoison.tasks.image import ImageBatches
 from depoison.training import loop
 from depoison.training.loop import Monitor
 from small import (
-    CPU,
     changed,
     classes_of,
     close,
+    drawn,
     forward_by_hand,
     interrupted,
     network,
@@ -42,18 +41,12 @@ def tuner(monitor: Monitor | None = None, **changes) -> Tuner:
     return small.tuner(monitor, **(own | changes))
 
 
-def drawn(part: Tuner, epoch: int):
-    return ImageBatches(DATA.inputs, DATA.labels, part.recipe, CPU).epoch(
-        part.recipe, part.rng.generator("epoch", epoch)
-    )
-
-
 def recovered_by_hand(state: dict[str, Tensor], part: Tuner) -> list[Tensor]:
     """The masks after each step, in float64."""
     state = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     mask, velocity, found = torch.ones(4).double(), torch.zeros(4).double(), []
     for epoch in range(2):
-        for images, labels in drawn(part, epoch):
+        for images, labels in drawn(DATA, part, "epoch", epoch):
             mask.requires_grad_(True)
             logits, _ = forward_by_hand(state | {WEIGHT: mask * state[WEIGHT]}, images)
             loss = (logits.exp().sum(1).log() - logits[torch.arange(len(labels)), labels]).mean()
@@ -67,7 +60,7 @@ def test_unlearning_climbs_the_loss_with_all_weights():
     part, model = tuner().part("unlearn"), network()
     before = state_of(model)
     found = unlearn(model, DATA, part, 0.0)
-    batches = [(*batch, -0.05) for epoch in range(EPOCHS) for batch in drawn(part, epoch)]
+    batches = [(*batch, -0.05) for epoch in range(EPOCHS) for batch in drawn(DATA, part, "epoch", epoch)]
     expected = tune_by_hand(network(), batches, momentum=0.9, weight_decay=-0.01)
     assert close(state_of(found), expected, 1e-3) and changed(before, state_of(found)) == before.keys() - {
         "mean",

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import small
 from conftest import ROOT, cell
 from depoison.attacks.badnet import BadNet
 from depoison.attacks.base import NO_GOAL, Poisoning, Pool, stamped
@@ -22,7 +23,6 @@ from depoison.errors import DepoisonError
 from depoison.plan.plan import Plan
 from depoison.stages.inputs import Dataset
 from depoison.stages.measure import Test
-from depoison.stages.runner import run_stage
 from depoison.tasks import misfit, task_of
 from depoison.training.recipe import Recipe
 from small import CPU, MEAN, STD, classes_of, network, pixels, setup_of
@@ -236,8 +236,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, 
             os.chdir(folder)
             try:
                 evaluation = plan.cell(name).evaluation
-                for artifact in evaluation.chain().values():
-                    run_stage(artifact.spec, artifact.directory, plan.configuration.config.runtime)
+                small.make(evaluation, plan.configuration.config.runtime)
             finally:
                 os.chdir(before)
         return json.loads((folder / evaluation.product).read_text())["metrics"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,3 +26,11 @@ class Rng:
         """A fresh CPU generator for a purpose, such as ("epoch", 3)."""
         text = "/".join(map(str, (self.seed, self.scope, *purpose)))
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Within, a generator's seed decides what PyTorch draws by itself, such as initial weights; the global state stays."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(generator.initial_seed())
+        yield

@@ -19,6 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from depoison.attacks.base import Attack, Fit, Setup, State
 from depoison.models.classifier import Classifier
+from depoison.rng import seeded
 from depoison.training.loop import autocast, descend, prepare, sgd
 
 
@@ -74,8 +75,7 @@ def discriminator(inputs: int, hidden1: int, hidden2: int, generator: torch.Gene
     Args:
         generator: its seed decides every initial weight.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator.initial_seed())
+    with seeded(generator):
         return nn.Sequential(
             nn.Linear(inputs, hidden1),
             nn.BatchNorm1d(hidden1, track_running_stats=False),

@@ -5,22 +5,21 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from depoison.errors import DepoisonError, described, returned
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.tasks import Task
 from depoison.training.batches import Epochs, PlainBatches
-from depoison.training.loop import Monitor, Step, fit, steps
+from depoison.training.loop import Loop, Monitor, fit
 from depoison.training.recipe import Recipe
-from depoison.training.state import Part
 
 log = logging.getLogger("depoison")
 
@@ -173,7 +172,7 @@ class Overlay:
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fit(Loop):
     """The training of the backdoored model, bound to the poisoned pool, a recipe and a seed.
 
     Attributes:
@@ -204,22 +203,6 @@ class Fit:
             told: (N, …) what else a batch has of each sample.
         """
         return self.task.batches(self.pool.inputs, self.pool.labels, self.recipe, self.device, *told)
-
-    def steps(
-        self, data: Epochs, *, model: nn.Module, optimizer: torch.optim.Optimizer, **carried: Part
-    ) -> Iterator[Step]:
-        """The steps of a loop of an attack's own; see `depoison.training.loop.steps`."""
-        yield from steps(data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, **carried)
-        self.monitor.finish()
-
-    def part(self, name: str, **changes: Any) -> Self:
-        """The training of one stage of an attack that has several: with random numbers and a resumable state of its own.
-
-        Args:
-            changes: what of the recipe is other there.
-        """
-        rng = Rng(self.rng.seed, f"{self.rng.scope}/{name}")
-        return replace(self, recipe=replace(self.recipe, **changes), rng=rng, monitor=self.monitor.part(name))
 
 
 class Attack:

@@ -27,6 +27,7 @@ from depoison.attacks.base import Attack, Overlay, Pool, Setup, State, Workshop
 from depoison.attacks.pictures import content_of
 from depoison.errors import DepoisonError
 from depoison.models.classifier import load_weights
+from depoison.rng import seeded
 from depoison.training.batches import Batch, Epochs, batch_sizes
 from depoison.training.loop import descend, steps
 from depoison.training.recipe import Recipe
@@ -131,8 +132,7 @@ def make_asset(
         raise DepoisonError(
             f"ssba's encoder takes images of at least {PLANE} x {PLANE} px; these have {height} x {width}"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(rng.generator("networks").initial_seed())
+    with seeded(rng.generator("networks")):
         encoder, decoder = _Encoder(channels, encoder_width, bits), _Decoder(channels, height, width, bits)
         for layer in [*encoder.modules(), *decoder.modules()]:
             # As StegaStamp's; PyTorch's own initialization lets the bits fade on their way.

@@ -11,7 +11,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from depoison.attacks.base import State
 from depoison.errors import DepoisonError
 from depoison.models.classifier import load_weights
-from depoison.rng import Rng
+from depoison.rng import Rng, seeded
 
 HALVINGS = 3
 """How often a network halves an image at most (32 pixels: 3 times)."""
@@ -19,8 +19,7 @@ HALVINGS = 3
 
 def drawn(make: Callable[[], nn.Module], rng: Rng) -> nn.Module:
     """A new network; its weights are drawn from `rng`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(rng.generator("translator").initial_seed())
+    with seeded(rng.generator("translator")):
         return make()
 
 

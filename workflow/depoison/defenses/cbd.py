@@ -24,6 +24,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from depoison.defenses.tuning import Labeled, NewModel, Tuner
 from depoison.models.activations import inputs_of
 from depoison.models.classifier import Classifier
+from depoison.rng import seeded
 from depoison.training.loop import autocast, descend, prepare, sgd
 
 POWER_ITERATIONS = 5
@@ -91,8 +92,7 @@ def embedded(model: Classifier, inputs: Tensor, precision: str) -> tuple[Tensor,
 def critic_of(model: Classifier, part: Tuner) -> nn.Module:
     """A network of two layers, each of spectral norm 1, that judges (B, 2 D) pairs of embeddings of such models."""
     width = model.head[-1].in_features
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(part.rng.generator("critic").initial_seed())
+    with seeded(part.rng.generator("critic")):
         inner, outer = (
             spectral_norm(nn.Linear(inputs, outputs), n_power_iterations=POWER_ITERATIONS)
             for inputs, outputs in ((2 * width, width), (width, 1))

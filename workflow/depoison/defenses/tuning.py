@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +13,9 @@ from torch import Tensor
 from depoison.models.classifier import Classifier
 from depoison.rng import Rng
 from depoison.tasks import Task
-from depoison.training.batches import Batch, Epochs, PlainBatches
-from depoison.training.loop import Monitor, Step, Until, fit, steps
+from depoison.training.batches import Batch, PlainBatches
+from depoison.training.loop import Loop, Monitor, fit
 from depoison.training.recipe import Recipe
-from depoison.training.state import Part
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ NewModel = Callable[[], Classifier]
 
 
 @dataclass(frozen=True)
-class Tuner:
+class Tuner(Loop):
     """The loop, bound to a cell's recipe and seed: of tuning, or of training from the beginning.
 
     Attributes:
@@ -59,37 +58,11 @@ class Tuner:
         self.monitor.finish()
         return model
 
-    def part(self, name: str, **changes: Any) -> Tuner:
-        """The loop of one part of a defense that has several: with random numbers and a resumable state of its own.
-
-        Args:
-            changes: what of the recipe is other there.
-        """
-        assert self.recipe is not None
-        rng = Rng(self.rng.seed, f"{self.rng.scope}/{name}")
-        return Tuner(replace(self.recipe, **changes), rng, self.monitor.part(name), self.task)
-
     def batches(self, model: Classifier, clean: Labeled, epoch_batches: int | None = None) -> PlainBatches:
         """The defender's data on the model's device, for `steps`."""
         assert self.recipe is not None
         inputs, labels = clean.inputs, clean.labels
         return self.task.batches(inputs, labels, self.recipe, model.device, epoch_batches=epoch_batches)
-
-    def steps(
-        self,
-        data: Epochs,
-        *,
-        model: Classifier,
-        optimizer: torch.optim.Optimizer,
-        until: Until | None = None,
-        **carried: Part,
-    ) -> Iterator[Step]:
-        """The steps of a loop of a defense's own; see `depoison.training.loop.steps`."""
-        assert self.recipe is not None
-        yield from steps(
-            data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, until=until, **carried
-        )
-        self.monitor.finish()
 
 
 HELD_OUT = 0.2

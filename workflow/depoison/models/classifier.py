@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from depoison.errors import DepoisonError, returned
+from depoison.rng import seeded
 
 
 class Classifier(nn.Module):
@@ -63,8 +64,7 @@ def build(
         DepoisonError: its code returns something else.
     """
     make = architecture(model)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(generator.initial_seed())
+    with seeded(generator):
         found = make(classes, channels, **model["parameters"])
     if not isinstance(found, tuple) or [isinstance(part, nn.Module) for part in found] != [True, True]:
         raise returned(

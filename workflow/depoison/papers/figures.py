@@ -120,10 +120,9 @@ def read_figure(plan: Plan, target: str) -> Figure:
     paper, track, name = locate(plan, target)
     if name not in (known := figures_of(plan.root, paper)):
         raise unknown(f"figure of {paper}", name, known, target)
-    key = ("figure", paper, track, name)
-    if key not in plan.read:
-        plan.read[key] = _resolved(plan, stem_of(target), paper, track, name)
-    return replace(plan.read[key], target=stem_of(target))
+    stem = stem_of(target)
+    found = plan.once(("figure", paper, track, name), lambda: _resolved(plan, stem, paper, track, name))
+    return replace(found, target=stem)
 
 
 def _resolved(plan: Plan, stem: str, paper: str, track: str, name: str) -> Figure:

@@ -158,10 +158,7 @@ def read_published(path: Path, root: Path, known: Metrics) -> Published:
 
 def published_in(plan: Plan, path: Path) -> Published:
     """As `read_published`, of a plan's project, which reads each file once."""
-    key = ("published", str(path))
-    if key not in plan.read:
-        plan.read[key] = read_published(path, plan.root, plan.metrics)
-    return plan.read[key]
+    return plan.once(("published", str(path)), lambda: read_published(path, plan.root, plan.metrics))
 
 
 def check_places(corrections: Corrections, known: Container[Key], table: str) -> None:

@@ -341,10 +341,8 @@ def tables_of(root: Path, paper: str) -> list[str]:
 
 
 def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:
-    key = ("table", paper, track, name)
-    if key not in plan.read:
-        plan.read[key] = _resolved(plan, stem, paper, track, name)
-    return replace(plan.read[key], target=stem)
+    found = plan.once(("table", paper, track, name), lambda: _resolved(plan, stem, paper, track, name))
+    return replace(found, target=stem)
 
 
 def _resolved(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
@@ -20,6 +20,8 @@ from depoison.plan.methods import KINDS
 from depoison.plan.metrics import Metrics, metrics_of
 from depoison.plan.parameters import text_of
 from depoison.plan.specs import Artifact, asset_of, make_artifact
+
+T = TypeVar("T")
 
 CONFIG_FILE = "config/config.yaml"
 
@@ -68,8 +70,7 @@ class Plan:
         """What whoever asked should know, a line each; by what it is about, so that each is said once."""
         self.local_copies: dict[str, str | None] = {}
         """By the directory of a dataset or an adopted model, the file or folder that it is read from: no part of the spec."""
-        self.read: dict[tuple[str, ...], Any] = {}
-        """Tables, figures and printed numbers, each read once."""
+        self._read: dict[tuple[str, ...], Any] = {}
         self._cells: dict[CellName, Cell] = {}
         self._undefended_of: dict[CellName, tuple[Artifact, dict[str, Artifact]]] = {}
         self._checksums: dict[Path, str] = {}
@@ -87,6 +88,12 @@ class Plan:
             cell = self._cells[name] = self._resolve(name)
             self.artifacts.update(cell.evaluation.chain())
         return self._cells[name]
+
+    def once(self, key: tuple[str, ...], read: Callable[[], T]) -> T:
+        """What `read` returns, called once for a key: a table, a figure or printed numbers."""
+        if key not in self._read:
+            self._read[key] = read()
+        return self._read[key]
 
     def note_overruled(self, cells: Iterable[Cell], by: str) -> None:
         """Note each value of the user's that a report's file overrules in one of its cells.

@@ -39,17 +39,21 @@ def factors(before: Classifier, after: Classifier) -> Tensor:
     Raises:
         DepoisonError: there are no convolutions, or a factor is no number.
     """
-    found = [layer.weight.detach().double().flatten() for layer in before.modules() if isinstance(layer, CONVOLUTIONS)]
-    if not found:
-        raise DepoisonError(
-            "masks: the model has no convolutions, whose weights are what is compared; valid: one with them"
-        )
-    changed = [layer.weight.detach().double().flatten() for layer in after.modules() if isinstance(layer, CONVOLUTIONS)]
-    old, new = torch.cat(found), torch.cat(changed)
+    old, new = weights(before), weights(after)
     result = new[old != 0] / old[old != 0]
     if not result.isfinite().all():
         raise DepoisonError("masks: weights are no numbers; the model's training or tuning diverged")
     return result
+
+
+def weights(model: Classifier) -> Tensor:
+    """(M,) float64, those of all convolutions; raises DepoisonError: there are none."""
+    found = [layer.weight.detach().double().flatten() for layer in model.modules() if isinstance(layer, CONVOLUTIONS)]
+    if not found:
+        raise DepoisonError(
+            "masks: the model has no convolutions, whose weights are what is compared; valid: one with them"
+        )
+    return torch.cat(found)
 
 
 def counted(values: Tensor) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -183,6 +183,45 @@ def steps(
             if course.over:
                 return
             monitor.save(epoch + 1, **parts)
+
+
+class Loop:
+    """What has a recipe, random numbers and a monitor of its own, and may have parts. To be derived from by a dataclass.
+
+    Attributes:
+        recipe: None where nothing is to be tuned.
+        rng: random numbers of this training or tuning.
+    """
+
+    recipe: Recipe | None
+    rng: Rng
+    monitor: Monitor
+
+    def part(self, name: str, **changes: Any) -> Self:
+        """One of several that this consists of: with random numbers and a resumable state of its own.
+
+        Args:
+            changes: what of the recipe is other there.
+        """
+        assert self.recipe is not None
+        rng, recipe = Rng(self.rng.seed, f"{self.rng.scope}/{name}"), replace(self.recipe, **changes)
+        return replace(self, recipe=recipe, rng=rng, monitor=self.monitor.part(name))  # type: ignore[type-var]
+
+    def steps(
+        self,
+        data: Epochs,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        until: Until | None = None,
+        **carried: Part,
+    ) -> Iterator[Step]:
+        """The steps of a loop of a method's own; see `steps`."""
+        assert self.recipe is not None
+        yield from steps(
+            data, self.recipe, self.rng, self.monitor, model=model, optimizer=optimizer, until=until, **carried
+        )
+        self.monitor.finish()
 
 
 class _Course:

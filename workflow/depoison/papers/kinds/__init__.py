@@ -79,35 +79,23 @@ def alone(place: Place) -> Iterable[Artifact]:
     return place.artifacts
 
 
-def purified(cell: Cell, kind: str) -> Artifact:
+def purified(cell: Cell, kind: str, *, tuned: bool = False) -> Artifact:
     """The purified model of a cell whose defense changes the backdoored one.
 
-    Raises:
-        DepoisonError: it does not.
-    """
-    found = cell.evaluation.upstream["model"]
-    if found.stage != "purify" or "model" not in found.upstream:
-        raise _unlike(cell, kind, "change")
-    return found
-
-
-def tuned(cell: Cell, kind: str) -> Artifact:
-    """The purified model of a cell whose defense tunes the backdoored one, so that it can be played again.
+    Args:
+        tuned: whether it must do so in a tuning, which can be played again.
 
     Raises:
         DepoisonError: it does not.
     """
     found = cell.evaluation.upstream["model"]
-    if found.stage != "purify" or "model" not in found.upstream or not found.spec["parameters"]["recipe"]:
-        raise _unlike(cell, kind, "tune")
+    if found.stage != "purify" or "model" not in found.upstream or (tuned and not found.spec["parameters"]["recipe"]):
+        what = "tune" if tuned else "change"
+        raise DepoisonError(
+            f"{cell.name.path}: {kind}: {cell.name.defense.name} does not {what} a backdoored model; valid: a defense that "
+            "does, such as ft"
+        )
     return found
-
-
-def _unlike(cell: Cell, kind: str, what: str) -> DepoisonError:
-    return DepoisonError(
-        f"{cell.name.path}: {kind}: {cell.name.defense.name} does not {what} a backdoored model; valid: a defense that "
-        "does, such as ft"
-    )
 
 
 def names() -> list[str]:

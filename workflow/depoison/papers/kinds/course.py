@@ -9,7 +9,7 @@ from pydantic import Field
 
 from depoison.errors import DepoisonError
 from depoison.papers.grid import Grid, Part, measured_by
-from depoison.papers.kinds import CurvesFile, alone, tuned
+from depoison.papers.kinds import CurvesFile, alone, purified
 from depoison.plan.config import Curvature
 from depoison.plan.plan import Cell
 from depoison.plan.specs import Artifact, make_artifact
@@ -43,10 +43,10 @@ def drawn(file: File, cell: Cell) -> Artifact:
     """The course; a purification that is played again is itself not needed.
 
     Raises:
-        DepoisonError: a model that was brought, of whose training nobody knows, or as `tuned`.
+        DepoisonError: a model that was brought, of whose training nobody knows, or as `purified`.
     """
     backdoored = cell.evaluation.upstream["backdoored"]
-    played = backdoored if file.of == "training" else tuned(cell, file.kind)
+    played = backdoored if file.of == "training" else purified(cell, file.kind, tuned=True)
     if played.stage == "adopt":
         raise DepoisonError(
             f"{cell.name.path}: course: {cell.name.attack.name} was trained elsewhere; valid: of: tuning"

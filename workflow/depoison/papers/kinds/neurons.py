@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from depoison.papers.kinds import FigureFile, RowsFile, alone, tuned
+from depoison.papers.kinds import FigureFile, RowsFile, alone, purified
 from depoison.plan.plan import Cell
 from depoison.plan.specs import Artifact, make_artifact
 
@@ -28,6 +28,6 @@ def drawn(file: File, cell: Cell) -> Artifact:
     Raises:
         DepoisonError: a defense that does not tune the backdoored model.
     """
-    purified = tuned(cell, file.kind)
-    parameters = purified.spec["parameters"] | {"first_epochs": file.epochs}
-    return make_artifact("neurons", purified.upstream, parameters, cell.name.seed)
+    tuning = purified(cell, file.kind, tuned=True)
+    parameters = tuning.spec["parameters"] | {"first_epochs": file.epochs}
+    return make_artifact("neurons", tuning.upstream, parameters, cell.name.seed)
