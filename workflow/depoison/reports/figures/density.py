@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from depoison.artifacts import read_hessian
 from depoison.papers.figures import Figure
 from depoison.papers.grid import Place
 from depoison.reports.figures.curves import Row, where
-from depoison.reports.figures.style import COLORS, SPARE, blank, new_canvas, plain
+from depoison.reports.figures.style import models_grid, plain
 from depoison.reports.numbers import Reader
 
 POINTS = 1001
@@ -59,17 +58,7 @@ def density(
 
 
 def draw(figure: Figure, rows: list[Row]) -> Any:
-    canvas = new_canvas(figure, 1.5 * len(figure.rows) + 0.2)
-    grid = canvas.subplots(len(figure.rows), len(figure.columns), squeeze=False)
-    names = {(place.label("row"), place.label("column")): place.defense.name for place in figure.places}
-    for axes, (row, column) in zip(grid.ravel(), product(figure.rows, figure.columns), strict=True):
-        shown = [one for one in rows if (one["row"], one["column"]) == (row.label, column.label)]
-        if row is figure.rows[0]:
-            axes.set_title(plain(column.label))
-        if not shown or shown[0]["gap"]:
-            blank(axes)
-            continue
-        color, _ = COLORS.get(names[row.label, column.label], SPARE[0])
+    def fill(axes: Any, shown: list[Row], color: str) -> None:
         _fill(axes, shown, color)
         told = [
             f"{plain(metric.label)} {metric.text(shown[0][metric.key])}{metric.unit}"
@@ -77,11 +66,8 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             if shown[0][metric.key] != ""
         ]
         axes.text(0.97, 0.95, "\n".join(told), transform=axes.transAxes, ha="right", va="top")
-    for line, row in zip(grid, figure.rows, strict=True):
-        line[0].set_ylabel("\n".join(filter(None, [plain(row.label), "Density"])))
-    for axes in grid[-1]:
-        axes.set_xlabel("Eigenvalue")
-    return canvas
+
+    return models_grid(figure, rows, fill, x="Eigenvalue", y="Density")
 
 
 def _fill(axes: Any, shown: list[Row], color: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from depoison.artifacts import MASKS, read_rows
 from depoison.papers.figures import Figure
 from depoison.papers.grid import Place
 from depoison.reports.figures.curves import Row, where
-from depoison.reports.figures.style import COLORS, SPARE, blank, new_canvas, plain
+from depoison.reports.figures.style import models_grid
 
 BLANK = dict.fromkeys(("seed", "factor", "weights", "share"), "")
 
@@ -32,23 +31,7 @@ def _numbers(place: Place) -> list[Row]:
 
 
 def draw(figure: Figure, rows: list[Row]) -> Any:
-    canvas = new_canvas(figure, 1.5 * len(figure.rows) + 0.2)
-    grid = canvas.subplots(len(figure.rows), len(figure.columns), squeeze=False, sharex=True, sharey=True)
-    names = {(place.label("row"), place.label("column")): place.defense.name for place in figure.places}
-    for axes, (row, column) in zip(grid.ravel(), product(figure.rows, figure.columns), strict=True):
-        if row is figure.rows[0]:
-            axes.set_title(plain(column.label))
-        shown = [one for one in rows if (one["row"], one["column"]) == (row.label, column.label)]
-        if not shown or shown[0]["gap"]:
-            blank(axes)
-            continue
-        color, _ = COLORS.get(names[row.label, column.label], SPARE[0])
-        _fill(axes, shown, color)
-    for line, row in zip(grid, figure.rows, strict=True):
-        line[0].set_ylabel("\n".join(filter(None, [plain(row.label), "Weights (%)"])))
-    for axes in grid[-1]:
-        axes.set_xlabel("Factor")
-    return canvas
+    return models_grid(figure, rows, _fill, x="Factor", y="Weights (%)", sharex=True, sharey=True)
 
 
 def _fill(axes: Any, shown: list[Row], color: str) -> None:

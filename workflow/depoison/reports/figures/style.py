@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from depoison.papers.figures import Figure
@@ -143,6 +144,45 @@ def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: b
             axes.tick_params(labelbottom=True)
             axes.set_xlabel(label)
     canvas.align_ylabels(list(grid[:, 0]))
+    return canvas
+
+
+def models_grid(
+    figure: Figure,
+    rows: Sequence[dict[str, Any]],
+    fill: Callable[[Any, list[dict[str, Any]], str], None],
+    *,
+    x: str,
+    y: str,
+    **share: bool,
+) -> Any:
+    """A panel for each row and column of a figure of models.
+
+    Args:
+        rows: of the figure's CSV.
+        fill: draws one panel, given its axes, its rows and the color of its defense.
+        x, y: what the axes are of.
+        share: which axes of the panels are one, as matplotlib's `subplots` has it.
+
+    Returns:
+        A matplotlib Figure.
+    """
+    canvas = new_canvas(figure, 1.5 * len(figure.rows) + 0.2)
+    grid = canvas.subplots(len(figure.rows), len(figure.columns), squeeze=False, **share)
+    names = {(place.label("row"), place.label("column")): place.defense.name for place in figure.places}
+    for axes, (row, column) in zip(grid.ravel(), product(figure.rows, figure.columns), strict=True):
+        shown = [one for one in rows if (one["row"], one["column"]) == (row.label, column.label)]
+        if row is figure.rows[0]:
+            axes.set_title(plain(column.label))
+        if not shown or shown[0]["gap"]:
+            blank(axes)
+            continue
+        color, _ = COLORS.get(names[row.label, column.label], SPARE[0])
+        fill(axes, shown, color)
+    for line, row in zip(grid, figure.rows, strict=True):
+        line[0].set_ylabel("\n".join(filter(None, [plain(row.label), y])))
+    for axes in grid[-1]:
+        axes.set_xlabel(x)
     return canvas
 
 
