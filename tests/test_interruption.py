@@ -116,6 +116,23 @@ def test_a_killed_job_fails_the_run_and_the_next_resumes_it(stage, tiny):
     assert complete(tiny) and leftovers(tiny) == []
 
 
+@pytest.mark.drill
+def test_what_a_maker_leaves_who_is_killed_after_publishing_goes_with_the_next_run(tiny):
+    def beside(stage: str, kind: str) -> Path:
+        (product,) = tiny.path.glob(f"results/{stage}/*/{STAGES[stage].product}")
+        return product.parent.with_name(f".{product.parent.name}.{kind}")
+
+    tiny.make(cell(track="tiny", attack="badnet+rate=0.1", defense="none"))
+    kept = tiny / "results/train/.not-complete-0123456789.scratch"
+    for state in (beside("train", "scratch"), beside("train", "x1y2.building"), beside("evaluate", "scratch"), kept):
+        state.mkdir()
+        (state / "state-3.safetensors").write_text("")
+    beside("train", "lock").touch()
+    done = tiny.snakemake("--cores", "1", "--", cell(track="tiny", attack="badnet+rate=0.1", defense="lp"))
+    assert done.returncode == 0, done.stderr
+    assert leftovers(tiny) == [kept.name]
+
+
 @pytest.mark.parametrize("kills", [3, *seldom(20)])
 def test_a_training_killed_at_random_moments_ends_with_the_same_bytes(kills, tiny):
     tiny.set("config/config.yaml", "runtime", "save_seconds", to=0)

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -259,6 +260,12 @@ def only_maker(path: Path) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
             return
+
+
+def artifact_beside(path: Path) -> str | None:
+    """The directory of the artifact whose lock, resumable state or unfinished files these are; None for anything else."""
+    name = re.fullmatch(r"\.(.+-[0-9a-f]{10})\.(lock|scratch|[^.]+\.building)", path.name)
+    return str(path.with_name(name[1])) if name else None
 
 
 def _sync(directory: Path) -> None:

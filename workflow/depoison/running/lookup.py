@@ -36,6 +36,7 @@ from depoison.running import display
 from depoison.running.board import Board, Item, item_of
 from depoison.running.share import notices
 from depoison.running.worker import remove, start_worker
+from depoison.stages.runner import tidy
 
 STAMPS = Path(".snakemake/depoison/stamps")
 """Scratch files whose modification time tells Snakemake whether a file with a fixed name is out of date."""
@@ -106,6 +107,7 @@ class Lookup:
         """
         with _refusing():
             _check_folders(path for job in self._workflow.dag.needrun_jobs() for path in (*job.output, *job.log))
+        tidy()
         missing = [a for a in self.plan.artifacts.values() if not Path(a.product).exists()]
         if self._workflow.executor_plugin.name != "local":
             HANDED_ON.parent.mkdir(parents=True, exist_ok=True)

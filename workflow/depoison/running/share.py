@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 from depoison.artifacts import read_record, read_recorded
 from depoison.errors import DepoisonError
-from depoison.files import RUN, refuse_links
+from depoison.files import RUN, artifact_beside, refuse_links
 from depoison.papers.figures import all_figures
 from depoison.papers.tables import all_tables
 from depoison.plan.cells import PREFIX
@@ -343,7 +342,8 @@ def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -
     reached = chain_of(artifacts(plan, [*all_tables(plan), *all_figures(plan), *_cells_made(plan), *keep]))
     stray = [path for stage in STAGES for path in sorted(Path("results", stage).glob("*")) if path.is_dir()]
     stray = [path for path in stray if str(path) not in reached and not path.name.startswith(".")]
-    unfinished = [path for path in Path("results").glob("*/.*") if _unfinished(path) not in {None, *reached}]
+    unfinished = [path for path in Path("results").glob("*/.*") if path.suffix != ".lock"]
+    unfinished = [path for path in unfinished if artifact_beside(path) not in {None, *reached}]
     linked = _refusals([*stray, *unfinished], refuse_links)
     unfinished = [path for path in unfinished if path not in linked]
     heavy = {path: files for path in stray if path not in linked and (files := sorted(path.glob("*.safetensors")))}
@@ -376,12 +376,6 @@ def collect(plan: Plan, keep: Sequence[str], remove: bool, unshared_too: bool) -
     unknown = {file: fault.cause for file, fault in faults.items() if fault.kind == "unknown"}
     left = dict.fromkeys([*linked.values(), *refused.values()])
     return Told("\n".join(lines), [*left, *_complaint(unknown, "not known to be in the remote")])
-
-
-def _unfinished(path: Path) -> str | None:
-    """The directory of the artifact whose resumable state or unfinished files these are; None for anything else."""
-    name = re.fullmatch(r"\.(.+-[0-9a-f]{10})\.(scratch|[^.]+\.building)", path.name)
-    return str(path.with_name(name[1])) if name else None
 
 
 def _cells_made(plan: Plan) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from depoison.artifacts import read_spec
 from depoison.errors import KEPT, DepoisonError
-from depoison.files import RUN, SPEC, only_maker, publish, refuse_links, sha256_of, write_json
+from depoison.files import RUN, SPEC, artifact_beside, only_maker, publish, refuse_links, sha256_of, write_json
 from depoison.gpu import VISIBLE, devices, lease
 from depoison.importing import module_of, use
 from depoison.plan.config import Runtime
@@ -158,6 +158,21 @@ def _make(spec: dict[str, Any], final: Path, runtime: Runtime, root: str | None)
         shutil.rmtree(building, ignore_errors=True)
     shutil.rmtree(scratch, ignore_errors=True)
     log.info("%s made in %.1f s", final / STAGES[stage].product, time.time() - started)
+
+
+def tidy() -> None:
+    """Remove what is left beside complete artifacts by makers who were killed after they had published theirs.
+
+    No stage comes back to those; an artifact that is not complete keeps its resumable state.
+    """
+    for path in sorted(Path("results").glob("*/.*")):
+        final = Path(artifact_beside(path) or "")
+        stage = STAGES.get(final.parent.name)
+        if stage is None or not (final / stage.product).exists():
+            continue
+        with contextlib.suppress(OSError, DepoisonError), only_maker(final):  # which removes the lock
+            if path.suffix != ".lock":
+                shutil.rmtree(path)
 
 
 def devices_wanted(runtime: Runtime) -> int:
