@@ -382,6 +382,21 @@ def is_as_measured(row: dict[str, Any], place: Place) -> None:
     assert {key: row[key] for key in ("c_acc", "asr")} == {key: read.metrics[key] for key in ("c_acc", "asr")}
 
 
+@pytest.mark.parametrize("defense", ["f-sft+lr=0.001", "nft"])
+def test_a_tuning_of_what_stands_for_layers_that_is_played_again(defense, made, monkeypatch):
+    """Singular values and masks learn in place of weights; what is measured is the network that they make."""
+    monkeypatch.chdir(made.path)
+    made.set("config/tracks/tiny.yaml", "tuning", "epochs", to=2)
+    (artifact,) = course_of(made, axes={"lines": [{"defense": defense}]}).artifacts()
+    make(artifact)
+    rows = read_rows(Path(artifact.product), COLUMNS)
+    assert [row["epoch"] for row in rows] == [0, 1, 2] and len({row["lambda_max"] for row in rows}) == 3
+    columns = [{"label": "None", "defense": "none"}, {"label": "Tuned", "defense": defense}]
+    ends = figure_of(made, curvature=BUDGET, axes={"columns": columns})
+    is_as_measured(rows[0], ends.places[0])
+    is_as_measured(rows[-1], ends.places[1])
+
+
 def test_a_tuning_that_is_played_again(made, monkeypatch):
     """It begins at the backdoored model and ends at the purified one."""
     monkeypatch.chdir(made.path)

@@ -17,7 +17,7 @@ from depoison.defenses.awm import awm
 from depoison.defenses.nft import floor, nft
 from depoison.defenses.tuning import Labeled, Tuner
 from depoison.errors import DepoisonError
-from depoison.models.masks import put_masks, unmasked
+from depoison.models.masks import plain, put_masks
 from depoison.rng import Rng
 from depoison.training import loop
 from depoison.training.loop import Monitor
@@ -92,7 +92,7 @@ def test_a_masked_network_is_the_network_with_the_products_as_weights(per):
     other.load_state_dict(expected)
     assert torch.equal(model(DATA.inputs), other(DATA.inputs))
     original = network()
-    found = unmasked(model, original)
+    found = plain(model, original)
     assert not changed(state_of(found), expected) and not changed(state_of(original), before)
     assert [name for name, _ in found.named_parameters()] == [name for name, _ in original.named_parameters()]
     assert type(found.classifier) is nn.Linear and all(one.requires_grad for one in found.parameters())

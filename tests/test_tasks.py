@@ -263,8 +263,20 @@ def test_a_source_specific_attack_poisons_its_victims_alone_and_is_measured_on_t
     overlay = attack.poison(pool, setup := setup_of(poisoning=plan), attack.trigger(setup))
     assert len(overlay.indices) == 6 and set(pool.labels[overlay.indices].tolist()) == {2}
     assert overlay.labels.tolist() == [0] * 6
-    with pytest.raises(DepoisonError, match="the pool has 20 of the victim's label: the maximum rate is 0.3333"):
+    with pytest.raises(
+        DepoisonError, match="victim 2, .* labels=source-specific poisons: 20 of 60; the maximum rate is 0.3333"
+    ):
         attack.poison(pool, setup_of(poisoning=replace(plan, rate=0.5)), attack.trigger(setup))
+
+
+def test_the_seed_does_not_decide_whether_a_source_specific_rate_of_the_victims_share_is_valid(caplog):
+    """Of 60 samples of 90, of which each class has a third, a draw left 18 of the victim's, and 20 are asked for."""
+    labels = torch.cat([torch.full((count,), label) for label, count in enumerate((21, 21, 18))])
+    plan, attack = Poisoning(rate=1 / 3, target=0, labels="source-specific", victim=2), BadNet(size=3, enlarge=True)
+    pool = Pool(pixels(60), labels, training_labels=torch.arange(90) % 3)
+    overlay = attack.poison(pool, setup := setup_of(poisoning=plan), attack.trigger(setup))
+    assert overlay.indices.tolist() == list(range(42, 60))
+    assert caplog.messages == ["20 images of the victim 2 are to be poisoned; the defender's draw left 18, and all are"]
 
 
 @pytest.mark.parametrize("victim", ["", "+victim=0"])

@@ -403,9 +403,9 @@ def choose(attack: Attack, pool: Pool, setup: Setup) -> Tensor:
     """Which samples of the pool are poisoned.
 
     Dirty-label attacks draw from all classes, the target's included, as BackdoorBench does; clean-label attacks from the
-    target class. The count is the rate times the size of the whole pool, in both.
+    target class, source-specific ones from the victim's. The count is the rate times the size of the whole pool, in all.
 
-    A clean-label rate may be at most the target class's share of the training set: the count is then what the pool has of
+    Where it is one class, the rate may be at most its share of the training set: the count is then what the pool has of
     the class in the mean over the defender's random draws, and where the draw left fewer, all are taken. So that the seed
     does not decide, this goes for every count that a draw may leave, up to three standard deviations above the mean.
 
@@ -413,8 +413,8 @@ def choose(attack: Attack, pool: Pool, setup: Setup) -> Tensor:
         (n,) int64 indices into the pool, sorted.
 
     Raises:
-        DepoisonError: no such target label, a clean-label rate above the class's share, a class of which the pool has
-            nothing, or a label map that cannot be.
+        DepoisonError: no such target label, a rate above the share of the one class that is poisoned, a class of which the
+            pool has nothing, or a label map that cannot be.
     """
     poisoning, labels = setup.poisoning, pool.labels
     assert poisoning is not None
@@ -427,32 +427,31 @@ def choose(attack: Attack, pool: Pool, setup: Setup) -> Tensor:
         raise DepoisonError(
             f"poisoning rate {poisoning.rate:g} of {len(labels)} images is no image; the minimum is {1 / len(labels):.2g}"
         )
-    candidates = (poisoning.goals(labels, setup.classes) != NO_GOAL).nonzero()[:, 0]
+    everything = labels if pool.training_labels is None else pool.training_labels
     if attack.clean_label:
         if poisoning.labels != "all-to-one":
             raise DepoisonError(
                 f"a clean-label attack keeps its labels, so it cannot be {poisoning.labels}; valid: labels=all-to-one"
             )
-        candidates = candidates[labels == target]
-        everything = labels if pool.training_labels is None else pool.training_labels
-        size, total = int((everything == target).sum()), len(everything)
+        here, there = labels == target, everything == target
+        whom, kind = f"target class {target}", "a clean-label attack"
+    else:
+        here, there = (poisoning.goals(of, setup.classes) != NO_GOAL for of in (labels, everything))
+        whom, kind = f"victim {poisoning.victim}", f"labels={poisoning.labels}"
+    candidates, size, total = here.nonzero()[:, 0], int(there.sum()), len(everything)
+    if size < total:
         if count > _most(len(labels), size, total):
             raise DepoisonError(
-                f"poisoning rate {poisoning.rate:g} is above the share of the target class {target}, whose images alone a "
-                f"clean-label attack poisons: {size} of {total}; the maximum rate is {size * 10_000 // total / 10_000:g}"
+                f"poisoning rate {poisoning.rate:g} is above the share of the {whom}, whose images alone {kind} poisons: "
+                f"{size} of {total}; the maximum rate is {size * 10_000 // total / 10_000:g}"
             )
         if not len(candidates):
-            raise DepoisonError(f"the defender's draw left no image of the target class {target} to poison")
+            raise DepoisonError(f"the defender's draw left no image of the {whom} to poison")
         if count > len(candidates):
             log.warning(
-                "%d images of the target class %d are to be poisoned; the defender's draw left %d, and all are",
-                count, target, len(candidates),
+                "%d images of the %s are to be poisoned; the defender's draw left %d, and all are",
+                count, whom, len(candidates),
             )  # fmt: skip
-    elif count > len(candidates):
-        raise DepoisonError(
-            f"poisoning rate {poisoning.rate:g} is {count} samples; the pool has {len(candidates)} of the victim's label: "
-            f"the maximum rate is {len(candidates) * 10_000 // len(labels) / 10_000:g}"
-        )
     generator = setup.rng.generator("indices")
     chosen = candidates[torch.randperm(len(candidates), generator=generator)[:count]]
     return chosen.sort().values

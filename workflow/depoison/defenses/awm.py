@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from depoison.defenses.tuning import Labeled, Tuner, descended
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
-from depoison.models.masks import CONVOLUTIONS, put_masks, unmasked
+from depoison.models.masks import CONVOLUTIONS, plain, put_masks
 from depoison.training.loop import autocast, descend
 
 
@@ -89,4 +89,4 @@ def awm(
             for mask in masks:
                 mask.clamp_(0, 1)
         step.count(loss, logits)
-    return unmasked(tuned, model)
+    return plain(tuned, model)

@@ -16,6 +16,7 @@ from torch.nn.functional import conv2d, linear, relu
 from depoison.defenses.fisher import smooth
 from depoison.defenses.tuning import Labeled, Tuner
 from depoison.models.classifier import Classifier
+from depoison.models.masks import plain
 
 
 def f_sft(
@@ -40,9 +41,7 @@ def f_sft(
         tuned, clean, tune, eta_f=eta_f, eta_r=eta_r, fisher=fisher, trace_every=trace_every, trace_images=trace_images
     )
     tune.monitor.facts["tuned_parameters"] = sum(layer.shift.numel() for layer in layers.values())
-    for name, layer in layers.items():
-        tuned.set_submodule(name, layer.composed())
-    return tuned.requires_grad_(True).eval()
+    return plain(tuned, model)
 
 
 class Spectral(nn.Module):
@@ -91,12 +90,6 @@ class Spectral(nn.Module):
             return self.layer._conv_forward(x, self.weight, self.bias)
         inner = self.layer._conv_forward(x, self.right, None) * self.values[:, None, None]
         return conv2d(inner, self.left[:, :, None, None], self.bias)
-
-    @torch.no_grad()
-    def composed(self) -> nn.Module:
-        """The layer that it was made of, with the weight as it is now."""
-        self.layer.weight.copy_(self.weight)
-        return self.layer
 
 
 def factor(model: nn.Module) -> dict[str, Spectral]:

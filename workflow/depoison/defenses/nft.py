@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from depoison.defenses.tuning import Labeled, Tuner
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
-from depoison.models.masks import CONVOLUTIONS, put_masks, unmasked
+from depoison.models.masks import CONVOLUTIONS, plain, put_masks
 from depoison.training.loop import autocast, descend, prepare, sgd
 
 KINDS: dict[str, tuple[type[nn.Module], ...]] = {
@@ -88,7 +88,7 @@ def nft(
             for mask, lowest in zip(learned, floors, strict=True):
                 mask.clamp_(lowest, 1)
         step.count(loss, train_acc=100 * targets.gather(1, logits.argmax(1, keepdim=True))[:, 0])
-    return unmasked(tuned, model)
+    return plain(tuned, model)
 
 
 def mixed(values: Tensor, others: Tensor, lam: float) -> Tensor:

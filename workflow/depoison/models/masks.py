@@ -1,14 +1,15 @@
-"""Masks on the weights of a network: factors that learn while the weights stay."""
+"""Masks on the weights of a network, factors that learn while the weights stay; and a network of plain layers again."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from depoison.models.classifier import Classifier
+from depoison.models.classifier import Classifier, load_weights
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -44,14 +45,12 @@ def put_masks(layers: Iterable[nn.Module], *, per: str) -> list[nn.Parameter]:
     return masks
 
 
-def unmasked(masked: Classifier, model: Classifier) -> Classifier:
-    """A copy of `model` that computes what `masked` does, a masked copy of it, whose products become its own weights.
-
-    `masked` is of no use after it: torch puts a weight that was masked behind the layer's bias.
+def plain(tuned: nn.Module, model: Classifier) -> Classifier:
+    """A copy of `model` that computes what `tuned` does, itself a copy of it that may have other modules in place of layers
+    or their weights: they have, under the names of the layer's own tensors, those that they compute with.
     """
-    for layer in list(masked.modules()):
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight")
     found = copy.deepcopy(model)
-    found.load_state_dict(masked.state_dict())
+    with torch.no_grad():
+        places = {name: name.rpartition(".") for name in found.state_dict()}
+        load_weights(found, {name: getattr(tuned.get_submodule(at), own) for name, (at, _, own) in places.items()})
     return found.eval()

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from depoison.artifacts import COURSE
 from depoison.files import csv_bytes, write_bytes
-from depoison.models.classifier import Classifier, load_weights
+from depoison.models.classifier import Classifier
+from depoison.models.masks import plain
 from depoison.stages.hessian import Meter
 from depoison.stages.history import Progress
 from depoison.stages.inputs import read_dataset, read_model
@@ -29,13 +30,13 @@ def run(job: Job) -> None:
     recipe = replace(Recipe.of(parameters["recipe"]), evaluate_every=parameters["every"])
     test = Test.of(job.upstream("backdoored"), dataset)
     meter = Meter(dataset, job.upstream("backdoored"), parameters["curvature"], job.seed, job.device)
-    copy = read_model(job.upstream("backdoored"), dataset).to(job.device)
+    original = read_model(job.upstream("backdoored"), dataset).to(job.device)
 
     def measure(model: Classifier) -> dict[str, float]:
-        load_weights(copy, model.state_dict())  # which parts of the model are tuned, and in which mode, stays
+        network = plain(model, original)  # which parts of the model are tuned, and in which mode, stays
         with convolutions("fp32"):
-            found = meter.measure(meter.hessian(copy))
-        return found | test.measure(model, recipe.precision)
+            found = meter.measure(meter.hessian(network))
+        return found | test.measure(network, recipe.precision)
 
     progress = Progress("course")
     monitor = Monitor(
