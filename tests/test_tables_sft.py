@@ -191,11 +191,12 @@ def test_abl_trains_by_its_own_recipe():
 def numbers(paper: str, metric: str, name: str) -> pandas.DataFrame:
     """One row an attack, one column a defense; cells that stand in another's place are moved."""
     lines = transcribed(paper, name)
-    lines = lines[(lines.metric == metric) & ~lines.attack.isin(SUMMARIES)].astype({"value": float})
-    printed = lines.pivot(index="attack", columns="defense", values="value")
-    frame = printed.copy()
-    for (attack, defense, of), (at, by, _) in MOVED.get((paper, name), {}).items():
-        frame.loc[attack, defense] = printed.loc[at, by] if of == metric else frame.loc[attack, defense]
+    lines = lines[~lines.attack.isin(SUMMARIES)].astype({"value": float})
+    printed = lines.pivot(index="attack", columns=["metric", "defense"], values="value")
+    frame = printed[metric].copy()
+    for (attack, defense, of), (at, by, printed_as) in MOVED.get((paper, name), {}).items():
+        if of == metric:
+            frame.loc[attack, defense] = printed.loc[at, (printed_as, by)]
     return frame
 
 
@@ -208,6 +209,11 @@ def less(metric: str, name: str, *defenses: str, own: str = "f-sft", paper: str 
 def nft(metric: str, *defenses: str) -> pandas.DataFrame:
     """Of NFT's Table 1."""
     return less(metric, "table1", *defenses, own="nft", paper="nft")
+
+
+def large(metric: str) -> pandas.DataFrame:
+    """Of NFT's Table 1 on ImageNet."""
+    return less(metric, "table1-imagenet", *OTHERS, "rnp", own="nft", paper="nft")
 
 
 def few(metric: str, defense: str, images: int) -> float:
@@ -227,6 +233,12 @@ SECOND: dict[str, dict[str, Any]] = {
         "sft-removes-blend-from-gtsrb": lambda: less("asr", "table7", *OTHERS).loc["blended+rate=0.1"].min(),
         "sft-purifies-tiny-imagenet": lambda: -less("asr", "table7-tiny-imagenet", "none").mean().item(),
         "sft-keeps-tiny-imagenet": lambda: -less("c-acc", "table7-tiny-imagenet", "none").mean().item(),
+        "sft-first-on-imagenet-by-asr": lambda: less("asr", "table1-imagenet", *OTHERS).mean().min(),
+        "sft-first-on-imagenet-by-c-acc": lambda: less("c-acc", "table1-imagenet", *OTHERS).mean().max(),
+        "sft-first-beside-older-defenses": lambda: (
+            100 * (less("asr", "table10", "ft", "fp", "mcr", "nad").min(axis=1) > 0).mean()
+        ),
+        "sft-costs-as-said-beside-older-defenses": lambda: -less("c-acc", "table10", "none").mean().item(),
         "sft-beside-defenses-that-train": lambda: 100 * (less("asr", "table13", "cbd", "abl") > 0).mean().mean(),
         "backdoored-models-are-sharp": lambda: (of := numbers("sft", "lambda-max", "table15")).none.div(of["f-sft"]).min(),
         "sft-is-smoothest": lambda: less("lambda-max", "table15", "anp").min().item(),
@@ -237,10 +249,11 @@ SECOND: dict[str, dict[str, Any]] = {
         ),
         "sft-against-all-to-all": lambda: less("asr", "table20", "anp").anp.filter(like="blended").item(),
         "sft-keeps-c-acc-against-all-to-all": lambda: less("c-acc", "table20", "nad", "anp", "ft-sam").max().max(),
-        "f-sft-is-as-good-as-sft": lambda: less("asr", "table6", "sft").max().item(),
-        "f-sft-keeps-as-much-as-sft": lambda: less("c-acc", "table6", "sft").max().item(),
+        "f-sft-is-as-good-as-sft": lambda: 100 * (less("asr", "table6", "sft") < 1).mean().item(),
+        "f-sft-keeps-as-much-as-sft": lambda: 100 * (less("c-acc", "table6", "sft") < 1).mean().item(),
         "trace-term-lowers-asr": lambda: less("asr", "table6", "f-sft+eta_f=0").min().item(),
         "trace-term-costs-c-acc": lambda: less("c-acc", "table6", "f-sft+eta_f=0").mean().item(),
+        "trace-term-costs-little-c-acc": lambda: less("c-acc", "table6", "f-sft+eta_f=0").mean().item(),
         "retainer-keeps-c-acc": lambda: less("c-acc", "table6", "f-sft+eta_r=0").mean().item(),
         "retainer-costs-asr": lambda: less("asr", "table6", "f-sft+eta_r=0").min().item(),
         "sft-at-half-poisoned": lambda: numbers("sft", "asr", "table16")["f-sft"].filter(like="rate=0.5").max(),
@@ -260,6 +273,8 @@ SECOND: dict[str, dict[str, Any]] = {
         "nft-removes-blend": lambda: -nft("asr", "none").loc["blended+rate=0.1"].item(),
         "nft-keeps-c-acc-under-blend": lambda: -nft("c-acc", "none").loc["blended+rate=0.1"].item(),
         "nft-first-by-asr": lambda: nft("asr", *OTHERS, "rnp").mean().min(),
+        "nft-first-on-imagenet-by-asr": lambda: large("asr").mean().min(),
+        "nft-first-on-imagenet-by-c-acc": lambda: large("c-acc").mean().max(),
         "chosen-schedule-removes-most": lambda: (
             (of := numbers("nft", "asr", "table6").iloc[0].sort_values()).iloc[1] - of["nft+alpha=0.8+beta=0.5"]
         ),
@@ -274,6 +289,11 @@ AVERAGED = {
     "f-sft-is-the-fastest", "adversarial-search-is-four-times-as-slow",
 }  # fmt: skip
 """Of which averages alone are printed, no cells."""
+ILLEGIBLE = {
+    "one-image-of-each-class-is-enough", "one-image-of-each-class-keeps-c-acc", "regularizer-keeps-c-acc",
+    "augmentations-lower-asr", "augmentations-cost-c-acc",
+}  # fmt: skip
+"""Whose cells cannot be read in the text at hand."""
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -281,8 +301,9 @@ def test_every_claim_has_the_value_that_pandas_gives_and_holds_on_the_printed_nu
     paper,
 ):
     verdicts = {verdict.id: verdict for verdict in claims_of(PLAN, paper=paper)}
-    assert verdicts.keys() - AVERAGED == SECOND[paper].keys()
+    assert verdicts.keys() - AVERAGED - ILLEGIBLE == SECOND[paper].keys()
     for id, verdict in verdicts.items():
-        assert verdict.published.state == (UNPRINTED if id in AVERAGED else FAILS if id in FAILING else HOLDS), id
-        if id not in AVERAGED:
+        unprinted = id in AVERAGED | ILLEGIBLE
+        assert verdict.published.state == (UNPRINTED if unprinted else FAILS if id in FAILING else HOLDS), id
+        if not unprinted:
             assert verdict.published.value == pytest.approx(SECOND[paper][id](), abs=1e-9), id
