@@ -51,9 +51,16 @@ TINY = {
     "models": {"resnet18": {"width": 8}},
     "training": {"epochs": 1, "batch_size": 128, "evaluate_every": 0, "precision": "fp32"},
     "tuning": {"epochs": 1, "batch_size": 64, "precision": "fp32"},
-    "attacks": {"label-consistent": {"surrogate_steps": 1}, "lira": {"trigger_epochs": 1, "generator_width": 4}},
+    "attacks": {
+        "dfst": {
+            "style_epochs": 1, "generator_width": 4, "generator_blocks": 1, "discriminator_width": 4, "rounds": 1,
+            "round_epochs": 1, "injector_epochs": 1, "injector_width": 4,
+        },
+        "label-consistent": {"surrogate_steps": 1},
+        "lira": {"trigger_epochs": 1, "generator_width": 4},
+    },
     "defenses": {"ngf": {"epoch_batches": 2}, "nc": {"inversion_epochs": 1}},
-}
+}  # fmt: skip
 SMALL = {
     "title": "Small",
     "caption": "Two attacks and two defenses",

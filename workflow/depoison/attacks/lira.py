@@ -15,15 +15,14 @@ As in the released code, images are augmented before they are triggered.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, max_pool2d
+from torch.nn.functional import cross_entropy
 
 from depoison.attacks.base import Attack, Fit, Setup, State
 from depoison.attacks.batches import whole
-from depoison.attacks.translators import Centered, Doubled, drawn, finished, halvings, weights
+from depoison.attacks.translators import UNet, drawn, finished, weights
 from depoison.models.classifier import Classifier
 from depoison.training.loop import autocast, descend, prepare, sgd
 
@@ -111,35 +110,3 @@ def put(images: Tensor, generator: nn.Module, eps: float) -> Tensor:
     if not len(images):
         return images
     return (images + eps * generator(images).float()).clamp(0, 1)
-
-
-class UNet(nn.Module):
-    """(B, C, H, W) images in [0, 1] → the same shape, in [-1, 1]: halved and doubled again, with what each level was made of.
-
-    Raises:
-        DepoisonError: height or width is odd.
-    """
-
-    def __init__(self, shape: tuple[int, ...], width: int):
-        super().__init__()
-        channels, widths = shape[0], [width << level for level in range(halvings(shape) + 1)]
-        self.down = nn.ModuleList(_double(a, b) for a, b in pairwise([channels, *widths]))
-        self.up = nn.ModuleList(_double(a + b, a) for a, b in pairwise(widths))
-        self.last = nn.Sequential(nn.Conv2d(width, channels, 1), nn.BatchNorm2d(channels), nn.Tanh())
-        self.center, self.enlarge = Centered(), Doubled()
-
-    def forward(self, images: Tensor) -> Tensor:
-        x, levels = self.center(images), []
-        for layers in self.down:
-            x = layers(max_pool2d(x, 2) if levels else x)
-            levels.append(x)
-        for layers, level in zip(reversed(self.up), reversed(levels[:-1]), strict=True):
-            x = layers(torch.cat([self.enlarge(x), level], 1))
-        return self.last(x)
-
-
-def _double(inputs: int, outputs: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in (inputs, outputs):
-        layers += [nn.Conv2d(channels, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
-    return nn.Sequential(*layers)

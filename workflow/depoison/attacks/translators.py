@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
 from depoison.attacks.base import State
 from depoison.errors import DepoisonError
@@ -67,3 +68,58 @@ class Doubled(nn.Module):
         x = torch.cat([x[:, :, :1], x, x[:, :, -1:]], 2)
         x = torch.cat([x[..., :1], x, x[..., -1:]], 3)
         return avg_pool2d(avg_pool2d(x, 2, 1), 2, 1)
+
+
+class Instance(nn.Module):
+    """Instance normalization of (B, C, H, W) maps, with a factor and a summand for each channel; of any size and number."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.group_norm(x, len(self.weight), self.weight, self.bias)
+
+
+class UNet(nn.Module):
+    """(B, C, H, W) images in [0, 1] → the same shape, in [-1, 1]: halved and doubled again, with what each level was made of.
+
+    Args:
+        width: channels of the first layers.
+        norm: what normalizes so many channels.
+        last: whether what comes out is normalized, too.
+
+    Raises:
+        DepoisonError: height or width is odd.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        *,
+        last: bool = True,
+    ):
+        super().__init__()
+        channels, widths = shape[0], [width << level for level in range(halvings(shape) + 1)]
+        self.down = nn.ModuleList(_double(a, b, norm) for a, b in pairwise([channels, *widths]))
+        self.up = nn.ModuleList(_double(a + b, a, norm) for a, b in pairwise(widths))
+        self.last = nn.Sequential(nn.Conv2d(width, channels, 1), *([norm(channels)] if last else []), nn.Tanh())
+        self.center, self.enlarge = Centered(), Doubled()
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, levels = self.center(images), []
+        for layers in self.down:
+            x = layers(max_pool2d(x, 2) if levels else x)
+            levels.append(x)
+        for layers, level in zip(reversed(self.up), reversed(levels[:-1]), strict=True):
+            x = layers(torch.cat([self.enlarge(x), level], 1))
+        return self.last(x)
+
+
+def _double(inputs: int, outputs: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        layers += [nn.Conv2d(channels, outputs, 3, padding=1), norm(outputs), nn.ReLU()]
+    return nn.Sequential(*layers)
