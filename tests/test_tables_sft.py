@@ -90,8 +90,7 @@ def test_each_printed_number_is_of_one_place(paper, name):
 def test_on_the_digits_every_place_has_a_cell_but_tuning_sets_that_are_too_large(paper, name):
     for place in read_table(PLAN, f"reports/digits/{paper}/{name}").places.values():
         images = dict(place.defense.overrides).get("tuning_images", "0")
-        here = int(images) <= 144 and place.key.attack != "dfst+rate=0.1"  # which has no implementation yet
-        assert bool(place.cells) == here, place.key
+        assert bool(place.cells) == (int(images) <= 144), place.key
 
 
 @pytest.mark.parametrize(
