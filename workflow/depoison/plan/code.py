@@ -29,6 +29,7 @@ class Code:
 
     def __init__(self, root: Path, own: Path | None = None):
         self.root, self.own = root, own
+        self._imports_of: dict[Path, list[Path]] = {}
 
     def name_of(self, file: Path) -> str:
         """What a module is known by, such as depoison.defenses.fst."""
@@ -45,14 +46,22 @@ class Code:
             if module in found or module == offers or not module.exists():  # it offers whatever there is in Python
                 continue
             found.add(module)
-            for package, names in _imports(module.read_text(encoding="utf-8")):
-                whole = _resolved(package, self.name_of(module))
-                for name in (whole, *(f"{whole}.{name}" for name in names)):
-                    waiting += self._files_of(name)
+            waiting += self._imported_by(module)
         # Planning and bookkeeping say where artifacts go, not what is in them.
         return sorted(
             path for path in found if path.parent.name != "plan" and path.name not in ("runner.py", "errors.py")
         )
+
+    def _imported_by(self, module: Path) -> list[Path]:
+        """Where what a module imports of ours may lie; looked up once, as most modules are behind most methods."""
+        if module not in self._imports_of:
+            found: dict[Path, None] = {}
+            for package, names in _imports(module.read_text(encoding="utf-8")):
+                whole = _resolved(package, self.name_of(module))
+                for name in (whole, *(f"{whole}.{name}" for name in names)):
+                    found |= dict.fromkeys(file for file in self._files_of(name) if file.exists())
+            self._imports_of[module] = [*found]
+        return self._imports_of[module]
 
     def _files_of(self, name: str) -> Iterator[Path]:
         """Where a module may lie."""

@@ -100,6 +100,7 @@ class Methods:
         """Whatever reads datasets."""
         return [file.stem.replace("_", "-") for file in self.sources_of_package()] + self._own_sources
 
+    @cache  # noqa: B019
     def sources_of_package(self) -> list[Path]:
         return _sources_in(self.root / PACKAGE / PLACES["datasets"])
 

@@ -6,9 +6,9 @@ import contextlib
 from pathlib import Path
 
 from depoison.errors import DepoisonError
-from depoison.papers.figures import all_figures, read_figure
-from depoison.papers.tables import all_tables, locate, paper_of, read_table
-from depoison.plan.cells import CellName
+from depoison.papers.figures import FOLDER, all_figures, read_figure
+from depoison.papers.tables import PAPERS, all_tables, locate, paper_of, read_table
+from depoison.plan.cells import CellName, parts_of
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
 
@@ -16,11 +16,21 @@ from depoison.plan.plan import Cell, Plan
 def reports_with(plan: Plan, name: CellName) -> list[str]:
     """The tables and figures that have a cell, those of the track's paper first.
 
-    In a plan that has resolved no cell before, the cell then has the first one's file and lines for what that sets.
+    In a plan that has resolved no cell before, the cell then has the first one's file and lines for what that sets. Only
+    files that name its methods are resolved: no other one can have it.
     """
     own, found = paper_of(plan, name.track), []
-    for targets, read in ((all_tables(plan), read_table), (all_figures(plan), read_figure)):
-        here = [target for target in targets if locate(plan, target)[1] == name.track]
+    methods = {part for choice in (name.attack, name.defense) for part in parts_of(choice.name)}
+
+    def names_them(target: str, folder: str) -> bool:
+        paper, track, file = locate(plan, target)
+        if track != name.track:
+            return False
+        text = (plan.root / PAPERS / paper / folder / f"{file}.yaml").read_bytes().decode(errors="replace")
+        return all(method in text for method in methods)
+
+    for targets, read, folder in ((all_tables(plan), read_table, ""), (all_figures(plan), read_figure, FOLDER)):
+        here = [target for target in targets if names_them(target, folder)]
         for target in sorted(here, key=lambda target: locate(plan, target)[0] != own):
             with contextlib.suppress(DepoisonError):  # a fault in a file that has nothing to do with the cell
                 if any(cell.name == name for cell in read(plan, target).cells()):
