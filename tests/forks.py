@@ -3,7 +3,8 @@
     python tests/forks.py
 
 reads requests. A fork is a process as any other, with its own folder, environment, files and exit code, and what it does to
-its modules nobody else sees. But they are the server's: who wants a copy's own code starts a process of its own.
+its modules nobody else sees. But they are the server's: who wants a copy's own code starts a process of its own. The warm
+worker that Snakemake starts is a fork, too, which saves importing torch for each run (`Spare`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import hashlib
 import importlib
 import json
@@ -18,6 +20,7 @@ import os
 import pkgutil
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +29,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from types import SimpleNamespace
+from typing import Any
 
 import depoison
 
@@ -33,7 +38,8 @@ COMMANDS = "depoison", "snakemake", "dvc"
 CODE = Path(depoison.__file__).parents[1]
 SELDOM = "__main__", "snakemake", "models", "attacks", "defenses", "data"
 """Parts of the package that a command imports where it needs them."""
-OTHERS = "snakemake.cli", "dvc.cli", "dvc.repo"
+OTHERS = "snakemake.cli", "dvc.cli", "dvc.repo", "sklearn.datasets", "torch._dynamo", "torchvision"
+"""What else commands and stages import, of which torch's own with its first optimizer."""
 SECONDS = 3600
 """After which a command is killed."""
 ONE_AT_A_TIME = threading.Lock()
@@ -81,6 +87,7 @@ def _serve() -> None:
     found = (module.name for module in pkgutil.walk_packages(depoison.__path__, "depoison."))
     for name in (*(name for name in found if name.split(".")[1] not in SELDOM), *OTHERS):
         importlib.import_module(name)
+    gc.freeze()  # memory that no fork writes to, as it looks for garbage, stays shared
     for line in sys.stdin:
         process = os.fork()
         if not process:
@@ -97,6 +104,10 @@ def _work(command: list[str], folder: str, environment: dict[str, str], *files: 
     for target, (name, flags) in enumerate([(os.devnull, os.O_RDONLY), *((name, os.O_WRONLY) for name in files)]):
         os.dup2(os.open(name, flags), target)
     sys.path[0] = folder
+    if command[0] == "snakemake":
+        importlib.import_module("depoison.running.worker").subprocess = SimpleNamespace(
+            PIPE=subprocess.PIPE, Popen=Spare()
+        )
     sys.argv = command
     code: object = 1
     try:
@@ -112,6 +123,38 @@ def _work(command: list[str], folder: str, environment: dict[str, str], *files: 
         with contextlib.suppress(OSError):
             stream.flush()
     return code if isinstance(code, int) else int(code is not None)
+
+
+class Spare:
+    """Stands for `subprocess.Popen` where Snakemake starts its worker: a fork, of when there was one thread, becomes it."""
+
+    def __init__(self) -> None:
+        self.ours, theirs = socket.socketpair()
+        if not os.fork():
+            self.ours.close()
+            os._exit(self._become(theirs))
+        theirs.close()
+
+    def _become(self, asked: socket.socket) -> int:
+        """In the fork: wait for what `__call__` sends, or until whoever could call it has ended."""
+        message, files, _, _ = socket.recv_fds(asked, 1 << 20, 2)
+        asked.close()
+        if not message:
+            return 0
+        path, environment = json.loads(message)
+        os.dup2(files[0], 0)
+        os.environ.clear()
+        os.environ.update(environment)
+        return importlib.import_module("depoison.cli").main(["worker", path, str(files[1])])
+
+    def __call__(self, command: list[str], *, env: Mapping[str, str], pass_fds: list[int], **more: Any) -> Any:
+        *_, path, _ = command
+        if env["OMP_NUM_THREADS"] != "1":  # which libraries ask for once, when they are loaded
+            return subprocess.Popen(command, env=env, pass_fds=pass_fds, **more)
+        reads, writes = os.pipe()
+        socket.send_fds(self.ours, [json.dumps([path, dict(env)]).encode()], [reads, *pass_fds])
+        os.close(reads)
+        return SimpleNamespace(stdin=os.fdopen(writes, "wb"))
 
 
 if __name__ == "__main__":
