@@ -344,6 +344,24 @@ def with_weight(project: Project) -> Project:
     return project
 
 
+LEAN = (
+    *(f"papers/fst/{name}" for name in ("paper.yaml", "table2.yaml", "figures/figure6.yaml", "published/table2.csv")),
+    *("tracks/digits.yaml", "tracks/paper.yaml"),
+)
+
+
+def lean(project: Project) -> Project:
+    """The project with one table and one figure of FST, on two tracks, and what a test brought: a tenth of the cells."""
+    for folder in ("papers", "tracks"):
+        for file in (ROOT / "config" / folder).rglob("*.*"):
+            if (name := str(file.relative_to(ROOT / "config"))) not in LEAN:
+                (project / "config" / name).unlink(missing_ok=True)
+    for paper in (project / "config/papers").iterdir():
+        if not any(path.is_file() for path in paper.rglob("*")):
+            shutil.rmtree(paper)
+    return project
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
     """The project as it is."""

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from conftest import SMALL, Project, cell
+from conftest import SMALL, Project, cell, lean
 from depoison.attacks.pictures import checkerboard
 from depoison.cli import main
 from depoison.errors import DepoisonError
@@ -230,7 +230,7 @@ FILES: dict[str, tuple[Any, ...]] = {
 
 @pytest.mark.parametrize(("change", *["words"]), [(row[0], row[1:]) for row in FILES.values()], ids=list(FILES))
 def test_a_file_with_a_fault(change, words, project, monkeypatch):
-    monkeypatch.chdir(project.path)
+    monkeypatch.chdir(lean(project).path)
     change(project)
     with pytest.raises(DepoisonError) as error:
         check(project.plan())
@@ -239,7 +239,7 @@ def test_a_file_with_a_fault(change, words, project, monkeypatch):
 
 def test_a_fault_in_a_file_on_the_command_line(project):
     change, *words = FILES["dead key"]
-    change(project)
+    change(lean(project))
     refused(project.depoison("check"), *words)
 
 

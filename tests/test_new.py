@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
-from conftest import Project, cell
+from conftest import Project, cell, lean
 from depoison.cli import main
 from depoison.data import arrays, imagefolder
 from depoison.errors import DepoisonError
@@ -51,7 +51,7 @@ def test_a_folder(parts, train, test, project: Project, tmp_path, capsys, monkey
     assert content["values"]["root"] == str(folder) and content["values"]["mean"] == pytest.approx([0.47] * 3, abs=0.02)
     for name in re.findall(r"results/\S+", told):
         assert project.plan().cell(name).evaluation.stage == "evaluate"
-    assert "11 datasets" in check(project.plan())
+    assert "11 datasets" in check(lean(project).plan())
     assert main(["new", "dataset", str(folder), "--name", "my-photos"]) == 1
     assert "config/datasets/my-photos.yaml is there; choose another name" in capsys.readouterr().err
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from conftest import OF_TASK, ROOT, SMALL, Project, cell
+from conftest import OF_TASK, ROOT, SMALL, Project, cell, lean
 from depoison.errors import DepoisonError
 from depoison.papers.figures import all_figures
 from depoison.papers.index import read_index
@@ -886,6 +886,7 @@ def test_check_finds_no_fault(project):
     assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("valid: "), done.stderr
     for kind, folder in KINDS.items():
         assert f"{len(PLAN.configuration.names(kind))} {folder}" in done.stdout
+    assert f", {len(all_tables(PLAN))} tables, {len(all_figures(PLAN))} figures, " in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -899,7 +900,7 @@ def test_planning_imports_no_torch(arguments, project):
         "with contextlib.suppress(SystemExit): assert main(sys.argv[1:]) == 0\n"
         "print(*sorted({'torch', 'numpy', 'scipy', 'sklearn', 'pandas', 'snakemake'} & set(sys.modules)), sep=',')"
     )
-    done = project.run(sys.executable, "-c", code, *arguments)
+    done = lean(project).run(sys.executable, "-c", code, *arguments)
     assert (done.stdout.splitlines()[-1], done.returncode) == ("", 0), done.stderr
 
 
