@@ -45,6 +45,8 @@ demo: environment
 digits: environment
 	snakemake -- reports/digits/table1.md
 
+# The tests of a marker, whose files alone are read: the asserts of all take twenty seconds to rewrite.
+MARKED = pytest -m $(1) $$(grep --files-with-matches mark.$(1) tests/*.py)
 SPREAD := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 test: environment
 	pytest $(SPREAD)
@@ -54,7 +56,7 @@ test-full: environment
 
 test-methods: environment
 	test -d /usr/share/datasets/fashion-mnist || $(DEBIAN) dataset-fashion-mnist
-	pytest -m methods
+	$(call MARKED,methods)
 
 # Beside the environment: Snakemake looks at every plugin when it starts, and nobody needs the documentation's packages to work.
 $(VENV)/%/.ready: envs/%.txt $(READY)
@@ -63,19 +65,19 @@ $(VENV)/%/.ready: envs/%.txt $(READY)
 
 test-cluster: $(VENV)/cluster/.ready
 	command -v slurmctld munged || $(DEBIAN) slurm-wlm munge
-	pytest -m cluster
+	$(call MARKED,cluster)
 
 test-browser: environment
 	command -v chromium && command -v chromedriver || $(DEBIAN) chromium chromium-driver
-	pytest -m browser
+	$(call MARKED,browser)
 
 test-latex: environment
 	command -v pdflatex && command -v pdftotext || $(DEBIAN) texlive-latex-base texlive-latex-recommended poppler-utils
-	pytest -m latex --numprocesses auto --maxprocesses 8
+	$(call MARKED,latex) --numprocesses auto --maxprocesses 8
 
 docs: $(VENV)/docs/.ready
 	PYTHONPATH=$(abspath $(<D)) python -m sphinx --fail-on-warning --quiet --fresh-env --doctree-dir build/doctrees docs build/docs
-	PYTHONPATH=$(abspath $(<D)) pytest -m docs $$(grep --files-with-matches mark.docs tests/*.py)
+	PYTHONPATH=$(abspath $(<D)) $(call MARKED,docs)
 
 lint: environment
 	ruff check .

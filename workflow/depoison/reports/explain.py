@@ -26,8 +26,10 @@ def reports_with(plan: Plan, name: CellName) -> list[str]:
         paper, track, file = locate(plan, target)
         if track != name.track:
             return False
-        text = (plan.root / PAPERS / paper / folder / f"{file}.yaml").read_bytes().decode(errors="replace")
-        return all(method in text for method in methods)
+        with contextlib.suppress(OSError):
+            text = (plan.root / PAPERS / paper / folder / f"{file}.yaml").read_bytes().decode(errors="replace")
+            return all(method in text for method in methods)
+        return False
 
     for targets, read, folder in ((all_tables(plan), read_table, ""), (all_figures(plan), read_figure, FOLDER)):
         here = [target for target in targets if names_them(target, folder)]
