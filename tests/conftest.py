@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import yaml
@@ -344,14 +344,15 @@ def with_weight(project: Project) -> Project:
     return project
 
 
+P = TypeVar("P", Project, Path)
 LEAN = (
     *(f"papers/fst/{name}" for name in ("paper.yaml", "table2.yaml", "figures/figure6.yaml", "published/table2.csv")),
     *("tracks/digits.yaml", "tracks/paper.yaml"),
 )
 
 
-def lean(project: Project) -> Project:
-    """The project with one table and one figure of FST, on two tracks, and what a test brought: a tenth of the cells."""
+def lean(project: P) -> P:
+    """The project, or its folder, with a table and a figure of FST on two tracks, and what a test brought: few cells."""
     for folder in ("papers", "tracks"):
         for file in (ROOT / "config" / folder).rglob("*.*"):
             if (name := str(file.relative_to(ROOT / "config"))) not in LEAN:

@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,13 @@ def refused(done: Done, *words: str, progress: bool = False) -> None:
     assert len(lines) == 1 or (progress and all(line.startswith(PROGRESS) for line in lines)), done.stderr
     for word in words:
         assert word in lines[-1]
+
+
+def here(project: Project, *arguments: str) -> Done:
+    """A command in this process: half a second less than in one of its own."""
+    with contextlib.chdir(project.path), redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = main([*arguments])
+    return Done(arguments, code, out.getvalue(), err.getvalue())
 
 
 # --- names of cells ----------------------------------------------------------------------------------------------
@@ -84,12 +93,12 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return Project(tmp_path_factory.mktemp("untouched") / "project")
+    return lean(Project(tmp_path_factory.mktemp("untouched") / "project"))
 
 
 @pytest.mark.parametrize(("name", *["words"]), [(row[0], row[1:]) for row in NAMES.values()], ids=list(NAMES))
 def test_a_cell_that_cannot_be(name, words, untouched):
-    refused(untouched.depoison("explain", name), *words)
+    refused(here(untouched, "explain", name), *words)
 
 
 def test_debug_shows_the_traceback(untouched):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, TINY, seldom
+from conftest import ROOT, TINY, lean, seldom
 from sharing import REPORT, USER, Clone, WebFolder, s3_service, serving
 
 pytestmark = pytest.mark.pipeline
@@ -51,6 +51,7 @@ def published(tmp_path_factory):
             clone.folder / name,
             **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}),
         )
+    lean(clone.folder)  # what is stray follows from every table and figure that there is
     (clone.folder / "config/tracks/tiny.yaml").write_text(yaml.safe_dump(TINY))
     (clone.folder / "config/papers/fst/small.yaml").write_text(TABLE)
     stages = yaml.safe_load((clone.folder / "dvc.yaml").read_text())
