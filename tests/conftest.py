@@ -103,15 +103,21 @@ def largest_weight(model, labels, *, power):
 
 LONGEST = (
     "test_interruption",
+    "test_errors",
+    "test_plan",
+    "test_figures",
     "test_share",
     "test_share_drills",
-    "test_figures",
+    "test_pipeline",
+    "test_progress",
+    "test_audit",
     "test_tables_fst",
+    "test_html",
+    "test_claims",
     "test_worker",
-    "test_errors",
     "test_device",
 )
-"""Files that take minutes each; parallel processes start with them, so that none is left with one at the end."""
+"""Files that take longest, in that order: parallel processes start with them, so that none is left with one at the end."""
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -124,7 +130,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 TABLE_9 = {

@@ -91,6 +91,9 @@ def purify(
     method = configuration.method("defense", defense).content
     if "select" in method.parameters and "select" not in values:  # an oracle would choose by test data
         given["select"] = "defender"
+    by_test_data = f"{defense} chooses by test data, which a defender does not have; valid: select='defender'"
+    if given.get("select") == "oracle":  # known before minutes of learning
+        raise DepoisonError(by_test_data)
     pixels, classes = _pixels(images), _labels(labels, len(images))
     network, joined = _classifier(model, pixels[:8], mean, std)
     _require_labels(classes, network)
@@ -102,7 +105,7 @@ def purify(
         sees = [seen[key] for key in configuration.sight(defense)]
         purified = function(*sees, **{key: given[key] for key in method.parameters})
     if isinstance(purified, Candidates):
-        raise DepoisonError(f"{defense} chooses by test data, which a defender does not have; valid: select='defender'")
+        raise DepoisonError(by_test_data)
     require_network(function, defense, purified, layout_of(network))
     found = joined(purified)
     for parameter, before in zip(found.parameters(), model.parameters(), strict=True):
