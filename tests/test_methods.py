@@ -68,7 +68,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Project:
     write_photographs(project / "photographs")
     project.edit("config/datasets/photographs.yaml", lambda data: data.update(DATASET))
     project.edit("config/tracks/photographs.yaml", lambda data: data.update(TRACK))
-    cells = [at(attack, defense) for attack in ATTACKS for defense in ("none", "fst")]
+    cells = [at(attack, "none") for attack in ATTACKS]
+    cells += [at(attack, "fst") for attack in ATTACKS if ATTACKS[attack].leaves]  # of the others nothing is held to
     done = project.snakemake("--cores", "2", "--", *dict.fromkeys(cells + [at("badnet", name) for name in DEFENSES]))
     assert done.returncode == 0, done.stdout + done.stderr
     return project
