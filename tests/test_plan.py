@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name
 
 from conftest import OF_TASK, ROOT, SMALL, Project, cell, lean, seldom
 from depoison.errors import DepoisonError
-from depoison.papers.figures import all_figures
+from depoison.papers.figures import all_figures, read_figure
 from depoison.papers.index import read_index
 from depoison.papers.published import Key
 from depoison.papers.schema import FOLDER, SCHEMAS, schemas
@@ -583,6 +583,26 @@ def test_explain_names_the_figure_and_what_a_track_made_of_a_rate():
         line = (ROOT / file.split(":")[0]).read_text(encoding="utf-8").splitlines()[int(file.split(":")[1]) - 1]
         assert layer == "figure" and re.search(written, line)
         assert bool(scaled_by) == (key == "rate") and (not scaled_by or holds(ROOT, scaled_by, "poisoning"))
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown_by"),
+    [
+        # A figure that is drawn of a table, and one whose cells say nothing of a defense.
+        ("badnet+rate=0.06125/fst", {"purification/overview", "purification/figure1"}),
+        ("blended+rate=0.2/none", {"fst/table2", "fst/figure9"}),
+    ],
+)
+def test_explain_finds_every_report_that_has_a_cell(cell, shown_by):
+    name = CellName.parse(f"results/cells/demo/fashion-mnist/resnet18/{cell}/s0.json")
+    expected = []
+    for targets, read in ((all_tables(PLAN), read_table), (all_figures(PLAN), read_figure)):
+        for target in targets:
+            with contextlib.suppress(DepoisonError):  # this track has no such report
+                if locate(PLAN, target)[1] == "demo" and any(one.name == name for one in read(PLAN, target).cells()):
+                    expected.append(target)
+    found = reports_with(PLAN, name)
+    assert sorted(found) == sorted(expected) and {f"reports/demo/{one}" for one in shown_by} <= set(found)
 
 
 def test_what_is_overruled_is_told_once_by_every_command(tiny):

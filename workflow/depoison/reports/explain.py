@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 from depoison.errors import DepoisonError
@@ -17,19 +18,25 @@ def reports_with(plan: Plan, name: CellName) -> list[str]:
     """The tables and figures that have a cell, those of the track's paper first.
 
     In a plan that has resolved no cell before, the cell then has the first one's file and lines for what that sets. Only
-    files that name its methods are resolved: no other one can have it.
+    what names its methods is resolved, in its own file or in that of the table that it is drawn of: nothing else can have
+    it. That nothing attacks or defends may go without saying.
     """
     own, found = paper_of(plan, name.track), []
-    methods = {part for choice in (name.attack, name.defense) for part in parts_of(choice.name)}
+    methods = {part for choice in (name.attack, name.defense) for part in parts_of(choice.name)} - {"none"}
+
+    def written(paper: str, folder: str, file: str) -> str:
+        with contextlib.suppress(OSError):
+            return (plan.root / PAPERS / paper / folder / f"{file}.yaml").read_bytes().decode(errors="replace")
+        return ""
 
     def names_them(target: str, folder: str) -> bool:
         paper, track, file = locate(plan, target)
         if track != name.track:
             return False
-        with contextlib.suppress(OSError):
-            text = (plan.root / PAPERS / paper / folder / f"{file}.yaml").read_bytes().decode(errors="replace")
-            return all(method in text for method in methods)
-        return False
+        text = written(paper, folder, file)
+        if drawn_of := re.search(r"^table: *([\w-]+)", text, re.MULTILINE):
+            text += written(paper, "", drawn_of[1])
+        return all(method in text for method in methods)
 
     for targets, read, folder in ((all_tables(plan), read_table, ""), (all_figures(plan), read_figure, FOLDER)):
         here = [target for target in targets if names_them(target, folder)]
