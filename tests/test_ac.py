@@ -235,7 +235,11 @@ def test_of_badnet_at_ten_percent_nine_in_ten_mislabeled_digits_are_removed_and_
     tmp_path, monkeypatch
 ):
     """Of five digits the poisoned are a third of the target's class; of ten they would be more than half, so that either of
-    its clusters may be the smaller one. A triggered image of the target's own has its right label."""
+    its clusters may be the smaller one. A triggered image of the target's own has its right label.
+
+    The model is one that has learned all of them: after 12 epochs it knows the trigger in three of four images on one kind of
+    processor, and nine of ten on another, and what it does not know is no cluster.
+    """
     monkeypatch.chdir(tmp_path)
     all_ten, few = load(root=None, cache=tmp_path, size=16), {}
     for part in ("train", "test"):
@@ -246,7 +250,8 @@ def test_of_badnet_at_ten_percent_nine_in_ten_mislabeled_digits_are_removed_and_
     digits = {"source": "arrays", "root": str(tmp_path / "few.npz")}
     overlay.write_text(json.dumps({"datasets": {"digits": digits}}))
     plan, defense = Plan(ROOT, [overlay]), "ac+reduction=pca+rule=silhouette+silhouette=0.6"
-    made = plan.cell(cell(attack="badnet+rate=0.1", defense=defense)).evaluation.upstream["model"]
+    asked = cell(attack="badnet+rate=0.1+epochs=60", defense=defense, seed=2)
+    made = plan.cell(asked).evaluation.upstream["model"]
     removed, poisoned, mislabeled = left_out(plan, made)
     assert poisoned.double().mean() == pytest.approx(0.1, abs=0.001) and (mislabeled <= poisoned).all()
     assert removed[mislabeled].double().mean() >= 0.9 and removed[~poisoned].double().mean() <= 0.1
