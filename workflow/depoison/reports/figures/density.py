@@ -65,7 +65,8 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             for metric in figure.metrics
             if shown[0][metric.key] != ""
         ]
-        axes.text(0.97, 0.95, "\n".join(told), transform=axes.transAxes, ha="right", va="top")
+        behind = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+        axes.text(0.97, 0.95, "\n".join(told), transform=axes.transAxes, ha="right", va="top", bbox=behind)
 
     return models_grid(figure, rows, fill, x="Eigenvalue", y="Density")
 

@@ -126,9 +126,9 @@ def curves_grid(figure: Figure, fill: Panel, *, height: float = 1.35, share_x: b
     lowest: dict[int, tuple[Any, str]] = {}
     for i, (row, metric) in enumerate(rows):
         for j, (axes, column) in enumerate(zip(grid[i], figure.columns, strict=True)):
-            fill(axes, row, column, metric)
-            if metric.scale == "log":
+            if metric.scale == "log":  # before anything is drawn, so that the margins are those of this scale
                 axes.set_yscale("symlog", linthresh=1)
+            fill(axes, row, column, metric)
             drawn, label = lowest.get(j, (None, ""))
             lowest[j] = axes if axes.has_data() else drawn, axes.get_xlabel() or label
             if metric.axis:
