@@ -36,7 +36,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy
 from depoison.attacks.base import Attack, Fit, Pool, Setup, State, Workshop
 from depoison.attacks.batches import whole
 from depoison.attacks.pictures import TRIGGERS, content_of
-from depoison.attacks.translators import Centered, Instance, UNet, drawn, finished, halvings
+from depoison.attacks.translators import Centered, Instance, UNet, drawn, finished, halvings, weights
 from depoison.errors import DepoisonError
 from depoison.models.activations import outputs_of
 from depoison.models.classifier import Classifier
@@ -123,13 +123,10 @@ class Dfst(Attack):
     def train(self, fit: Fit, model: Classifier, setup: Setup, trigger: State) -> State:
         layer = layer_of(model, fit.pool.inputs[:1], self.stage)
         self._tune(fit.part("poisoned"), model, [], setup)
-        pool, trigger_there = (
-            self._sample(fit, setup),
-            {name: tensor.to(fit.device) for name, tensor in trigger.items()},
-        )
+        pool, there = self._sample(fit, setup), {name: tensor.to(fit.device) for name, tensor in trigger.items()}
         injectors: list[nn.Module] = []
         for number in range(1, self.rounds + 1):
-            neurons = self._compromised(model, layer, pool, trigger_there, fit)
+            neurons = self._compromised(model, layer, pool, there, fit)
             if not len(neurons):
                 log.info("round %d: the trigger excites no neuron of %s more than images without it", number, layer)
                 break
@@ -278,7 +275,7 @@ def make_asset(
         descend(adam, loss)
         judges.requires_grad_(True)
         step.count(loss)
-    return {f"generator.{name}": tensor.cpu() for name, tensor in to_style.state_dict().items()}
+    return weights(to_style, "generator")
 
 
 def painted(generator: nn.Module, images: Tensor) -> Tensor:
