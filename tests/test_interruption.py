@@ -33,7 +33,7 @@ from depoison.papers.figures import read_figure
 from depoison.papers.tables import read_table
 from depoison.plan.config import Runtime
 from depoison.plan.specs import STAGES, Artifact, chain_of
-from depoison.stages.runner import run_stage
+from depoison.stages.runner import run_stage, tidy
 from families import ResNet18
 from snakemake_logger_plugin_depoison import _end
 from test_gradcam import GRADCAM
@@ -131,6 +131,19 @@ def test_what_a_maker_leaves_who_is_killed_after_publishing_goes_with_the_next_r
     done = tiny.snakemake("--cores", "1", "--", cell(track="tiny", attack="badnet+rate=0.1", defense="lp"))
     assert done.returncode == 0, done.stderr
     assert leftovers(tiny) == [kept.name]
+
+
+def test_what_lies_behind_a_link_is_not_tidied_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, stage in (("elsewhere", "train"), ("results", "purify")):
+        made = tmp_path / folder / stage / "made-0123456789"
+        made.mkdir(parents=True)
+        (made / STAGES[stage].product).touch()
+        made.with_name(f".{made.name}.scratch").mkdir()
+    (tmp_path / "results/train").symlink_to(tmp_path / "elsewhere/train")
+    tidy()
+    assert (tmp_path / "elsewhere/train/.made-0123456789.scratch").exists()
+    assert not (tmp_path / "results/purify/.made-0123456789.scratch").exists()
 
 
 @pytest.mark.parametrize("kills", [3, *seldom(20)])

@@ -163,16 +163,18 @@ def _make(spec: dict[str, Any], final: Path, runtime: Runtime, root: str | None)
 def tidy() -> None:
     """Remove what is left beside complete artifacts by makers who were killed after they had published theirs.
 
-    No stage comes back to those; an artifact that is not complete keeps its resumable state.
+    No stage comes back to those; an artifact that is not complete keeps its resumable state. Nothing behind a link goes.
     """
     for path in sorted(Path("results").glob("*/.*")):
         final = Path(artifact_beside(path) or "")
         stage = STAGES.get(final.parent.name)
         if stage is None or not (final / stage.product).exists():
             continue
-        with contextlib.suppress(OSError, DepoisonError), only_maker(final):  # which removes the lock
-            if path.suffix != ".lock":
-                shutil.rmtree(path)
+        with contextlib.suppress(OSError, DepoisonError):
+            refuse_links(path)
+            with only_maker(final):  # which removes the lock
+                if path.suffix != ".lock":
+                    shutil.rmtree(path)
 
 
 def devices_wanted(runtime: Runtime) -> int:
