@@ -8,6 +8,7 @@ trains on the poisoned set is given a part of one, and its seconds are multiplie
 from __future__ import annotations
 
 import importlib
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -122,17 +123,18 @@ def measure(
 
         one = Purification(purify, [seen.get(key) for key in sight], own, recipe)
         few = {key: min(epochs or value, value) for key, value in kinds.items()}
+        one.seconds(few, work)  # pays for what is loaded and allocated once
         seconds = []
-        for repeat in range(repeats + 1):
+        for _ in range(repeats):
             found = first = one.seconds(few, work)
             for key, value in kinds.items():
                 if value > few[key]:
                     more = min(2 * few[key], value)
                     added = one.seconds(few | {key: more}, work) - first
                     found += max(added, 0) / (more - few[key]) * (value - few[key])
-            if repeat:  # the first pays for what is loaded and allocated once
-                seconds.append(found * scale)
+            seconds.append(found * scale)
         result[defense] = {"epochs": kinds, "seconds": spread(seconds)}
+        print(f"{defense}: {result[defense]['seconds']['median']:.1f} s", file=sys.stderr, flush=True)
     return result
 
 

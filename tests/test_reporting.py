@@ -21,9 +21,10 @@ from conftest import ROOT, Project, lines_of, long, printed_lines, put_recorded
 from depoison.files import read_json
 from depoison.papers.grid import percent
 from depoison.papers.tables import Table, read_table
+from depoison.plan.metrics import decimal
 from depoison.plan.plan import Plan
 from depoison.reports.kinds import report_of
-from depoison.reports.numbers import mean_and_interval, signed
+from depoison.reports.numbers import Number, mean_and_interval, signed
 from depoison.reports.tables import FUNCTIONS, Line, escape_markdown, no_formula, render
 
 TARGET = "reports/tiny/small"
@@ -341,6 +342,13 @@ def test_one_defense_alone_is_not_the_best(tiny, monkeypatch):
 )
 def test_signed(number, text):
     assert signed(number) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(1.256, "1.26"), (-1.256, "−1.26"), (0, "0.00"), (-0.004, "0.00")])
+def test_a_number_has_a_true_minus(number, text):
+    assert decimal(number, 2) == text
+    assert Number("c_acc").text(number) == text
+    assert Number("c_acc").text(number, "±") == f"±{text}"
 
 
 @pytest.mark.parametrize(("rate", "text"), [(0.05, "5%"), (0.005, "0.5%"), (0.003, "0.3%"), (0.1, "10%"), (None, "")])

@@ -15,6 +15,7 @@ from depoison.plan.documents import read_document
 from depoison.plan.methods import Methods
 from depoison.plan.signatures import declared_arguments
 
+MINUS = "\N{MINUS SIGN}"
 OF = "@"
 """Between a metric and one of combined attacks."""
 BEFORE = "_before"
@@ -108,7 +109,12 @@ class Metric(BaseModel):
 
     def text(self, value: float, sign: bool = False) -> str:
         """A value as it is shown."""
-        return f"{value:{'+' * sign}.{self.decimals}f}"
+        return decimal(value, self.decimals, sign)
+
+
+def decimal(value: float, decimals: int, sign: bool = False) -> str:
+    """A number as reports show it: with a true minus, which none has that is rounded to zero."""
+    return f"{value:{'+' * sign}z.{decimals}f}".replace("-", MINUS)
 
 
 class Metrics(dict[str, Metric]):

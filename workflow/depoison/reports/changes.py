@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from depoison.errors import DepoisonError
 from depoison.files import json_text
 from depoison.plan.cells import CellName, Choice
+from depoison.plan.metrics import decimal
 from depoison.plan.plan import Plan
 from depoison.reports.noise import Change, holm, newcombe, welch
 from depoison.reports.numbers import signed
@@ -274,7 +275,7 @@ def _cells(row: Row, labels: Mapping[str, str]) -> list[str]:
     interval = "unknown" if row.low is None or row.high is None else f"{signed(row.low)} to {signed(row.high)}"
     noise = {"seeds": f"seeds ({row.seeds[0]}, {row.seeds[1]})", "images": "test images", "": "–"}[row.test]
     mark = "beyond noise" if row.beyond_noise else ""
-    number = [f"{row.first:.2f}", f"{row.second:.2f}", signed(row.difference)]
+    number = [decimal(row.first, 2), decimal(row.second, 2), signed(row.difference)]
     return [row.cell, labels[row.metric], *number, interval, noise, p_value(row.adjusted), mark]
 
 

@@ -15,11 +15,11 @@ from depoison.files import json_text, sha256_of
 from depoison.papers.claims import Chosen, Claim, Claims, Condition, Statistic, has_claims, read_claims
 from depoison.papers.grid import Place, percent
 from depoison.papers.tables import CLAIMS, DEFAULT_PAPER, DEFAULT_TRACK, folder_of
-from depoison.plan.metrics import Metric
+from depoison.plan.metrics import MINUS, Metric, decimal
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
 from depoison.reports.figures.epochs import course
-from depoison.reports.numbers import MINUS, MISSING, Missing, Reader, mean_and_interval, signed
+from depoison.reports.numbers import MISSING, Missing, Reader, mean_and_interval, signed
 from depoison.reports.tables import escape_markdown, untaken_if
 
 HOLDS, FAILS, UNCERTAIN = "holds", "does not hold", "uncertain"
@@ -585,7 +585,7 @@ def told(verdict: Verdict, outcome: Outcome) -> tuple[str, list[str]]:
     if outcome.state == LACKING:
         there = verdict.cells - len(verdict.missing)
         return "", [f"{there} of {verdict.cells}"] if verdict.missing else []
-    number = signed(outcome.value).replace("±", "") if verdict.difference else f"{outcome.value:.2f}"
+    number = signed(outcome.value).replace("±", "") if verdict.difference else decimal(outcome.value, 2)
     details = [outcome.at] if outcome.at else []
     if outcome is verdict.ours:
         number += f" ± {outcome.interval:.2f}" if outcome.interval is not None else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from depoison.errors import DepoisonError
 from depoison.files import write_bytes
-from depoison.reports.numbers import MINUS
+from depoison.plan.metrics import MINUS
 
 INSTALL = "apt-get install texlive-latex-base texlive-latex-recommended (or TeX Live's collection-latexrecommended)"
 SHOWN = 120

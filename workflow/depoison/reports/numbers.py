@@ -13,10 +13,8 @@ from typing import Any
 from depoison.artifacts import EMBEDDING, Evaluation, read_evaluation, read_hessian, read_rows, read_value
 from depoison.metrics import value_of
 from depoison.papers.grid import Place
-from depoison.plan.metrics import Metric
+from depoison.plan.metrics import Metric, decimal
 from depoison.plan.plan import Cell
-
-MINUS = "\N{MINUS SIGN}"
 
 
 class Missing:
@@ -80,7 +78,7 @@ class Number:
         Args:
             before: what stands before it.
         """
-        return "" if value is None else f"{before}{value:.{self.decimals}f}"
+        return "" if value is None else f"{before}{decimal(value, self.decimals)}"
 
     @property
     def change(self) -> str:
@@ -105,8 +103,8 @@ class Number:
 
 def signed(value: float, decimals: int = 2) -> str:
     """+0.12, −0.12 (a true minus) or ±0.00."""
-    text = f"{value:+.{decimals}f}".replace("-", MINUS)
-    return text.replace("+", "±").replace(MINUS, "±") if float(f"{value:.{decimals}f}") == 0 else text
+    text = decimal(value, decimals, sign=True)
+    return text if text.strip("+0.") else text.replace("+", "±")
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:

@@ -20,12 +20,12 @@ from depoison.errors import DepoisonError
 from depoison.files import json_text
 from depoison.papers.grid import Part, Place, percent
 from depoison.papers.tables import DropFile, Table, Tables, summary_name, told_apart
-from depoison.plan.metrics import Metric, Metrics
+from depoison.plan.metrics import MINUS, Metric, Metrics
 from depoison.plan.plan import Plan
 from depoison.reports import corrections
 from depoison.reports.comparison import Before, before, compare, model_of
 from depoison.reports.latex import escape_latex, name_latex, points, prose_latex, typewriter
-from depoison.reports.numbers import MINUS, Number, Reader, signed
+from depoison.reports.numbers import Number, Reader, signed
 
 CSV = (
     *("paper", "table", "track", "dataset", "model", "row", "rate", "rate_here", "variant", "column", "oracle"),

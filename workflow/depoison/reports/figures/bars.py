@@ -7,7 +7,7 @@ from typing import Any
 
 from depoison.papers.figures import Figure
 from depoison.papers.grid import Part
-from depoison.plan.metrics import Metric
+from depoison.plan.metrics import Metric, decimal
 from depoison.reports.figures.curves import Row, evaluated, of_panel
 from depoison.reports.figures.style import curves_grid, legend, looks, plain
 
@@ -61,7 +61,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             for value in printed:  # a tick does not strike the number out
                 top = max(top, value) if value < top + ROOM else top
             axes.annotate(
-                f"{one['mean']:.1f}",
+                decimal(one["mean"], 1),
                 (x, top),
                 (0, 2),
                 textcoords="offset points",

@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from depoison.artifacts import NEURONS, percent, read_rows
 from depoison.papers.figures import Figure
 from depoison.papers.grid import Place
+from depoison.plan.metrics import decimal
 from depoison.reports.figures.curves import Row, where
 from depoison.reports.figures.style import COLORS, SPARE, blank, new_canvas, plain
-from depoison.reports.numbers import MINUS
 
 GRAY = "#777777"
 BLANK = dict.fromkeys(("seed", "epoch", "success", "correlation", "neuron", "rank", "tac", "gradient"), "")
@@ -115,5 +115,5 @@ def _fill(axes: Any, shown: list[Row], top: float, color: str, last: bool) -> No
     if last:
         beside.set_ylabel("TAC", color=GRAY)
     if shown[0]["correlation"] is not None:
-        text = f"{shown[0]['correlation']:.2f}".replace("-", MINUS)
+        text = decimal(shown[0]["correlation"], 2)
         axes.text(0.03, 0.95, f"ρ = {text}", transform=axes.transAxes, va="top")

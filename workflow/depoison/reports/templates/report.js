@@ -161,7 +161,11 @@
 
   // --- how a number came about
 
-  const fixed = (number, decimals = 2) => (number === null || number === undefined ? DASH : Number(number).toFixed(decimals));
+  const fixed = (number, decimals = 2) => {
+    if (number === null || number === undefined) return DASH;
+    const text = Math.abs(number).toFixed(decimals);
+    return (number < 0 && Number(text) !== 0 ? MINUS : "") + text;
+  };
   const signed = (number, decimals = 2) => {
     if (number === null || number === undefined) return DASH;
     const text = Math.abs(number).toFixed(decimals);
