@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-from conftest import ROOT, Project, job_counts
+from conftest import ROOT, Project, job_counts, put_recorded
 from depoison.errors import DepoisonError
 from depoison.papers.audit import read_audit
 from depoison.plan.metrics import metrics_of
@@ -118,6 +118,12 @@ def test_without_a_trigger_inversion_judges(tiny, weights, monkeypatch):
     assert json.loads(told[".json"])["verdict"].startswith(
         ("Nothing suspicious was found", "No defense purifies it", "Take ")
     )
+    # As the probe leaves it of a model that diverged.
+    put_recorded(kept[0].source(0, audit.judge).product, {"value": None}, why="its outputs are no finite numbers")
+    told = render(tiny.plan(), type(audit)(**{**vars(audit), "places": tuple(kept)}))
+    assert json.loads(told[".json"])["verdict"] == (
+        "anomaly index could not be measured (its outputs are no finite numbers): nothing can be said."
+    )
 
 
 KNOWN = metrics_of(ROOT)
@@ -157,6 +163,12 @@ def test_a_verdict(before, rows, taken, verdict):
     first, others = row("No defense", *before), [row(label, *values) for label, values in rows.items()]
     best = _best(KNOWING, first, others)
     assert (best.label if best else None) == taken and _verdict(KNOWING, first, best, others) == verdict
+
+
+def test_a_verdict_says_why_nothing_could_be_measured():
+    first = row("No defense", 90, None)
+    found = _verdict(KNOWING, first, None, [], "its outputs are no finite numbers")
+    assert found == "ASR could not be measured (its outputs are no finite numbers): nothing can be said."
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,17 @@ def test_a_planted_trigger_is_found_at_its_class(strength):
         assert found["class"] == 2 and found["mask_sizes"][2] < min(found["mask_sizes"][i] for i in (0, 1, 3))
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_model_whose_outputs_are_no_finite_numbers_has_no_index(wrong):
+    """Of sizes that are no numbers none is an outlier, which must not read as one that is clean."""
+    images, labels = photographs()
+    index, found = inversion(
+        Planted(wrong).eval(), images, labels, torch.Generator().manual_seed(1), **(VALUES | {"steps": 3})
+    )
+    assert index is None and "class" not in found
+    assert len(found["mask_sizes"]) == 4 and None in found["mask_sizes"] and "no finite numbers" in found["why"]
+
+
 def sizes_by_hand(
     model: nn.Module, images: Tensor, generator: torch.Generator, values: dict[str, float]
 ) -> list[float]:

@@ -17,8 +17,10 @@ FACTOR = 1.5
 def inversion(
     model: Classifier, images: Tensor, labels: Tensor, generator: torch.Generator,
     *, steps: int, batch_size: int, lr: float, cost: float, success: float, patience: int,
-) -> tuple[float, dict[str, Any]]:  # fmt: skip
+) -> tuple[float | None, dict[str, Any]]:  # fmt: skip
     """The largest anomaly index of a class, and for the record the class and every class's |m|₁.
+
+    None where sizes are no finite numbers, as of a model that diverged; the record then says `why` in the class's place.
 
     Args:
         images: (N, C, H, W), clean, as they are stored.
@@ -41,6 +43,9 @@ def inversion(
             trigger.judge()
         sizes.append(trigger.size)
     found = torch.stack(sizes).cpu()
+    facts: dict[str, Any] = {"mask_sizes": recorded(found)}
+    if not found.isfinite().all():
+        return None, facts | {"why": "its outputs are no finite numbers"}
     index = anomaly(found)
     suspect = int(index.argmax())
-    return float(index[suspect]), {"class": suspect, "mask_sizes": recorded(found)}
+    return float(index[suspect]), facts | {"class": suspect}

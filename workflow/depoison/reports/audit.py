@@ -49,10 +49,12 @@ def content_of(plan: Plan, audit: Audit) -> dict[str, Any]:
         rows.append(Row(label, values, cleans, wrong, place.cells[0].name.path))
     before, *others = rows
     best, summary = _best(audit, before, others), audit.content.summary
+    suspect = _suspect(audit.places[0], audit)
+    verdict = _verdict(audit, before, best, others, (suspect or {}).get("why", ""))
     return {
-        "name": audit.name, "audit": audit, "rows": rows, "best": best, "verdict": _verdict(audit, before, best, others),
+        "name": audit.name, "audit": audit, "rows": rows, "best": best, "verdict": verdict,
         "model": plan.label("model", audit.content.model), "dataset": plan.label("dataset", audit.content.dataset),
-        "suspect": _suspect(audit.places[0], audit), "told": _told(plan, audit), "summary": summary[:1].upper() + summary[1:],
+        "suspect": suspect, "told": _told(plan, audit), "summary": summary[:1].upper() + summary[1:],
         "suffix": Path(audit.content.weights).suffix,
     }  # fmt: skip
 
@@ -94,11 +96,16 @@ def _best(audit: Audit, before: Row, rows: list[Row]) -> Row | None:
     return max(fitting, key=lambda each: each[:2], default=(True, 0.0, None))[2]
 
 
-def _verdict(audit: Audit, before: Row, best: Row | None, rows: list[Row]) -> str:
+def _verdict(audit: Audit, before: Row, best: Row | None, rows: list[Row], why: str = "") -> str:
+    """In one sentence.
+
+    Args:
+        why: the model as it was brought has no value of the judge, where that is on record.
+    """
     judge, keep = audit.judge, audit.keep
     was = before.values[judge.name]
     if was is None:
-        return f"{judge.label} could not be measured: nothing can be said."
+        return f"{judge.label} could not be measured{f' ({why})' if why else ''}: nothing can be said."
     is_, limit = f"{judge.label} is {judge.text(was)} without a defense", f"{audit.clean:g}{judge.unit}"
     if before.cleans and audit.content.trigger:
         return f"This trigger does not work on the model: {is_}, at most {limit}."
