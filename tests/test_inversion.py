@@ -62,6 +62,16 @@ def test_a_model_whose_outputs_are_no_finite_numbers_has_no_index(wrong):
     assert len(found["mask_sizes"]) == 4 and None in found["mask_sizes"] and "no finite numbers" in found["why"]
 
 
+def test_of_two_classes_none_can_be_an_outlier():
+    """Both sizes are 1 / 1.4826 deviations from their median, whatever they are; the sizes themselves are said."""
+    images, labels = photographs()
+    index, found = inversion(
+        Planted(60.0).eval(), images, labels % 2, torch.Generator().manual_seed(1), **(VALUES | {"steps": 3})
+    )
+    assert index is None and "class" not in found
+    assert len(found["mask_sizes"]) == 2 and None not in found["mask_sizes"] and "of 2 classes" in found["why"]
+
+
 def sizes_by_hand(
     model: nn.Module, images: Tensor, generator: torch.Generator, values: dict[str, float]
 ) -> list[float]:

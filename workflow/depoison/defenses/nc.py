@@ -16,10 +16,7 @@ from torch import Tensor, nn
 from depoison.defenses.tuning import Labeled, Tuner
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
-from depoison.training.inversion import Search, Trigger, anomaly, recorded, stamped
-
-FEWEST = 3
-"""Classes of which one can be an outlier. Of two sizes both are one deviation, 1 / 1.4826, from their median."""
+from depoison.training.inversion import FEWEST, Search, Trigger, anomaly, recorded, stamped
 
 
 def nc(

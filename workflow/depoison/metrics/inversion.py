@@ -20,7 +20,8 @@ def inversion(
 ) -> tuple[float | None, dict[str, Any]]:  # fmt: skip
     """The largest anomaly index of a class, and for the record the class and every class's |m|₁.
 
-    None where sizes are no finite numbers, as of a model that diverged; the record then says `why` in the class's place.
+    None where sizes are no finite numbers, as of a model that diverged, or of fewer than three classes; the record then says
+    `why` in the class's place.
 
     Args:
         images: (N, C, H, W), clean, as they are stored.
@@ -30,7 +31,7 @@ def inversion(
     """
     import torch
 
-    from depoison.training.inversion import Search, Trigger, anomaly, recorded
+    from depoison.training.inversion import FEWEST, Search, Trigger, anomaly, recorded
 
     search = Search(cost=cost, success=success, patience=patience, factor=FACTOR)
     device, sizes = next(model.parameters()).device, []
@@ -46,6 +47,8 @@ def inversion(
     facts: dict[str, Any] = {"mask_sizes": recorded(found)}
     if not found.isfinite().all():
         return None, facts | {"why": "its outputs are no finite numbers"}
+    if len(found) < FEWEST:
+        return None, facts | {"why": f"of {len(found)} classes none can be an outlier; tell the trigger"}
     index = anomaly(found)
     suspect = int(index.argmax())
     return float(index[suspect]), facts | {"class": suspect}

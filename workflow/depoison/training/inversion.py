@@ -20,6 +20,8 @@ from depoison.training.loop import classification
 
 CONSISTENT = 1.4826
 """By which the median absolute deviation of normal numbers is their standard deviation."""
+FEWEST = 3
+"""Classes of which one can be an outlier. Of two sizes both are one deviation, 1 / 1.4826, from their median."""
 
 
 @dataclass(frozen=True, kw_only=True)
