@@ -198,6 +198,18 @@ def test_of_two_classes_none_can_be_an_outlier_so_that_nc_is_left_out(tiny, weig
     assert of_ten - audited() == {"nc"}
 
 
+def test_of_point_clouds_the_trigger_has_to_be_told(tiny, weights):
+    brought(tiny, weights, dataset="solids", model="pointnet2", parameters={}, normalization={}, trigger=None)
+    with pytest.raises(
+        DepoisonError, match=r"^config/checkpoints/bad\.yaml:\d+: inversion looks for a trigger in images, and "
+    ) as caught:
+        read_audit(tiny.plan(), "bad")
+    assert str(caught.value).endswith("solids is of points; tell the `trigger`")
+    values = {"attack": "pointba-o", "values": {"target": 1}}
+    tiny.set("config/checkpoints/bad.yaml", "trigger", to=values)
+    assert read_audit(tiny.plan(), "bad").judge.name == "asr"
+
+
 def test_an_audit_may_be_written_of_what_is_there(tiny, weights):
     brought(tiny, weights)
     done = tiny.depoison("report", "--partial", "reports/audit/bad.md")
