@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -534,3 +535,45 @@ def test_what_fits_no_model_is_compared_with_the_nearest(tiny):
     assert f"{told} missing" in done.stderr
     done = tiny.depoison("new", "checkpoint", str(path), "--name", "badnet", "--dataset", "digits")
     assert "error: badnet is an attack; choose another name" in done.stderr
+
+
+def test_of_several_state_dicts_that_fit_the_key_says_which(tiny):
+    network = trained(ResNet18(8, CLASSES))
+    average = {name: tensor * 0.5 for name, tensor in network.state_dict().items()}
+    path = tiny.path / "two.pt"
+    torch.save({"model": network.state_dict(), "ema": average}, path)
+    new = ("new", "checkpoint", str(path), "--name", "mine", "--dataset", "digits")
+    for model in ((), ("--model", "resnet18+width=8")):
+        done = tiny.depoison(*new, *model)
+        told = "two.pt: more than one state dict fits resnet18+width=8: model, ema; say which by --key"
+        assert done.returncode == 1 and done.stderr.strip().endswith(told)
+    done = tiny.depoison(*new, "--key", "net")
+    assert done.returncode == 1 and "two.pt: no state dict at key 'net'; valid: model, ema" in done.stderr
+    done = tiny.depoison(*new, "--key", "ema")
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load((tiny / "config/checkpoints/mine.yaml").read_text())["key"] == "ema"
+
+
+def test_of_a_dataset_whose_classes_nobody_knows_that_is_said(tiny):
+    path = as_state(tiny.path / "net", trained(ResNet18(8, CLASSES)).state_dict())
+    tiny.edit("config/datasets/digits.yaml", lambda data: data.pop("classes"))
+    for model in ((), ("--model", "resnet18")):
+        done = tiny.depoison("new", "checkpoint", str(path), "--name", "mine", "--dataset", "digits", *model)
+        assert done.returncode == 1
+        assert (
+            "error: dataset digits: how many classes it has is not known before it is read; give `classes`"
+            in done.stderr
+        )
+
+
+def test_a_network_that_cannot_be_is_a_line(tiny):
+    path = as_state(tiny.path / "net", trained(ResNet18(8, CLASSES)).state_dict())
+    new = ("new", "checkpoint", str(path), "--name", "mine", "--dataset", "digits")
+    done = tiny.depoison(*new, "--model", "torchvision+architecture=resnet3")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    told = (
+        "error: --model torchvision+architecture=resnet3: unknown architecture of torchvision 'resnet3'; did you mean"
+    )
+    assert told in done.stderr
+    done = tiny.depoison(*new, "--model", "pointnet2")
+    assert done.returncode == 1 and "error: --model: pointnet2 is not for image, which digits is of" in done.stderr

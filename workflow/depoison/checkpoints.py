@@ -19,7 +19,7 @@ from depoison.plan.cells import Choice
 from depoison.plan.plan import Cell, Plan
 from depoison.results import model_of
 from depoison.rng import Rng
-from depoison.stages.adopt import adopted, order_of, reorder
+from depoison.stages.adopt import SeveralFit, adopted, at_key, order_of, reorder
 from depoison.tasks import task_of
 
 TRACK = "paper"
@@ -37,19 +37,21 @@ dataset: {dataset}
 """
 
 
-def new_checkpoint(plan: Plan, path: Path, name: str, dataset: str, model: str = "") -> str:
+def new_checkpoint(plan: Plan, path: Path, name: str, dataset: str, model: str = "", key: str = "") -> str:
     """Recognize a network by its weights, and write config/checkpoints/<name>.yaml.
 
     Args:
         path: of the file of weights.
         dataset: what it classifies.
         model: which of config/models it is, as in a cell's name; "": the one that fits.
+        key: where the state dict lies in the file; "": where it fits.
 
     Returns:
         What was found and written, and what to type next.
 
     Raises:
-        DepoisonError: a name that is none, or taken; no model fits (`Misfit`, of the one that fits best), or several do.
+        DepoisonError: a name that is none, or taken; a dataset of unknown classes; no model fits (with what differs from the
+            one that fits best), or several models or state dicts do.
     """
     file = plan.root / "config/checkpoints" / f"{name}.yaml"
     require_name(name)
@@ -60,19 +62,35 @@ def new_checkpoint(plan: Plan, path: Path, name: str, dataset: str, model: str =
     if dataset not in configuration.names("dataset"):
         raise unknown("dataset", dataset, configuration.names("dataset"))
     states = read_states(path)
+    try:
+        states = at_key(states, key)
+    except DepoisonError as error:
+        raise DepoisonError(f"{path}: {error}") from None
+    candidates = [*_candidates(plan, dataset, model, states)]
+    if not candidates:
+        which = f"--model: {model} is not" if model else "no model is"
+        raise DepoisonError(f"{which} for {configuration.task_of(dataset)}, which {dataset} is of")
+    classes = _classes(plan, dataset, candidates[0].name)
     fits, misfits = [], []
-    for choice in _candidates(plan, dataset, model, states):
+    for choice in candidates:
         try:
             # Shapes are all that is asked for: without memory or weights a network is there at once.
             with torch.device("cpu" if model else "meta"):
-                network = _built(plan, dataset, choice)
+                network = _built(plan, dataset, choice, classes)
+        except (DepoisonError, RuntimeError) as error:  # such as a width that this one cannot have
+            if model:
+                raise DepoisonError(f"--model {choice}: {' '.join(str(error).split())}") from error
+            continue
+        try:
             fits.append((choice, adopted(network, states, "", {})[1]))
         except Misfit as misfit:
             misfits.append((len(misfit.faults), choice.name, misfit))
-        except (DepoisonError, RuntimeError):  # such as a width that this one cannot have
-            if model:
-                raise
+        except SeveralFit as several:
+            keys = ", ".join(several.keys)
+            raise DepoisonError(f"{path}: more than one state dict fits {choice}: {keys}; say which by --key") from None
     if not fits:
+        if not misfits:
+            raise DepoisonError(f"{path}: fits no model, none of which can be made for {dataset}")
         _, nearest, misfit = min(misfits, key=lambda each: each[:2])
         raise DepoisonError(f"{path}: fits no model; as the nearest, {nearest}, it is {misfit}")
     if len(fits) > 1:
@@ -114,17 +132,25 @@ def _candidates(plan: Plan, dataset: str, model: str, states: dict[str, dict[str
                 yield Choice(name, (*given.items(), ("width", str(width))))
 
 
-def _built(plan: Plan, dataset: str, choice: Choice) -> Any:
-    of = {"dataset": dataset, "model": choice.name, "track": TRACK, "paper": ""}
-    values = {}
-    for kind, chosen in (("dataset", Choice(dataset)), ("model", choice)):
-        settings = plan.settings(kind, chosen, **of, where="--model")
-        values[kind] = {key: history[-1].value for key, history in settings.items()}
-    classes = plan.classes(dataset, values["dataset"])
+def _values(plan: Plan, kind: str, chosen: Choice, dataset: str, model: str) -> dict[str, Any]:
+    settings = plan.settings(kind, chosen, dataset=dataset, model=model, track=TRACK, paper="", where="--model")
+    return {key: history[-1].value for key, history in settings.items()}
+
+
+def _classes(plan: Plan, dataset: str, model: str) -> int:
+    classes = plan.classes(dataset, _values(plan, "dataset", Choice(dataset), dataset, model))
     if classes is None:
         raise DepoisonError(
             f"dataset {dataset}: how many classes it has is not known before it is read; give `classes`"
         )
+    return classes
+
+
+def _built(plan: Plan, dataset: str, choice: Choice, classes: int) -> Any:
+    values = {
+        kind: _values(plan, kind, chosen, dataset, choice.name)
+        for kind, chosen in (("dataset", Choice(dataset)), ("model", choice))
+    }
     content, task = (
         plan.configuration.method("model", choice.name).content,
         task_of(plan.configuration.task_of(dataset)),

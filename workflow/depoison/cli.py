@@ -136,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--model", default="", help="which model it is, such as resnet18+width=32; default: the one that fits"
     )
+    sub.add_argument(
+        "--key", default="", help="where the weights lie in the file, such as ema; default: where they fit"
+    )
 
     sub = configured(
         command("audit", _audit, "try every defense that can purify a checkpoint, and say which one to take")
@@ -342,7 +345,8 @@ def _new_dataset(options: argparse.Namespace) -> None:
 def _new_checkpoint(options: argparse.Namespace) -> None:
     from depoison.checkpoints import new_checkpoint
 
-    print(new_checkpoint(_plan(options), options.path, options.name, options.dataset, options.model), end="")
+    told = new_checkpoint(_plan(options), options.path, options.name, options.dataset, options.model, options.key)
+    print(told, end="")
 
 
 def _audit(options: argparse.Namespace) -> int:

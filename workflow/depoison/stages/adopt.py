@@ -61,6 +61,25 @@ def run(job: Job) -> None:
     save_tensors(job.folder / "model.safetensors", model.state_dict())
 
 
+class SeveralFit(DepoisonError):
+    """More than one state dict of a file is of a network; `keys` say where they lie."""
+
+    def __init__(self, keys: list[str]):
+        super().__init__(f"more than one state dict fits: {', '.join(keys)}; say which by `key`")
+        self.keys = keys
+
+
+def at_key(states: dict[str, dict[str, Tensor]], key: str) -> dict[str, dict[str, Tensor]]:
+    """The state dict that is meant; all where none is ("").
+
+    Raises:
+        DepoisonError: no such key.
+    """
+    if key and key not in states:
+        raise DepoisonError(f"no state dict at key {key!r}; valid: {', '.join(filter(None, states)) or 'no key'}")
+    return {key: states[key]} if key else states
+
+
 def adopted(
     model: Classifier, states: dict[str, dict[str, Tensor]], key: str, rename: dict[str, str | None]
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -74,14 +93,11 @@ def adopted(
         Its whole state, and where each tensor stands in the file: {"key", "names": {own: given}, "types": {own: dtype}}.
 
     Raises:
-        DepoisonError: no such key, none that fits (`Misfit`), or several.
+        DepoisonError: no such key, none that fits (`Misfit`), or several (`SeveralFit`).
     """
     own = model.state_dict()
     layers = {name: tensor for name, tensor in own.items() if name.partition(".")[0] in ("extractor", "classifier")}
-    if key:
-        if key not in states:
-            raise DepoisonError(f"no state dict at key {key!r}; valid: {', '.join(filter(None, states)) or 'no key'}")
-        states = {key: states[key]}
+    states = at_key(states, key)
     found: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {}
     misfits = []
     for at, given in states.items():
@@ -99,7 +115,7 @@ def adopted(
     if not found:
         raise min(misfits, key=lambda misfit: len(misfit.faults))
     if len(found) > 1:
-        raise DepoisonError(f"more than one state dict fits: {', '.join(found)}; say which by `key`")
+        raise SeveralFit([*found])
     ((at, (tensors, names)),) = found.items()
     state = own | {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
