@@ -577,3 +577,15 @@ def test_a_network_that_cannot_be_is_a_line(tiny):
     assert told in done.stderr
     done = tiny.depoison(*new, "--model", "pointnet2")
     assert done.returncode == 1 and "error: --model: pointnet2 is not for image, which digits is of" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["0", "null", "a: b", "model"])
+def test_what_is_written_of_a_file_is_read_as_it_is(key, tiny):
+    state = trained(ResNet18(8, CLASSES)).state_dict()
+    torch.save({key: state}, tiny.path / "net: a #1.pt")
+    new = ("new", "checkpoint", str(tiny.path / "net: a #1.pt"), "--name", "2024", "--dataset", "digits")
+    done = tiny.depoison(*new, "--model", "resnet18+width=8")
+    assert done.returncode == 0, done.stderr
+    content = tiny.plan().configuration.checkpoint("2024").content
+    assert (content.label, content.weights, content.key) == ("2024", "net: a #1.pt", key)
+    assert content.parameters == {"width": 8}

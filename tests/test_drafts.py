@@ -52,6 +52,13 @@ def test_what_is_written_is_told_and_the_command_that_is_told_can_be_planned(her
     assert len([*table.cells()]) == 8 and plan.configuration.track("my-own").content.replace.datasets == {"*": "digits"}
 
 
+def test_a_name_that_yaml_reads_as_another_value_is_text(here):
+    for what, name, key in (("table", "2024", "title"), ("defense", "null", "label"), ("attack", "on", "label")):
+        new(here.plan(), what, name)
+        (file,) = {*Path().glob(f"*/{what}s/{name}.yaml"), *Path().glob(f"config/papers/mine/{name}.yaml")}
+        assert yaml.safe_load(file.read_text(encoding="utf-8"))[key] == name
+
+
 @pytest.mark.pipeline
 def test_drafts_make_numbers(made):
     """Both methods together, on the smallest of budgets; the whole project is valid with all four."""

@@ -147,3 +147,22 @@ def test_names_and_paths_that_are_none(project, tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one/ape/0.png")
     with pytest.raises(DepoisonError, match="ape: 1 image; valid: at least 2, one of them to test on$"):
         new_dataset(project.plan(), tmp_path / "one", "mine")
+
+
+@pytest.mark.parametrize("name", ["photos #1", "a: b", "'x", "null"])
+def test_a_path_is_read_as_it_is(name, project: Project, tmp_path):
+    """After ` #` YAML has a comment: without quotes another folder were meant, which may be there."""
+    folder = photographs(tmp_path / name, {"train": 2, "test": 2})
+    new_dataset(project.plan(), folder, "2024", 8)
+    content = yaml.safe_load((project / "config/datasets/2024.yaml").read_text(encoding="utf-8"))
+    assert content["values"]["root"] == content["source"] == str(folder) and content["label"] == "2024"
+    assert content["summary"] == f"6 images in 3 classes, from {folder}"
+    target = cell(track="demo", dataset="2024", attack="badnet", defense="fst")
+    assert project.plan().cell(target).settings["dataset"]["root"][-1].value == str(folder)
+
+
+def test_what_needs_no_quotes_has_none(project: Project, tmp_path):
+    new_dataset(project.plan(), photographs(tmp_path / "x", {"train": 2, "test": 2}), "mine", 8)
+    assert f"\n  root: {tmp_path}/x      # only read" in (project / "config/datasets/mine.yaml").read_text(
+        encoding="utf-8"
+    )

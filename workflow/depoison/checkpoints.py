@@ -16,6 +16,7 @@ from depoison.errors import DepoisonError, unknown
 from depoison.files import parse_json, sha256_of, write_bytes
 from depoison.models.layouts import Misfit, read_states
 from depoison.plan.cells import Choice
+from depoison.plan.documents import written
 from depoison.plan.plan import Cell, Plan
 from depoison.results import model_of
 from depoison.rng import Rng
@@ -99,8 +100,8 @@ def new_checkpoint(plan: Plan, path: Path, name: str, dataset: str, model: str =
     here = path.resolve()
     shown = here.relative_to(plan.root) if here.is_relative_to(plan.root) else here
     text = TEMPLATE.format(
-        name=name, weights=shown, sha256=sha256_of(path), model=choice.name, dataset=dataset,
-        key=f"key: {known['key']}\n" if known["key"] else "",
+        name=written(name), weights=written(shown), sha256=sha256_of(path), model=choice.name, dataset=dataset,
+        key=f"key: {written(known['key'])}\n" if known["key"] else "",
         parameters=", ".join(f"{key}: {value}" for key, value in choice.overrides),
     )  # fmt: skip
     file.parent.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from depoison.errors import DepoisonError
 from depoison.files import write_bytes
 from depoison.papers.tables import ALL, PAPERS, papers_of
+from depoison.plan.documents import written
 from depoison.plan.methods import DEFAULT, KINDS, stem_of
 from depoison.plan.plan import Plan
 from depoison.reports.kinds import kind_of, kinds
@@ -33,7 +34,7 @@ tuning: {epochs: 12, batch_size: 32, precision: fp32}
 """
 
 TABLE = """# A table of your own: any rows and columns, of methods as cells' names have them (docs/tables.md).
-title: NAME
+title: LABEL
 caption: A first table
 dataset: cifar10                  # a track replaces it, such as demo by fashion-mnist
 model: resnet18
@@ -78,7 +79,7 @@ def STEM(model: Classifier, clean: Labeled, tune: Tuner, *, decay: float) -> Cla
 '''
 
 DEFENSE_YAML = """summary: "NAME: fine-tuning with a penalty on the classifier's weights; a draft"
-label: NAME                       # in tables
+label: LABEL                      # in tables
 source: a draft                   # where it stands in its paper
 parameters:                       # keyword-only in the code, each with its type, default and range
   decay: {type: float, default: 0.01, range: "[0, inf)", help: weight of the penalty}
@@ -117,7 +118,7 @@ class CLASS(Attack):
 '''
 
 ATTACK_YAML = """summary: "NAME: a square in the upper left corner; a draft"
-label: NAME                       # in tables
+label: LABEL                      # in tables
 task: image                       # the kind of data that it is for
 source: a draft                   # where it stands in its paper
 parameters:                       # the fields of the class, each with its type, default and range
@@ -195,6 +196,8 @@ def new_method(plan: Plan, kind: str, name: str) -> str:
 def _written(plan: Plan, texts: dict[Path, str], command: str, name: str = "", stem: str = "", words: str = "") -> str:
     for file, text in texts.items():
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, text.replace("NAME", name).replace("STEM", stem).replace("CLASS", words).encode())
+        for word, value in (("LABEL", written(name)), ("NAME", name), ("STEM", stem), ("CLASS", words)):
+            text = text.replace(word, value)
+        write_bytes(file, text.encode())
     shown = " and ".join(plan.configuration.methods.shown(file) for file in texts)
     return f"{shown} written; edit, then:\n  depoison check\n  {command}\n"

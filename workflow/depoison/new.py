@@ -14,13 +14,14 @@ from depoison.data.dataset import Samples
 from depoison.drafts import require_free, require_name
 from depoison.errors import DepoisonError
 from depoison.files import write_bytes
+from depoison.plan.documents import written
 from depoison.plan.plan import Plan
 
 SAMPLE = 500
 """Images whose sizes are looked at."""
 SIZES = (8, 224)
 HELD_OUT = 0.2
-TEMPLATE = """summary: {count} images in {classes} classes, from {path}
+TEMPLATE = """summary: {summary}
 label: {label}
 task: image
 source: {path}
@@ -68,8 +69,10 @@ def new_dataset(plan: Plan, path: Path, name: str, size: int | None = None) -> s
         [round(max(value, least), 3) for value in of.tolist()]
         for of, least in ((pixels.mean((0, 2, 3)), 0.0), (pixels.transpose(0, 1).flatten(1).std(1), 0.001))
     )
+    count, classes = len(found.train_labels), len(found.classes)
     text = TEMPLATE.format(
-        count=len(found.train_labels), classes=len(found.classes), path=path, label=name, source=source, size=size,
+        summary=written(f"{count} images in {classes} classes, from {path}"), count=count, classes=classes,
+        path=written(path), label=written(name), source=source, size=size,
         mean=mean, std=std, crop=4 if size >= 28 else size // 8, parameters="" if part is None else DIVIDED.format(part=part),
     )  # fmt: skip
     write_bytes(file, text.encode())

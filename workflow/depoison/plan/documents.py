@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,16 @@ def _refuse_deep(text: str, shown: str) -> None:
 
 def _too_deep(shown: str, at: yaml.Event | yaml.Node) -> DepoisonError:
     return DepoisonError(f"{shown}:{at.start_mark.line + 1}: nests deeper than {DEEPEST} levels")
+
+
+def written(value: object) -> str:
+    """Text as it stands in a YAML file: as it is, where that is read again as this text, else in quotes."""
+    text = str(value)
+    try:
+        plain = yaml.load(f"key: {text}  # remark", _Loader) == {"key": text}
+    except (yaml.YAMLError, ValueError):  # such as a date that is none
+        plain = False
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 class _Builder:
