@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from depoison.errors import DepoisonError
 from depoison.papers.audit import read_audit
 from depoison.plan.metrics import metrics_of
 from depoison.reports.audit import Row, _best, _leaves_wrong, _verdict, render
+from depoison.reports.numbers import Reader
 from families import ResNet18
 
 TARGET, SIDE = 3, 2
@@ -163,6 +165,39 @@ def test_a_verdict(before, rows, taken, verdict):
     first, others = row("No defense", *before), [row(label, *values) for label, values in rows.items()]
     best = _best(KNOWING, first, others)
     assert (best.label if best else None) == taken and _verdict(KNOWING, first, best, others) == verdict
+
+
+def told_of(tiny, monkeypatch, by_defense: dict[str, tuple[float, float] | None]) -> dict[str, str]:
+    """The files of an audit of which these C-Acc and ASR are there, and nothing else."""
+
+    def values(_: Reader, place: Any, metric: Any) -> tuple[dict[int, float], tuple[int, ...]]:
+        found = by_defense.get(place.defense.name)
+        value = dict(zip(("c-acc", "asr"), found or (), strict=False)).get(metric.name)
+        return ({0: value} if value is not None else {}), (() if found else (0,))
+
+    monkeypatch.setattr(Reader, "values", values)
+    monkeypatch.chdir(tiny.path)
+    plan = tiny.plan()
+    return render(plan, read_audit(plan, "bad"))
+
+
+def test_what_is_not_measured_is_neither_clean_nor_not(tiny, weights, monkeypatch):
+    """An audit that is unfinished says so, and of what."""
+    brought(tiny, weights)
+    told = told_of(tiny, monkeypatch, {"none": (90, 99), "ft": (89, 50), "fst": (85, 3)})
+    data = json.loads(told[".json"])
+    clean = {name.split("/")[6]: values["clean"] for name, values in data["cells"].items()}
+    assert (clean["none"], clean["ft"], clean["fst"], clean["lp"]) == (False, False, True, None)
+    missing = sum(value is None for value in clean.values())
+    assert missing > 10 and data["take"].split("/")[6] == "fst"
+    assert data["verdict"].endswith(f"; no other one purifies; {missing} defenses are not measured.")
+    rows = {cells[1].strip(): cells[-2].strip() for row in told[".md"].splitlines() if len(cells := row.split("|")) > 6}
+    assert (rows["No defense"], rows["Vanilla FT"], rows["FST"], rows["LP"]) == ("no", "no", "yes", "–")
+    assert re.search(r'<td>LP</td>.*<td class="">–</td></tr>', told[".html"])
+    told = told_of(tiny, monkeypatch, {"none": (90, 99), "ft": (89, 50)})
+    assert json.loads(told[".json"])["verdict"].endswith(
+        f"the nearest is Vanilla FT with 50.00; {missing + 1} defenses are not measured."
+    )
 
 
 def test_a_verdict_says_why_nothing_could_be_measured():

@@ -26,27 +26,30 @@ class Row:
 
     Attributes:
         values: by the metric's name; None: nothing to measure.
-        cleans: whether its model is clean.
+        cleans: whether its model is clean; None: nobody knows.
         wrong: whether triggered images go neither where the attack wants them nor where they belong (`Metric.no_rescue`).
         cell: its path.
+        missing: whether the file that would say so is not there.
     """
 
     label: str
     values: dict[str, float | None]
-    cleans: bool
+    cleans: bool | None
     wrong: bool
     cell: str
+    missing: bool = False
 
 
 def content_of(plan: Plan, audit: Audit) -> dict[str, Any]:
     """Whatever is said of it."""
     read, rows = Reader(), []
     for place in audit.places:
-        values = {metric.name: next(iter(read.values(place, metric)[0].values()), None) for metric in place.metrics}
-        judged = values[audit.judge.name]
-        cleans = judged is not None and judged <= audit.clean
+        found = {metric.name: read.values(place, metric) for metric in place.metrics}
+        values = {name: next(iter(there.values()), None) for name, (there, _) in found.items()}
+        judged, (_, missing) = values[audit.judge.name], found[audit.judge.name]
+        cleans = None if judged is None else judged <= audit.clean
         label, wrong = plan.label("defense", place.defense.name), _leaves_wrong(audit.judge, values)
-        rows.append(Row(label, values, cleans, wrong, place.cells[0].name.path))
+        rows.append(Row(label, values, cleans, wrong, place.cells[0].name.path, bool(missing)))
     before, *others = rows
     best, summary = _best(audit, before, others), audit.content.summary
     suspect = _suspect(audit.places[0], audit)
@@ -115,6 +118,8 @@ def _verdict(audit: Audit, before: Row, best: Row | None, rows: list[Row], why: 
             "that differs from image to image, is not what inversion looks for."
         )
     had = before.values[keep.name] or 0.0
+    missing = sum(row.missing for row in rows)
+    rest = f"; {missing} {'defense is' if missing == 1 else 'defenses are'} not measured" if missing else ""
     if best is None:
         judged = [(left, row.label) for row in rows if (left := row.values[judge.name]) is not None]
         broken = [(left, row.label) for row in rows if row.cleans and (left := row.values[keep.name]) is not None]
@@ -125,7 +130,7 @@ def _verdict(audit: Audit, before: Row, best: Row | None, rows: list[Row], why: 
             price = f"{lost}, the least {label}, which leaves {keep.text(kept)}"
         elif judged:
             price = f"the nearest is {min(judged)[1]} with {judge.text(min(judged)[0])}"
-        return f"No defense purifies it at an acceptable price: {is_}; {price}."
+        return f"No defense purifies it at an acceptable price: {is_}; {price}{rest}."
     now, kept = (best.values[metric.name] or 0.0 for metric in (judge, keep))
     cleaning = [row for row in rows if row.cleans]
     than = f"it keeps the most of {len(cleaning)} that purify" if len(cleaning) > 1 else "no other one purifies"
@@ -141,7 +146,7 @@ def _verdict(audit: Audit, before: Row, best: Row | None, rows: list[Row], why: 
         than = "; ".join(f"{row.label} keeps {keep.text(row.values[keep.name] or 0.0)} but {left(row)}" for row in more)
     return (
         f"Take {best.label}: {judge.label} {judge.text(was)} → {judge.text(now)}, {keep.label} {keep.text(had)} → "
-        f"{keep.text(kept)}; {than}."
+        f"{keep.text(kept)}; {than}{rest}."
     )
 
 
