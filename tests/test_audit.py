@@ -200,6 +200,17 @@ def test_what_is_not_measured_is_neither_clean_nor_not(tiny, weights, monkeypatc
     )
 
 
+@pytest.mark.parametrize("before", [(90, 4), None])
+def test_a_model_that_needs_no_defense_is_given_none(before, tiny, weights, monkeypatch):
+    """Nor one of which nothing can be said."""
+    brought(tiny, weights)
+    told = told_of(tiny, monkeypatch, {"none": before, "fst": (89, 1)})
+    data = json.loads(told[".json"])
+    assert data["take"] is None and "not measured" not in data["verdict"]
+    assert "depoison export" not in told[".md"] + told[".html"] and 'class="best"' not in told[".html"]
+    assert data["verdict"].startswith("This trigger does not work" if before else "ASR could not be measured")
+
+
 def test_a_verdict_says_why_nothing_could_be_measured():
     first = row("No defense", 90, None)
     found = _verdict(KNOWING, first, None, [], "its outputs are no finite numbers")

@@ -51,7 +51,8 @@ def content_of(plan: Plan, audit: Audit) -> dict[str, Any]:
         label, wrong = plan.label("defense", place.defense.name), _leaves_wrong(audit.judge, values)
         rows.append(Row(label, values, cleans, wrong, place.cells[0].name.path, bool(missing)))
     before, *others = rows
-    best, summary = _best(audit, before, others), audit.content.summary
+    # What is clean, or nobody knows to be suspect, needs no defense.
+    best, summary = _best(audit, before, others) if before.cleans is False else None, audit.content.summary
     suspect = _suspect(audit.places[0], audit)
     verdict = _verdict(audit, before, best, others, (suspect or {}).get("why", ""))
     return {
