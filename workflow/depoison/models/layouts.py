@@ -147,7 +147,8 @@ def matched(own: State, given: State) -> dict[str, str]:
 
     By name where names agree, but for what a wrapper such as DataParallel puts before all of them. Otherwise module by
     module: in the order of both, which is that of the layers; or, as some files sort names, among modules of equal shapes in
-    the order of numbers and letters, where modules of one block are of one block on the other side.
+    the order of numbers, where modules of one block are of one block on the other side. The alphabet says nothing of which
+    layer comes first (`_numbered`).
 
     Returns:
         By name of its own the name given; a counter of batches may have none.
@@ -158,31 +159,56 @@ def matched(own: State, given: State) -> dict[str, str]:
     ours, theirs = _modules(own), _modules(given)
     signed = {name: _signature(own, leaves) for name, leaves in ours.items()}
     signatures = {name: _signature(given, leaves) for name, leaves in theirs.items()}
-    for pairs in _pairings(signed, signatures):
+    for pairs in _pairings(signed, signatures, by_name(given)):
         fits = len(pairs) == len(ours) == len(theirs) and all(signed[a] == signatures[b] for a, b in pairs)
         if fits:
             return {own: theirs[b][leaf] for a, b in pairs for leaf, own in ours[a].items() if leaf in theirs[b]}
     raise Misfit(own, given)
 
 
-def _pairings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[list[tuple[str, str]]]:
+def by_name(state: State) -> bool:
+    """Whether tensors are in the order of their names, as safetensors has those of a type, and not in that of the layers."""
+    names = defaultdict(list)
+    for name, tensor in state.items():
+        names[tensor.dtype].append(name)
+    return all(of == sorted(of) for of in names.values())
+
+
+def _pairings(ours: Mapping[str, Any], theirs: Mapping[str, Any], by_name: bool) -> Iterator[list[tuple[str, str]]]:
     """Ways to pair modules, by what they are called on both sides, the surest first.
 
     Args:
         ours, theirs: by module, in order, what it may be recognized by.
+        by_name: whether theirs are in the order of their names.
     """
     wrapped = len({name.partition(".")[0] for name in theirs}) == 1 and all("." in name for name in theirs)
     plain = {name.partition(".")[2] if wrapped else name: name for name in theirs}
     for names in ({name: name for name in theirs}, plain):
         yield [(name, names[name]) for name in ours if name in names]
     natural = sorted(theirs, key=_natural)
-    yield [*zip(ours, natural if [*theirs] == sorted(theirs) else theirs, strict=False)]
+    in_order = [*zip(ours, natural if by_name else theirs, strict=False)]
+    if not by_name or _numbered(in_order, theirs):
+        yield in_order
     waiting = defaultdict(list)
     for name in reversed(natural):
         waiting[theirs[name]].append(name)
     pairs = [(name, waiting[ours[name]].pop()) for name in sorted(ours, key=_natural) if waiting[ours[name]]]
-    if _in_blocks(pairs) and _in_blocks([(b, a) for a, b in pairs]):
+    turned = [(b, a) for a, b in pairs]
+    if _in_blocks(pairs) and _in_blocks(turned) and _numbered(pairs, theirs) and _numbered(turned, ours):
         yield pairs
+
+
+def _numbered(pairs: list[tuple[str, str]], signatures: Mapping[str, Any]) -> bool:
+    """Whether numbers tell apart the modules, on the right, that are alike in a block, but for those called as on the left.
+
+    Args:
+        signatures: of the modules on the right.
+    """
+    kinds: dict[Any, list[str]] = defaultdict(list)
+    for here, there in pairs:
+        if here.rpartition(".")[2] != there.rpartition(".")[2]:
+            kinds[_block(there), signatures[there]].append(re.sub(r"\d+", "#", there))
+    return all(len(set(names)) == 1 for names in kinds.values())
 
 
 def _in_blocks(pairs: list[tuple[str, str]]) -> bool:

@@ -14,7 +14,7 @@ from depoison.attacks.combined import attack_of
 from depoison.errors import DepoisonError
 from depoison.files import save_tensors, sha256_of, write_json
 from depoison.models.classifier import Classifier
-from depoison.models.layouts import Misfit, matched, read_states, renamed
+from depoison.models.layouts import Misfit, by_name, matched, read_states, renamed
 from depoison.rng import Rng
 from depoison.stages.inputs import Dataset, built, poisoning_of, read_dataset, save_trigger, setup_of
 from depoison.stages.measure import Test
@@ -102,6 +102,8 @@ def adopted(
     misfits = []
     for at, given in states.items():
         tensors, old = renamed(given, rename)
+        if by_name(given):  # so the new names say what comes first
+            tensors = dict(sorted(tensors.items()))
         try:
             # A file of ours has the normalization, too.
             names = matched(own if own.keys() == tensors.keys() else layers, tensors)
