@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pickle
 import re
 from collections import OrderedDict
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from conftest import Project, cell, job_counts
+from depoison.checkpoints import export
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
 from depoison.models.layouts import Misfit, matched, read_states, renamed
@@ -563,6 +565,7 @@ def test_a_file_is_recognized_and_its_purified_weights_go_home_in_its_layout(tin
     target = cell("tiny", attack="mine", defense="none")
     tiny.make(target)
     home = tiny.path / "home" / path.name
+    monkeypatch.chdir(tiny.path)
     done = tiny.depoison("export", target, "--output", str(home))
     assert done.returncode == 0, done.stderr
     ((at, before),) = read_states(path).items()
@@ -570,6 +573,23 @@ def test_a_file_is_recognized_and_its_purified_weights_go_home_in_its_layout(tin
     assert {name: tensor.dtype for name, tensor in after.items()} == {name: t.dtype for name, t in before.items()}
     assert all(torch.equal(after[name], before[name]) for name in before), "nothing was purified"
     theirs.load_state_dict(after)
+    # What was brought stays what it is, and a name does not say what is not in the file.
+    content = path.read_bytes()
+    (tiny / "link").symlink_to(path)
+    wrong = "pt" if path.suffix == ".safetensors" else "safetensors"
+    for output, told in (
+        (path, "is the file that was brought; choose another"),
+        (tiny / "link", "is the file that was brought; choose another"),
+        (home.with_suffix(f".{wrong}"), f": it is written as {path.suffix[1:]}; valid: --output with ."),
+    ):
+        done = tiny.depoison("export", target, "--output", str(output))
+        assert done.returncode == 1 and told in done.stderr
+    assert path.read_bytes() == content and sorted(home.parent.iterdir()) == [home]
+    home.write_bytes(b"before")
+    monkeypatch.setattr(os, "replace", None)
+    with pytest.raises(TypeError):
+        export(tiny.plan(), tiny.plan().cell(target), home)
+    assert home.read_bytes() == b"before", "all or nothing"
 
 
 def test_what_fits_no_model_is_compared_with_the_nearest(tiny):

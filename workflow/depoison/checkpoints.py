@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from depoison.artifacts import read_recorded
 from depoison.drafts import require_free, require_name
 from depoison.errors import DepoisonError, unknown
-from depoison.files import parse_json, sha256_of, write_bytes
+from depoison.files import parse_json, save_tensors, sha256_of, write_bytes
 from depoison.models.layouts import Misfit, read_states
 from depoison.plan.cells import Choice
 from depoison.plan.documents import written
@@ -169,10 +169,14 @@ def export(plan: Plan, cell: Cell, output: Path, form: str = "like-input") -> st
             key of the file that was brought, and in its format; of others as safetensors.
 
     Raises:
-        DepoisonError: the model is not here.
+        DepoisonError: the model is not here, or the file is the one that was brought, or called as one of another format.
     """
-    network, dataset = model_of(plan, cell)
     backdoored = cell.evaluation.upstream["backdoored"]
+    if backdoored.stage == "adopt":
+        brought = plan.root / Path(plan.configuration.checkpoint(cell.name.attack.name).content.weights).expanduser()
+        if output.resolve() == brought.resolve():
+            raise DepoisonError(f"{output}: is the file that was brought; choose another")
+    network, dataset = model_of(plan, cell)
     key, state = "", network.state_dict()
     if form == "like-input" and backdoored.stage == "adopt":
         names = Path(backdoored.directory) / "names.json"
@@ -183,12 +187,18 @@ def export(plan: Plan, cell: Cell, output: Path, form: str = "like-input") -> st
         types = {name: getattr(torch, known["types"][name]) for name in known["names"]}
         state = {theirs: state[own].to(types[own]) for own, theirs in known["names"].items()}
         form = "pt" if known["pickled"] else "safetensors"
+    form = "safetensors" if form == "like-input" else form
+    if (output.suffix == ".safetensors") != (form == "safetensors"):
+        valid = ".safetensors" if form == "safetensors" else ".pt, .pth or the like"
+        raise DepoisonError(f"{output}: it is written as {form}; valid: --output with {valid}, or another --format")
     output.parent.mkdir(parents=True, exist_ok=True)
     if form == "pt":
         content: Any = state
         for name in reversed(key.split(".") if key else []):
             content = {name: content}
-        torch.save(content, output)
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_bytes(output, buffer.getvalue())
     else:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, output)
+        save_tensors(output, state)
     return f"{output}: {len(state)} tensors{f' at {key!r}' if key and form == 'pt' else ''}, the model of {cell.name.path}\n"
