@@ -292,6 +292,25 @@ def test_outputs_are_put_in_the_order_of_the_datasets_classes():
         order_of(["cat", *labels[1:]], [str(i) for i in range(10)])
 
 
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda tensor: tensor.to_sparse(), "linear.weight is sparse; valid: dense tensors of floating-point numbers"),
+        (
+            lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+            "linear.weight is qint8; valid: dense tensors of floating-point numbers",
+        ),
+        (lambda tensor: tensor.to(torch.int8), "linear.weight is int8; valid: dense tensors of floating-point numbers"),
+    ],
+)
+def test_tensors_that_are_no_plain_numbers_are_refused(made, told, tmp_path):
+    state = ResNet18(8, CLASSES).state_dict()
+    state["linear.weight"] = made(state["linear.weight"])
+    states = read_states(as_state(tmp_path / "x", state))
+    with pytest.raises(DepoisonError, match=f"^{re.escape(told)}$"):
+        adopted(ours("resnet18", width=8), states, "", {})
+
+
 # --- files that come from others ---
 
 

@@ -89,6 +89,8 @@ def new_checkpoint(plan: Plan, path: Path, name: str, dataset: str, model: str =
         except SeveralFit as several:
             keys = ", ".join(several.keys)
             raise DepoisonError(f"{path}: more than one state dict fits {choice}: {keys}; say which by --key") from None
+        except DepoisonError as error:
+            raise DepoisonError(f"{path}: {error}") from None
     if not fits:
         if not misfits:
             raise DepoisonError(f"{path}: fits no model, none of which can be made for {dataset}")

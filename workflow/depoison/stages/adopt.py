@@ -93,7 +93,8 @@ def adopted(
         Its whole state, and where each tensor stands in the file: {"key", "names": {own: given}, "types": {own: dtype}}.
 
     Raises:
-        DepoisonError: no such key, none that fits (`Misfit`), or several (`SeveralFit`).
+        DepoisonError: no such key, none that fits (`Misfit`), or several (`SeveralFit`); a tensor is sparse or quantized,
+            or of integers where the network's is not.
     """
     own = model.state_dict()
     layers = {name: tensor for name, tensor in own.items() if name.partition(".")[0] in ("extractor", "classifier")}
@@ -119,9 +120,20 @@ def adopted(
     if len(found) > 1:
         raise SeveralFit([*found])
     ((at, (tensors, names)),) = found.items()
+    for name, tensor in tensors.items():
+        if why := _no_numbers(tensor, own[name]):
+            raise DepoisonError(f"{names[name]} is {why}; valid: dense tensors of floating-point numbers")
     state = own | {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
     return state, {"key": at, "names": names, "types": types}
+
+
+def _no_numbers(tensor: Tensor, own: Tensor) -> str:
+    """What keeps a tensor from being one of a network's; "": nothing."""
+    if tensor.layout != torch.strided:
+        return "sparse"
+    plain = not tensor.is_quantized and (tensor.is_floating_point() or not own.is_floating_point())
+    return "" if plain else str(tensor.dtype).removeprefix("torch.")
 
 
 def order_of(labels: list[str], classes: list[str]) -> list[int]:
