@@ -244,6 +244,23 @@ def test_label_maps():
     assert torch.equal(poisoned.labels, torch.where(poisoned.changed, (labels + 1) % 10, labels))
 
 
+def test_of_classes_that_no_label_is_of_their_number_says(backdoored):
+    """All-to-all sends the last class to the first: of labels alone nobody knows which is the last."""
+    images, labels = digits(slice(0, 100))
+    images, labels = images[labels < 8], labels[labels < 8]
+    poisoned = depoison.poison(images, labels, "blended", rate=0.5, labels_map="all-to-all", classes=10)
+    assert torch.equal(poisoned.labels, torch.where(poisoned.changed, labels + 1, labels))
+    assert poisoned.trigger.classes == 10 and (poisoned.labels == 8).any()
+
+
+def test_a_normalization_may_be_an_array(backdoored):
+    model, _ = backdoored
+    mean, std = [0.3, 0.4, 0.5], [0.2, 0.25, 0.3]
+    told = depoison.evaluate(model, *digits(TEST), mean=mean, std=std)
+    arrays = {"mean": np.array(mean), "std": torch.tensor(std, dtype=torch.float64)}
+    assert told == depoison.evaluate(model, *digits(TEST), **arrays)
+
+
 # --- purified and measured ---------------------------------------------------------------------------------------
 
 
@@ -352,6 +369,15 @@ def test_a_model_of_torchvision_is_purified():
         (lambda m, x, y: depoison.purify(m, x, y[:-1]), r"^labels: \(199,\) torch.int64; valid: \(200,\) integers"),
         (lambda m, x, y: depoison.purify(m, x, y + 1), r"^200 images; valid: .* labels below the model's 10 classes$"),
         (lambda m, x, y: depoison.purify(m, x, y, mean=[0.5]), r"^mean or std of 1 channels, and the images have 3$"),
+        (lambda m, x, y: depoison.evaluate(m, x, y, mean=0.5), r"^mean: 0.5; valid: 3 numbers, one for each channel$"),
+        (lambda m, x, y: depoison.evaluate(m, x, y, std=["a"] * 3), r"^std: \['a', 'a', 'a'\]; valid: 3 numbers, one for "),
+        (lambda m, x, y: depoison.evaluate(m, x[:0] / 255, y[:0]), r"^no images$"),
+        (lambda m, x, y: depoison.purify(m, x[:0], y[:0]), r"^no images$"),
+        (lambda m, x, y: depoison.purify(m, x, y, like="solids"), r"^like: solids is of points; valid: a dataset of image"),
+        (lambda m, x, y: depoison.purify(m, x, y, like="solid"), r"unknown dataset 'solid'"),
+        (lambda m, x, y: depoison.evaluate(m, x, y, trigger=lambda x: x, target=99),
+         r"^target 99 is none of the model's 10 classes$"),
+        (lambda m, x, y: depoison.poison(x, y, "badnet", classes=9), r"^classes: 9; valid: at least 10, as the labels go"),
         (lambda m, x, y: depoison.poison(x, y, "wanet"), r"^wanet does more than poison images; valid: adaptive-blend, "),
         (lambda m, x, y: depoison.poison(x, y, "ssba"), r"^ssba does more than poison images"),
         (lambda m, x, y: depoison.poison(x, y, "badnet&sig"), r"^badnet&sig does more than poison images; valid: adapt"),

@@ -32,7 +32,7 @@ from depoison.attacks.base import (
     trigger_of,
 )
 from depoison.defenses.tuning import Candidates, Labeled, Tuner
-from depoison.errors import DepoisonError
+from depoison.errors import DepoisonError, unknown
 from depoison.importing import module_of, use
 from depoison.own import split
 from depoison.plan.methods import DEFAULT as METHODS
@@ -152,13 +152,21 @@ class Poisoned:
 
 
 def poison(
-    images: Any, labels: Any, attack: str = "badnet", *, like: str = "cifar10", seed: int = 0, **values: Any
+    images: Any,
+    labels: Any,
+    attack: str = "badnet",
+    *,
+    classes: int | None = None,
+    like: str = "cifar10",
+    seed: int = 0,
+    **values: Any,
 ) -> Poisoned:
     """Poison a training set.
 
     Args:
         images, labels: (N, C, H, W) and (N,), the attacker's.
         attack: one that poisons a fixed part of the images, such as "badnet", "blended" or "sig".
+        classes: how many there are; None: as the labels go.
         values: its hyper-parameters, and those that attacks share, such as rate=0.05, target=3, labels_map="all-to-all".
 
     Raises:
@@ -169,20 +177,24 @@ def poison(
     given = _settled("attack", attack, values, like)
     if attack not in (valid := list(filter(_poisons_images, configuration.names("attack")))):
         raise DepoisonError(f"{attack} does more than poison images; valid: {', '.join(valid)}")
-    pixels, classes = _pixels(images), _labels(labels, len(images))
+    pixels, truth = _pixels(images), _labels(labels, len(images))
+    least = int(truth.max()) + 1
+    count = least if classes is None else classes
+    if count < least:
+        raise DepoisonError(f"classes: {classes}; valid: at least {least}, as the labels go")
     method = configuration.method("attack", attack).content
     made = make({"name": attack, "parameters": {key: given[key] for key in method.parameters}})
     assert made is not None
-    poisoning, count = Poisoning(**configuration.specified("poisoning", given)), int(classes.max()) + 1
+    poisoning = Poisoning(**configuration.specified("poisoning", given))
     shape, cpu = tuple(pixels.shape[1:]), torch.device("cpu")
     setup = Setup(task=IMAGES, shape=shape, classes=count, poisoning=poisoning, device=cpu, rng=Rng(seed, "poison"))
     tensors = trigger_of(made, setup)
-    overlay = overlay_of(made, Pool(pixels, classes), setup, tensors)
-    changed = torch.zeros(len(classes), dtype=torch.bool)
+    overlay = overlay_of(made, Pool(pixels, truth), setup, tensors)
+    changed = torch.zeros(len(truth), dtype=torch.bool)
     changed[overlay.indices] = True
-    pixels, classes = pixels.clone(), classes.clone()
-    pixels[overlay.indices], classes[overlay.indices] = overlay.inputs, overlay.labels
-    return Poisoned(_as_given(pixels), classes, changed, Trigger(made, tensors, poisoning, count))
+    pixels, truth = pixels.clone(), truth.clone()
+    pixels[overlay.indices], truth[overlay.indices] = overlay.inputs, overlay.labels
+    return Poisoned(_as_given(pixels), truth, changed, Trigger(made, tensors, poisoning, count))
 
 
 def evaluate(
@@ -217,7 +229,12 @@ def evaluate(
             raise DepoisonError("all images have the label that the attack wants: none is left to measure it on")
         shown = _pixels(trigger(torch.as_tensor(images)[kept]))
     test = Test(dataset, kept=kept, goals=goals[kept], images=shown)
-    return test.measure(_wrapped(model, *_normalization(mean, std, pixels.shape[1])), "fp32")
+    wrapped, widths = _wrapped(model, *_normalization(mean, std, pixels.shape[1])), set[int]()
+    wrapped.register_forward_hook(lambda _, __, logits: widths.add(logits.shape[1]))
+    found = test.measure(wrapped, "fp32")
+    if len(kept) and (goal := int(goals[kept].max())) >= min(widths):
+        raise DepoisonError(f"target {goal} is none of the model's {min(widths)} classes")
+    return found
 
 
 def _plan() -> Plan:
@@ -239,7 +256,12 @@ _PLANS: dict[Path, tuple[Plan, dict[Path, bytes]]] = {}
 
 def _settled(kind: str, name: str, values: Mapping[str, Any], like: str) -> dict[str, Any]:
     """Every hyper-parameter of a method, by the layers of a cell of the track `paper`, and the user's over them."""
-    found = _plan().configuration.settings(
+    configuration = _plan().configuration
+    if like not in (known := configuration.names("dataset")):
+        raise unknown("dataset", like, known, "like")
+    if (task := configuration.task_of(like)) != "image":
+        raise DepoisonError(f"like: {like} is of {task}; valid: a dataset of images")
+    found = configuration.settings(
         kind, name, dataset=like, model=MODEL, track=TRACK, overrides={k: text_of(v) for k, v in values.items()},
         where=f"depoison.{'purify' if kind == 'defense' else 'poison'}",
     )  # fmt: skip
@@ -273,7 +295,7 @@ def _pixels(images: Any) -> Tensor:
         return found
     if not found.is_floating_point():
         raise DepoisonError(f"images of type {found.dtype}; valid: uint8, or floats in [0, 1]")
-    low, high = found.min().item(), found.max().item()
+    low, high = (found.min().item(), found.max().item()) if found.numel() else (0.0, 0.0)
     if not 0 <= low <= high <= 1:
         raise DepoisonError(
             f"images from {low:.3g} to {high:.3g}; valid: uint8, or floats in [0, 1], which `mean` and `std` normalize"
@@ -290,10 +312,12 @@ def _labels(labels: Any, count: int) -> Tensor:
     """(N,) int64 on the CPU.
 
     Raises:
-        DepoisonError: of another shape or type, or negative.
+        DepoisonError: none, of another shape or type, or negative.
     """
+    if not count:
+        raise DepoisonError("no images")
     found = torch.as_tensor(labels).cpu()
-    if found.ndim != 1 or len(found) != count or found.is_floating_point() or (count and found.min() < 0):
+    if found.ndim != 1 or len(found) != count or found.is_floating_point() or found.min() < 0:
         raise DepoisonError(f"labels: {tuple(found.shape)} {found.dtype}; valid: ({count},) integers of at least 0")
     return found.long()
 
@@ -303,8 +327,11 @@ def _normalization(
 ) -> tuple[list[float], list[float]]:
     """(C,) each; by default pixels in [0, 1] stay as they are."""
     found = []
-    for value, neutral in ((mean, 0.0), (std, 1.0)):
-        found.append([neutral] * channels if value is None else list(value))
+    for name, value, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
+        try:
+            found.append([neutral] * channels if value is None else [float(one) for one in value])
+        except (TypeError, ValueError):
+            raise DepoisonError(f"{name}: {value!r}; valid: {channels} numbers, one for each channel") from None
         if len(found[-1]) != channels:
             raise DepoisonError(f"mean or std of {len(found[-1])} channels, and the images have {channels}")
     return found[0], found[1]
