@@ -260,6 +260,7 @@ def test_an_audit_may_be_written_of_what_is_there(tiny, weights):
     brought(tiny, weights)
     done = tiny.depoison("report", "--partial", "reports/audit/bad.md")
     assert done.returncode == 0, done.stderr
+    assert not done.stderr
     page = (tiny / "reports/audit/bad.md").read_text()
     assert "**ASR could not be measured: nothing can be said.**" in page and "| FST | – | – |" in page
 

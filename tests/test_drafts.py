@@ -59,6 +59,13 @@ def test_a_name_that_yaml_reads_as_another_value_is_text(here):
         assert yaml.safe_load(file.read_text(encoding="utf-8"))[key] == name
 
 
+def test_a_defense_may_be_called_as_a_module_that_its_draft_asks_for(here):
+    new(here.plan(), "defense", "copy")
+    code = ast.parse((here / "methods/defenses/copy.py").read_text(encoding="utf-8"))
+    imported = [name.asname or name.name for node in code.body if isinstance(node, ast.Import) for name in node.names]
+    assert "copy" not in imported and "copy" in {node.name for node in code.body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.pipeline
 def test_drafts_make_numbers(made):
     """Both methods together, on the smallest of budgets; the whole project is valid with all four."""

@@ -55,7 +55,7 @@ DEFENSE = '''"""NAME: fine-tuning with a penalty on the classifier's weights; a 
 
 from __future__ import annotations
 
-import copy
+from copy import deepcopy
 
 from torch import Tensor
 
@@ -70,7 +70,7 @@ def STEM(model: Classifier, clean: Labeled, tune: Tuner, *, decay: float) -> Cla
     Args:
         decay: weight of the penalty.
     """
-    tuned = copy.deepcopy(model)
+    tuned = deepcopy(model)
 
     def penalty(network: Classifier) -> Tensor:
         return decay * sum(layer.weight.square().sum() for layer in network.head)

@@ -182,7 +182,8 @@ def _plot(audit: Audit, rows: list[Row]) -> str:
     axes.set_xlabel(f"{judge.title} that remains")
     axes.set_ylabel(f"Fall of {keep.label}")
     axes.margins(0.12)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    if axes.get_legend_handles_labels()[1]:  # of an audit that has hardly begun there is none
+        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     return data_uri(content.getvalue())
