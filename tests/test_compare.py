@@ -26,6 +26,7 @@ from depoison.reports.changes import Comparison, as_json, as_text, compare_sides
 from depoison.reports.kinds import report_of
 from depoison.reports.noise import holm, newcombe, welch, wilson
 from depoison.reports.runs import read_side
+from depoison.reports.tables import render
 
 SMALL = "config/papers/fst/small.yaml"
 IMAGES = {"c_acc": 1000, "asr": 900}
@@ -355,6 +356,50 @@ def test_a_tables_json_is_enough_for_several_seeds(seeds, two):
     assert bool(found.changed) == (len(seeds) > 1) and row.test == ("seeds" if len(seeds) > 1 else "")
 
 
+def write_table(project: Project, file: str) -> None:
+    """A file of reports/ with what is there now of the table `small`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project.path)
+        text = render(project.plan(), read_table(project.plan(), "reports/tiny/small"))[".json"]
+    (project / "reports" / file).parent.mkdir(parents=True, exist_ok=True)
+    (project / "reports" / file).write_text(text, encoding="utf-8")
+
+
+def forget(project: Project, defense: str, seed: int) -> None:
+    """Remove the evaluations of a defense and a seed."""
+    for cell in read_table(project.plan(), "reports/tiny/small").cells():
+        if (cell.name.defense.name, cell.name.seed) == (defense, seed):
+            (project / cell.evaluation.product).unlink()
+
+
+def test_cells_that_a_tables_json_lists_as_missing_are_not_there(two):
+    """Of LP one seed of two is missing, of no defense none."""
+    for project in two:
+        project.set("config/config.yaml", "seeds", to=[0, 1])
+        measure(project)
+    forget(two[1], "lp", 0)
+    write_table(two[1], "tiny/small.json")
+    only(two[1], "reports")
+    runs = read_side(two[0].plan(), str(two[1].path)).runs
+    assert {(name.defense.name, name.seed) for name in runs} == {("none", 0), ("none", 1), ("lp", 1)}
+    expected = usual("badnet", "lp", 1)
+    for name, run in runs.items():
+        if name.defense.name == "lp":
+            assert run.metrics == pytest.approx({metric: 100 * expected[metric] / IMAGES[metric] for metric in IMAGES})
+    assert not compared(two[0], ".", str(two[1].path)).same
+
+
+def test_a_run_without_numbers_replaces_none_that_has_some(two):
+    """Of two tables with the same cells the one that is read last shows a metric that was not measured."""
+    measure(two[1])
+    write_table(two[1], "tiny/all.json")
+    measure(two[1], lambda attack, defense, seed: dict.fromkeys(IMAGES))
+    write_table(two[1], "tiny/small.json")
+    only(two[1], "reports")
+    runs = read_side(two[0].plan(), str(two[1].path)).runs
+    assert len(runs) == 4 and all(set(run.metrics) == set(IMAGES) for run in runs.values())
+
+
 def test_a_configuration_that_cannot_be_planned_is_told(two):
     measure(two[0])
     measure(two[1], other_lp(300))
@@ -436,7 +481,7 @@ def test_two_commits(below, tmp_path, monkeypatch):
     assert done.returncode == 1 and "beyond noise" in done.stdout and done.stderr == "", done.stderr
 
 
-def test_a_commit_without_evaluations(tmp_path, monkeypatch):
+def test_a_commit_write_table(tmp_path, monkeypatch):
     project = lean(tmp_path / "project")
     git(project.path, "init", "--quiet")
     git(project.path, "add", "config")

@@ -119,7 +119,9 @@ def _runs(root: Path, plan: Plan | None = None) -> tuple[dict[CellName, Run], tu
         content = read_json(path)
         for table in content if isinstance(content, list) else [content]:
             if isinstance(table, dict) and {"cells", "lines", "columns"} <= table.keys():
-                runs.update(_of_table(root, table, path))
+                for name, run in _of_table(root, table, path):
+                    if run.metrics or name not in runs:
+                        runs[name] = run
     for path in sorted((root / PREFIX).glob("**/s*.json")):
         view = evaluation_in(read_json(path), path)
         runs[CellName.parse(str(path.relative_to(root)))] = _run(root, str(view.get("evaluation", "")), view)
@@ -161,12 +163,14 @@ def _run(root: Path, directory: str, otherwise: Mapping[str, Any] | None = None)
 
 
 def _of_table(root: Path, table: dict[str, Any], path: Path) -> Iterator[tuple[CellName, Run]]:
-    """A table's cells: from their evaluations where these are there, else from the table, which has no counts."""
+    """A table's cells that were computed: from their evaluations where these are there, else from it, which has no counts."""
     try:
         for entry in table["cells"]:
-            # One value for each seed, unless a metric was not measured.
-            for i, (cell, product) in enumerate(zip(entry["cells"], entry["evaluations"], strict=True)):
-                known = {m: of[i] if len(of) == len(entry["cells"]) else None for m, of in entry["numbers"].items()}
+            both = zip(entry["cells"], entry["evaluations"], strict=True)
+            made = [(cell, product) for cell, product in both if cell not in entry["missing"]]
+            # One value for each seed that was computed, unless a metric was not measured.
+            for i, (cell, product) in enumerate(made):
+                known = {m: of[i] if len(of) == len(made) else None for m, of in entry["numbers"].items()}
                 content = evaluation_in({"metrics": known}, path)
                 yield CellName.parse(cell), _run(root, str(Path(product).parent), content)
     except (KeyError, IndexError, TypeError, ValueError) as error:
