@@ -136,7 +136,12 @@ KNOWING = SimpleNamespace(
 
 def row(label: str, c_acc: float, asr: float | None, lcr: float = 80) -> Row:
     values = {"c-acc": c_acc, "asr": asr, "lcr": lcr}
-    return Row(label, values, asr is not None and asr <= 10, _leaves_wrong(KNOWN["asr"], values), f"cell of {label}")
+    wrong = _leaves_wrong(KNOWN["asr"], values, {"c-acc": 90.0})
+    return Row(label, values, asr is not None and asr <= 10, wrong, f"cell of {label}")
+
+
+def test_a_network_that_calls_everything_one_class_is_no_rescue():
+    assert row("A", 10, 0, 11.1).wrong and not row("B", 85, 0, 84).wrong
 
 
 @pytest.mark.parametrize(

@@ -300,6 +300,10 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "took": ({"took": 3}, "asr says whether an attack took, too"),
     "right": ({"no-rescue": {"right": "lrc", "clean": "c-acc", "by": 3}}, "unknown metric 'lrc'; did you mean 'lcr'?"),
+    "clean": (
+        {"no-rescue": {"right": "lcr", "clean": "seconds", "by": 3}},
+        "no-rescue.clean: seconds is not from evaluate",
+    ),
 }
 
 

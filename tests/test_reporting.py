@@ -237,6 +237,7 @@ def test_rows_in_which_the_attack_did_not_take_in_each_file(reported):
 @pytest.mark.parametrize(("c_acc", "asr", "lcr", "wrong"), [
     (84.0, 0.0, 11.0, True), (83.75, 0.0, 79.2, False), (90.0, 0.0, 70.0, True), (90.0, 0.0, 70.01, False),
     (90.0, 60.0, 25.0, False), (90.0, 60.0, 10.0, True), (90.0, 100.0, 0.0, False), (90.0, 0.0, None, False),
+    (10.0, 0.0, 11.1, True),
     (None, None, None, False),
 ])  # fmt: skip
 def test_a_defense_that_leaves_images_wrong(c_acc, asr, lcr, wrong, reported):
@@ -268,6 +269,34 @@ def test_lcr_stands_beside_an_asr_that_is_no_rescue(reported):
     wrong = frame[(frame.no_rescue == True) & (frame.metric == "asr")]  # noqa: E712
     assert set(wrong.column) == {"Vanilla FT"} and set(wrong.right) == {11.0} and len(wrong) == 3
     assert "LCR" not in written(reported)[".md"]
+
+
+def test_a_network_that_calls_everything_one_class_is_not_the_best(reported):
+    """Its C-Acc falls with the ASR, so that of the model before the defense is compared; in the average, too."""
+    table = measured(reported, lambda attack, defense, seed: (90.0, {"none": 95.0, "lp": 4.0, "ft": 0.0}[defense]))
+    for entry in table.places.values():
+        if entry.defense.name == "ft":
+            for cell in entry.cells:
+                put_recorded(cell.evaluation.product, {"metrics": {"c_acc": 10.0, "asr": 0.0, "lcr": 11.1}})
+    for label in ("BadNet", "Average"):
+        numbers = by_label(lines_of(table), label)
+        assert numbers[2, "asr"].no_rescue and not numbers[2, "asr"].best and numbers[2, "asr"].clean == 90.0
+        assert not numbers[1, "asr"].best and numbers[1, "c_acc"].best
+    assert "(C-Acc without a defense − ASR − LCR ≥ 20)" in render(reported.plan(), table)[".md"]
+
+
+def test_what_diverged_is_not_the_best(reported):
+    """Nor is an average with it in it; the others compete."""
+    reported.edit("config/papers/fst/small.yaml", lambda data: data["axes"]["columns"].append({"defense": "fe-tuning"}))
+    asr = {"none": 95.0, "lp": 4.0, "ft": 3.0, "fe-tuning": 9.0}
+    table = measured(reported, lambda attack, defense, seed: (90.0, asr[defense]))
+    best = lambda label: [by_label(lines_of(table), label)[i, "asr"].best for i in range(5)]  # noqa: E731
+    assert best("BadNet") == best("Blended") == best("Average") == [False, False, True, False, False]
+    (entry,) = [e for e in table.places.values() if (e.attack.name, e.defense.name) == ("badnet", "ft")]
+    product = Path(entry.cells[0].evaluation.product)
+    put_recorded(product, read_json(product) | {"diverged": True})
+    assert best("BadNet") == best("Average") == [False, True, False, False, False]
+    assert best("Blended") == [False, False, True, False, False]
 
 
 def test_nothing_is_said_of_published_numbers_where_there_are_none(reported):

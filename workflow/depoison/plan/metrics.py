@@ -23,12 +23,12 @@ BEFORE = "_before"
 
 
 class NoRescue(BaseModel):
-    """When a low value says nothing good: `clean` - it - `right` is at least `by`. Then `right` is shown beside it."""
+    """When a low value is no rescue: `clean` before the defense - it - `right` >= `by`. Then `right` is shown beside it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     right: str = Field(description="the metric of what is as it should be, of the same triggered images")
-    clean: str = Field(description="the metric of how much of clean images is as it should be")
+    clean: str = Field(description="the metric, from evaluate, of how much of clean images is as it should be")
     by: float = Field(gt=0, description="in the unit of all three")
 
 
@@ -209,8 +209,10 @@ def metrics_of(root: Path, methods: Methods | None = None) -> Metrics:
     for name, metric in found.items():
         for key in ("right", "clean"):
             if metric.no_rescue:
-                file = methods.shown(methods.file("metrics", name))
-                found.find(getattr(metric.no_rescue, key), f"{file}: no-rescue.{key}")
+                place = f"{methods.shown(methods.file('metrics', name))}: no-rescue.{key}"
+                of = found.find(getattr(metric.no_rescue, key), place)
+                if key == "clean" and of.source != "evaluate":
+                    raise DepoisonError(f"{place}: {of.name} is not from evaluate; valid: {', '.join(found.evaluated)}")
     return found
 
 

@@ -48,7 +48,8 @@ def content_of(plan: Plan, audit: Audit) -> dict[str, Any]:
         values = {name: next(iter(there.values()), None) for name, (there, _) in found.items()}
         judged, (_, missing) = values[audit.judge.name], found[audit.judge.name]
         cleans = None if judged is None else judged <= audit.clean
-        label, wrong = plan.label("defense", place.defense.name), _leaves_wrong(audit.judge, values)
+        label = plan.label("defense", place.defense.name)
+        wrong = _leaves_wrong(audit.judge, values, rows[0].values if rows else values)
         rows.append(Row(label, values, cleans, wrong, place.cells[0].name.path, bool(missing)))
     before, *others = rows
     # What is clean, or nobody knows to be suspect, needs no defense.
@@ -85,10 +86,11 @@ def render(plan: Plan, audit: Audit, draw: bool = True) -> dict[str, str]:
     return found
 
 
-def _leaves_wrong(judge: Metric, values: Mapping[str, float | None]) -> bool:
+def _leaves_wrong(judge: Metric, values: Mapping[str, float | None], before: Mapping[str, float | None]) -> bool:
+    """Args: before: the values without a defense."""
     if (rule := judge.no_rescue) is None:
         return False
-    ours, right, clean = (values.get(name) for name in (judge.name, rule.right, rule.clean))
+    ours, right, clean = values.get(judge.name), values.get(rule.right), before.get(rule.clean)
     return Number(judge.key, ours, right=right, clean=clean).leaves_wrong(judge)
 
 

@@ -39,7 +39,8 @@ class Number:
         printed_as: of a corrected number: what the paper says that it is of.
         best: whether it is the best of its row among the defenses.
         untaken: whether it says nothing of a defense, as the attack did not take.
-        right, clean: means over the seeds of what tells whether a low value is a rescue (`Metric.no_rescue`).
+        right, clean: means over the seeds of what tells whether a low value is a rescue (`Metric.no_rescue`), the latter of
+            the model before the defense.
         no_rescue: whether it is none, and `right` must be seen with it.
         decimals: that are shown.
         beside: what `right` is called.
@@ -88,7 +89,7 @@ class Number:
     def leaves_wrong(self, metric: Metric) -> bool:
         """Whether triggered images go neither where the attack wants them nor where they belong.
 
-        The rest of them is wrong; of clean images those are that are not counted in `clean`.
+        The rest of them is wrong; of clean images those were before the defense that are not counted in `clean`.
         """
         parts = (self.clean, self.ours, self.right)
         return (

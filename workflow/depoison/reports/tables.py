@@ -137,8 +137,10 @@ class Shown:
         told = corrections.printed_as(self.table, place, metric.name, self.metrics)
         more: dict[str, Any] = {"published": float(printed[0]) if printed else None, "printed_as": told}
         if rule := metric.no_rescue:
+            # After the defense clean images may be as wrong as triggered ones: a network that calls everything one class.
             beside = {
-                name: self.read.values(place, self.metrics[getattr(rule, name)])[0] for name in ("right", "clean")
+                "right": self.read.values(place, self.metrics[rule.right])[0],
+                "clean": self.read.before(place, self.metrics[rule.clean]),
             }
             more |= {name: statistics.fmean(found.values()) if found else None for name, found in beside.items()}
             more["beside"] = self.metrics[rule.right].label
@@ -235,7 +237,7 @@ class Shown:
 
         They are looked for in a row, or where the rows are the defenses in a column. Nothing is marked where they are not
         means over the same seeds and rows, or where the attack did not take; nor what is no rescue, and then nothing else is
-        in its place.
+        in its place. What diverged does not compete: its numbers say nothing of its method.
 
         Args:
             of: what the one line is a summary of.
@@ -246,7 +248,9 @@ class Shown:
             row = of or table.rows[i]
             for j, column in enumerate(table.columns):
                 place, metric = table.at(row, column), table.metric(row, column)
-                if metric.sign and not _is_none(place) and line.numbers[j].ours is not None:
+                behind = [table.at(table.rows[k], column) for k in line.rows] if of else [place]
+                competes = not _is_none(place) and not any(map(self.read.diverged, behind))
+                if metric.sign and competes and line.numbers[j].ours is not None:
                     groups.setdefault((i if table.defense_in_columns else j, model_of(place), metric), []).append(
                         (i, j)
                     )
@@ -494,8 +498,8 @@ def _no_rescue(metrics: Metrics, metric: Metric) -> str:
     right, clean = metrics[rule.right].label, metrics[rule.clean].label
     return (
         f"{right} n: only n% of the triggered images are classified as what they show, although few or none are as the "
-        f"attack wants ({clean} − {metric.label} − {right} ≥ {rule.by:g}). The defense stopped the attack and left these "
-        f"images wrong: a low {metric.label} is no rescue then, and never bold."
+        f"attack wants ({clean} without a defense − {metric.label} − {right} ≥ {rule.by:g}). The defense stopped the attack "
+        f"and left these images wrong: a low {metric.label} is no rescue then, and never bold."
     )
 
 
