@@ -299,6 +299,34 @@ def test_what_diverged_is_not_the_best(reported):
     assert best("Blended") == [False, False, True, False, False]
 
 
+def test_columns_of_one_title_are_one_for_dvc(reported):
+    """As in SFT's Table 6: a defense's metrics and, in a part of its own, its seconds; the last replaced the others."""
+    more = {"defense": "ft", "label": "Vanilla FT", "metric": "seconds"}
+    reported.edit("config/papers/fst/small.yaml", lambda data: data["axes"]["columns"].append(more))
+    table = measured(reported)
+    (found,) = [e.cells[0] for e in table.places.values() if (e.attack.name, e.defense.name) == ("badnet", "ft")][:1]
+    product = Path(found.evaluation.product)
+    put_recorded(product, read_json(product) | {"model": {"seconds": 12.0, "sha256": {"model.safetensors": "a" * 64}}})
+    ours = json.loads(render(reported.plan(), table)[".json"])["metrics"]["BadNet 10%"]
+    assert ours["Vanilla FT"] == {"c_acc": 92.0, "asr": 1.0, "seconds": 12.0}
+    assert ours["LP"] == {"c_acc": 92.004, "asr": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("track", "told"),
+    [
+        ({"tuning": {"epochs": 1}}, True),
+        ({"defenses": {"ft": {"epochs": 1}}}, True),
+        ({"poisoning": {"scale": "images"}}, True),
+        ({"training": {"precision": "fp32"}, "tuning": {"precision": "fp32"}}, False),
+    ],
+)
+def test_any_track_that_is_not_the_papers_says_so(track, told, reported):
+    reported.edit("config/tracks/other.yaml", lambda data: data.update(summary="other", **track))
+    files = render(reported.plan(), read_table(reported.plan(), "reports/other/small"))
+    assert ("This track does not reproduce the paper's setting: the published" in files[".md"]) == told
+
+
 def test_nothing_is_said_of_published_numbers_where_there_are_none(reported):
     files = written(reported)
     assert "published" in files[".md"] and "published" in files[".tex"]

@@ -582,15 +582,13 @@ def _json(content: dict[str, Any]) -> dict[str, Any]:
 
 def _metrics(content: dict[str, Any]) -> dict[str, Any]:
     """{line: {column: {metric: ours}}} of what is known: dictionaries down to the numbers, as `dvc metrics` reads them."""
-    return {
-        f"{line.label} {line.value}".strip(): {
-            head.title: {
-                line.numbers[j].metric: line.numbers[j].ours for j in head.at if line.numbers[j].ours is not None
-            }
-            for head in content["heads"]
-        }
-        for line in content["lines"]
-    }
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for line in content["lines"]:
+        columns = found.setdefault(f"{line.label} {line.value}".strip(), {})
+        for head in content["heads"]:  # several may have one title, such as a defense's ASR and beside it its seconds
+            known = [line.numbers[j] for j in head.at if line.numbers[j].ours is not None]
+            columns.setdefault(head.title, {}).update({number.metric: number.ours for number in known})
+    return found
 
 
 def heading(plan: Plan, table: Table) -> str:
@@ -628,7 +626,7 @@ def _notes(plan: Plan, table: Table) -> list[str]:
     track = plan.configuration.track(table.track).content
     notes = [f"Track {table.track}: {track.summary}."]
     moved = dict.fromkeys(f"{paper} is replaced by {ours}" for paper, ours in replaced(plan, table))
-    if moved or track.models or track.training.keys() - {"precision"}:  # papers name no precision
+    if moved or not track.is_papers:
         because = f" ({'; '.join(moved)})" if moved else ""
         notes.append(
             f"This track does not reproduce the paper's setting{because}: the published numbers show the pattern to look "
