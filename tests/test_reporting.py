@@ -211,6 +211,33 @@ def test_where_columns_are_of_attacks_those_are_named_in_which_one_did_not_take(
     assert not any(line.untaken for line in lines) and any(n.untaken for line in lines for n in line.numbers)
 
 
+def test_where_columns_are_of_attacks_averages_over_one_that_did_not_take_are_not_the_best(reported):
+    """Two models in the rows; LP leaves less of either attack, of which Blended did not take."""
+
+    def turned(data):
+        columns = [
+            {"attack": attack, "defense": defense, "label": f"{attack} {defense}"}
+            for attack in ("badnet", "blended")
+            for defense in ("none", "lp", "ft")
+        ]
+        rows = [{"model": name, "label": name} for name in ("resnet18", "vgg19-bn")]
+        data.update(axes={"rows": rows, "columns": columns}, summary=["average", "standard-deviation"])
+        data.pop("published")
+
+    reported.edit("config/papers/fst/small.yaml", turned)
+    reported.edit("config/tracks/tiny.yaml", lambda data: data["replace"].pop("models"))
+    asr = {"badnet": {"none": 95.0, "lp": 1.0, "ft": 3.0}, "blended": {"none": 20.0, "lp": 1.0, "ft": 3.0}}
+    files = written(reported, of=lambda attack, defense, seed: (90.0, asr[attack][defense]))
+    lines = {line.label: line for line in lines_of(read_table(reported.plan(), TARGET))}
+    for label in ("resnet18", "Average", "Standard deviation"):
+        assert [number.untaken for number in lines[label].numbers] == [False] * 6 + [True] * 6, label
+    for label in ("resnet18", "Average"):
+        assert [j for j, n in enumerate(lines[label].numbers) if n.best and n.metric == "asr"] == [3], label
+    assert "averages over them look as they do" in files[".md"] and "leave them out; averages" in files[".tex"]
+    average = next(row for row in rows_of(files[".md"]) if row[0] == "Average")
+    assert average[3] == "**90.00**/**1.00**" and average[6] == "*90.00*/*1.00*"
+
+
 def test_rows_in_which_the_attack_did_not_take_in_each_file(reported):
     reported.edit("config/papers/fst/small.yaml", lambda data: data.update(compare=[["ft", "lp"]]))
     files = written(reported, of=untaken)

@@ -174,7 +174,10 @@ class Shown:
             if isinstance(summary, DropFile):
                 of = self._drops(summary.drop_from, shown, j)
             number = summary_of(column.metric or metric, function, of, rows)
-            if summary == "average" and not every and rows:
+            # Where columns are of attacks, a row stays although the attack of some columns did not take.
+            if not self.table.attack_in_rows and any(shown[i].numbers[j].untaken for i in rows):
+                number = replace(number, untaken=True)
+            elif summary == "average" and not every and rows:
                 place = self.table.at(self.table.rows[rows[0]], column)
                 number = replace(number, no_rescue=not _is_none(place) and number.leaves_wrong(column.metric or metric))
             numbers.append(number)
@@ -656,6 +659,10 @@ def _untaken(shown: Shown, lines: list[Line]) -> str:
         return ""
     told = f"In {sum(of)} of {len(of)} {parts} the attack did not take{some} ({untaken_if(attack)})"
     left_out = " Paired differences and averages, but for the one of all rows, leave them out."
+    if not table.attack_in_rows:
+        left_out = (
+            " Paired differences leave them out; averages over them look as they do, and none of these is the best."
+        )
     below = left_out if table.file.summary or table.comparisons else ""
     return f"{told}: what a defense leaves there says nothing about it.{below}"
 
