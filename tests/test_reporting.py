@@ -298,6 +298,18 @@ def test_lcr_stands_beside_an_asr_that_is_no_rescue(reported):
     assert "LCR" not in written(reported)[".md"]
 
 
+def test_an_average_is_no_rescue_only_where_some_row_is_none(reported):
+    """Without a fall of the ASR there is nothing that could be taken for a rescue, in no row and so in no average."""
+    table = measured(reported, lambda attack, defense, seed: (92.0, {"none": 60.0, "lp": 60.5, "ft": 62.0}[defense]))
+    for entry in table.places.values():
+        for cell in entry.cells:
+            product = Path(cell.evaluation.product)
+            put_recorded(product, {"metrics": read_json(product)["metrics"] | {"lcr": 8.0}})
+    lines = lines_of(table)
+    assert not any(number.no_rescue for line in lines for number in line.numbers)
+    assert "LCR" not in render(reported.plan(), table)[".md"]
+
+
 def test_a_network_that_calls_everything_one_class_is_not_the_best(reported):
     """Its C-Acc falls with the ASR, so that of the model before the defense is compared; in the average, too."""
     table = measured(reported, lambda attack, defense, seed: (90.0, {"none": 95.0, "lp": 4.0, "ft": 0.0}[defense]))

@@ -177,9 +177,9 @@ class Shown:
             # Where columns are of attacks, a row stays although the attack of some columns did not take.
             if not self.table.attack_in_rows and any(shown[i].numbers[j].untaken for i in rows):
                 number = replace(number, untaken=True)
-            elif summary == "average" and not every and rows:
-                place = self.table.at(self.table.rows[rows[0]], column)
-                number = replace(number, no_rescue=not _is_none(place) and number.leaves_wrong(column.metric or metric))
+            elif summary == "average" and not every:
+                wrong = any(shown[i].numbers[j].no_rescue for i in rows)
+                number = replace(number, no_rescue=wrong and number.leaves_wrong(column.metric or metric))
             numbers.append(number)
         over = "" if len(rows) == len(own) else f"{len(rows)} of {len(own)} rows"
         value = ", ".join(filter(None, [metric and metric.title, over]))
