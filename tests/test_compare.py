@@ -389,6 +389,18 @@ def test_cells_that_a_tables_json_lists_as_missing_are_not_there(two):
     assert not compared(two[0], ".", str(two[1].path)).same
 
 
+def test_a_cell_without_its_probe_has_the_numbers_of_its_evaluation(two):
+    """The table lists it as missing: a probe is, of two seeds both."""
+    for project in two:
+        project.set("config/config.yaml", "seeds", to=[0, 1])
+        project.set(SMALL, "metrics", "show", to=["c-acc", "asr", "agreement"])
+        measure(project)
+    write_table(two[1], "tiny/small.json")
+    only(two[1], "reports")
+    runs = read_side(two[0].plan(), str(two[1].path)).runs
+    assert len(runs) == 8 and all(set(run.metrics) == set(IMAGES) for run in runs.values())
+
+
 def test_a_run_without_numbers_replaces_none_that_has_some(two):
     """Of two tables with the same cells the one that is read last shows a metric that was not measured."""
     measure(two[1])

@@ -166,12 +166,15 @@ def _of_table(root: Path, table: dict[str, Any], path: Path) -> Iterator[tuple[C
     """A table's cells that were computed: from their evaluations where these are there, else from it, which has no counts."""
     try:
         for entry in table["cells"]:
-            both = zip(entry["cells"], entry["evaluations"], strict=True)
-            made = [(cell, product) for cell, product in both if cell not in entry["missing"]]
-            # One value for each seed that was computed, unless a metric was not measured.
-            for i, (cell, product) in enumerate(made):
-                known = {m: of[i] if len(of) == len(made) else None for m, of in entry["numbers"].items()}
-                content = evaluation_in({"metrics": known}, path)
-                yield CellName.parse(cell), _run(root, str(Path(product).parent), content)
+            made = [cell for cell in entry["cells"] if cell not in entry["missing"]]
+            # One value for each seed that was computed, unless a metric was not measured. Of a missing one the evaluation may
+            # be there, and a probe not.
+            seeds = {len(made): made, len(entry["cells"]): entry["cells"]}
+            numbers = {m: dict(zip(seeds.get(len(of), ()), of, strict=False)) for m, of in entry["numbers"].items()}
+            for cell, product in zip(entry["cells"], entry["evaluations"], strict=True):
+                known = {metric: of.get(cell) for metric, of in numbers.items()}
+                if cell in made or any(value is not None for value in known.values()):
+                    content = evaluation_in({"metrics": known}, path)
+                    yield CellName.parse(cell), _run(root, str(Path(product).parent), content)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DepoisonError(f"{path}: is no table of this project ({error!r})") from None
