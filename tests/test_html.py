@@ -237,6 +237,34 @@ def test_a_row_in_which_the_attack_did_not_take_is_gray(small):
     assert "¶ In 1 of 2 rows the attack did not take (ASR without a defense below 50%)" in section.words
 
 
+def test_a_missing_probe_has_its_footnote(small):
+    """Of LP's Agreement one seed of two is there, of FT's none, and of each all evaluations."""
+
+    def more(data: dict[str, Any]) -> None:
+        data["axes"]["columns"].append({"defense": "ft", "label": "FT"})
+        data["metrics"]["show"], data["seeds"] = ["c-acc", "agreement"], [0, 1]
+
+    small.edit("config/papers/fst/small.yaml", more)
+    plan, index = index_of(small)
+    fake_run(index)
+    table, agreement = index.tables[0], plan.metrics["agreement"]
+    for place in table.places.values():
+        for i, cell in enumerate(place.cells):
+            probe = Path(place.source(i, agreement).product)
+            if cell.name.defense.name == "ft" or (cell.name.defense.name, cell.name.seed) == ("lp", 1):
+                probe.unlink(missing_ok=True)
+            else:
+                put_recorded(probe, {"value": 97.0})
+    section = page_of(small).one("section", id="fst-small")
+    shown = [td for td in row_of(section, "BadNet", "10%").all("td") if {"m-c_acc", "m-agreement"} & set(classes(td))]
+    assert [td.attributes.get("data-f", "") for td in shown] == ["", "", "", "c", "", "a"]
+    assert "c Of some of the seeds" in section.words and "a Not made yet" in section.words
+
+
+def classes(element: Element) -> list[str]:
+    return element.attributes["class"].split()
+
+
 def test_lcr_stands_with_an_asr_that_is_no_rescue(small):
     change(small, "badnet", "none", asr=100.0)
     change(small, "badnet", "lp", c_acc=90.0, asr=0.0, lcr=11.2)

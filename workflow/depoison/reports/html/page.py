@@ -193,17 +193,18 @@ class _Builder:
                 numbers |= {
                     metric: self._extra(table, content, line, part, head.at[0], metric) for metric in extra[head]
                 }
-                entry, mark = None, ""
+                entry = None
                 if part:
                     place = table.at(part, table.columns[head.at[0]])
-                    entry, mark = len(self.entries), _mark(place)
+                    entry = len(self.entries)
                     self._entry(content, line, head.title, place, numbers)
-                marks.add(mark)
                 for k, (metric, number) in enumerate(numbers.items()):
                     color = self._color(
                         line, table.at(part or table.rows[0], table.columns[head.at[0]]), metric, number
                     )
                     first = k == 0 and metric is not self.shown[0]
+                    mark = _mark(place, number) if part else ""
+                    marks.add(mark)
                     row["numbers"].append(self._shown(metric, number, entry, mark, color, content["wide"], first))
             rows.append(row)
         heads = [(head, [*head.metrics, *extra[head]]) for head in content["heads"]]
@@ -262,7 +263,7 @@ class _Builder:
         """Args: wide: whether the interval has to stand below the number; first: of its part."""
         below = [number.text(number.interval, "±") * wide, f" {number.warning}" * number.no_rescue]
         return {
-            "metric": metric.key, "entry": entry, "mark": mark if number.ours is None or mark == "c" else "",
+            "metric": metric.key, "entry": entry, "mark": mark,
             "ours": number.text(number.ours) + ("" if wide else number.text(number.interval, " ± ")) or "–",
             "below": list(filter(None, below)),
             "published": number.text(number.published), "difference": number.change,
@@ -406,12 +407,11 @@ class _Builder:
                 return ""
 
 
-def _mark(place: Place) -> str:
-    """The footnote of a place: a not made yet, b cannot be, c made of some seeds only."""
+def _mark(place: Place, number: Number) -> str:
+    """The footnote of a number: a not made yet, b cannot be, c made of some seeds only."""
     if not place.cells:
         return "b"
-    made = sum(Path(cell.evaluation.product).exists() for cell in place.cells)
-    return "" if made == len(place.cells) else "c" if made else "a"
+    return "" if not number.missing else "c" if len(number.missing) < len(place.cells) else "a"
 
 
 def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
