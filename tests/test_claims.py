@@ -197,6 +197,14 @@ def test_verdicts_with_three_seeds(badnet, blended, state, value, interval, here
     assert not found.missing and not found.commands and found.cells == 6
 
 
+def test_what_two_selections_have_counts_once(here):
+    """In ours and in the paper's numbers alike, which LP prints as 10 and 4."""
+    measure(here, {(attack, "lp"): [asr] * 3 for attack, asr in (("badnet", 10.0), ("blended", 4.0))})
+    both = {"table": "small", "columns": ["lp"]}
+    found = judged(here, over=[both, both | {"rows": ["BadNet"]}], statistic="mean", **{"is": "< 8"})
+    assert (found.ours.value, found.published.value) == (7.0, 7.0)
+
+
 def test_with_one_seed_the_value_decides_and_it_is_marked(here):
     here.set("config/config.yaml", "seeds", to=[0])
     measure(here, {("badnet", "lp"): [4.9], ("blended", "lp"): [1.0]})

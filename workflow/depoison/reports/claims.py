@@ -213,12 +213,12 @@ def _gap_in_words(gap: str) -> str:
 
 def _printed(chosen: Iterable[Chosen], metric: Metric) -> Numbers | None:
     """The paper's numbers; None where it does not print all of them, and for figures, which have none."""
-    found: Numbers = []
+    found: dict[tuple[Any, ...], tuple[dict[str, Any], float]] = {}  # what two selections have counts once, as in ours
     for one in chosen:
         if one.source != "table" or not (printed := one.place.published.get(metric.name)):
             return None
-        found.append((dict(one.keys), float(printed[0])))
-    return found
+        found[tuple(one.keys.values())] = dict(one.keys), float(printed[0])
+    return list(found.values())
 
 
 def statistic_of(statistic: Statistic, values: Sequence[float]) -> float:
