@@ -237,6 +237,18 @@ def test_without_cells_there_is_no_verdict_but_a_command(here):
     assert "\nsnakemake -- reports/tiny/small.md  # 1 claim: it\n" in text
 
 
+def test_the_commands_have_the_configuration_that_the_page_is_made_with(here):
+    """Else they make other cells."""
+    (here / "mine.yaml").write_text("seeds: [0]\n")
+    put(here, it=claim())
+    plan = here.plan("mine.yaml")
+    (found,) = claims_of(plan, "tiny")
+    assert found.commands == ("snakemake --configfile mine.yaml -- " + " ".join(found.missing),)
+    (here / "mine.yaml").write_text("defenses:\n  lp: {lr: 0.05}\n")
+    (found,) = claims_of(here.plan("mine.yaml"), "tiny")
+    assert found.commands == ("snakemake --configfile mine.yaml -- reports/tiny/small.md",)
+
+
 def test_the_command_of_another_paper_and_of_the_papers_track(here):
     folder = here / "config/papers/other"
     folder.mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +19,7 @@ from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
 from depoison.reports.figures.epochs import course
 from depoison.reports.numbers import MISSING, Missing, Reader, mean_and_interval, signed
-from depoison.reports.tables import escape_markdown, untaken_if
+from depoison.reports.tables import command, escape_markdown, untaken_if
 
 HOLDS, FAILS, UNCERTAIN = "holds", "does not hold", "uncertain"
 UNTESTABLE, LACKING, UNPRINTED = "not testable here", "not enough cells", "not printed"
@@ -419,14 +418,14 @@ def _commands(plan: Plan, claims: Claims, places: Iterable[Chosen], missing: Seq
         return []
     more = any(one.source in ("epochs", "tsne") for one in places)
     if len(missing) <= FEW and not more:  # a cell alone makes no embedding, and no history that was removed
-        return [shlex.join(["snakemake", "--", *missing])]
+        return [command(plan, *missing)]
     where = folder_of(plan, claims.track, claims.paper)
     wanted, found = set(missing), {}
     for one in places:
         if any(cell.name.path in wanted for cell in one.place.cells):
             name = one.keys.get("table") or one.keys["figure"]
             found[name] = f"reports/{where}{name}.{'md' if 'table' in one.keys else 'png'}"
-    return [shlex.join(["snakemake", "--", target]) for target in found.values()]
+    return [command(plan, target) for target in found.values()]
 
 
 # --- words -------------------------------------------------------------------------------------------------------
@@ -612,12 +611,12 @@ def _notes(found: Iterable[Verdict]) -> list[str]:
     """The commands that make what is missing."""
     wanted: dict[str, list[str]] = defaultdict(list)
     for verdict in found:
-        for command in verdict.commands:
-            wanted[command].append(verdict.id)
+        for made_by in verdict.commands:
+            wanted[made_by].append(verdict.id)
     if not wanted:
         return []
     lines = ["", "What is missing is made by the following; this page only shows what is there.", "", "```"]
-    for command, ids in wanted.items():
+    for made_by, ids in wanted.items():
         count = f"{len(ids)} claims" if len(ids) > 1 else "1 claim"
-        lines.append(f"{' '.join(command.split()).replace('```', '')}  # {count}: {', '.join(ids)}")
+        lines.append(f"{' '.join(made_by.split()).replace('```', '')}  # {count}: {', '.join(ids)}")
     return [*lines, "```"]
