@@ -157,6 +157,8 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "no attack": ("figure7", "attack: badnet+rate=0.05", "attack: +rate=0.05", f"{SWEEP}:13", "no part names the attack"),
     "no axis": ("figure2", "x: {attack: rate, label: Poisoning", "#", f"{FOLDER}/figure2.yaml:9", "no x axis"),
     "dataset": ("figure7", "cifar10", "cifar11", f"{SWEEP}:4", "unknown dataset 'cifar11'; did you mean 'cifar10'?"),
+    "seed twice": ("figure7", "title:", "seeds: [1, 1]\ntitle:", f"{SWEEP}:1", "a seed stands twice"),
+    "seed": ("figure7", "title:", "seeds: [-1]\ntitle:", f"{SWEEP}:1", "seeds.0", "greater than or equal to 0"),
     "label twice": ("figure7", '"BadNet, 1%"', '"BadNet, 5%"', f"{SWEEP}:14", "'BadNet, 5%' stands twice"),
     "no epochs": ("figure6", "defense: fst}", "defense: none}", f"{FOLDER}/figure6.yaml:18", "'evaluate_every'"),
 }  # fmt: skip

@@ -245,6 +245,8 @@ def test_the_hyper_parameter_of_the_rows_reaches_the_cells(tiny):
         ({}, {"metric": "asr"}, "metrics stand in columns, which a part of the rows cannot change"),
         ({"metrics": {"in": "rows", "show": ["ars"]}}, {}, "metrics.show: unknown metric 'ars'; did you mean 'asr'"),
         ({"metrics": {"show": []}}, {}, "metrics.show: list should have at least 1 item"),
+        ({"seeds": [0, -1]}, {}, "seeds.1: input should be greater than or equal to 0"),
+        ({"seeds": [0, 0]}, {}, "seeds: a seed stands twice"),
         ({"summary": ["averag"]}, {}, "summary.0"),
         ({"summary": [{"drop-from": "fst"}]}, {}, "summary: unknown defense among the columns 'fst'"),
         ({"compare": [["lp", "ft"]]}, {"rates": [0.1]}, "unknown defense among the columns 'ft'"),

@@ -15,7 +15,7 @@ from depoison.errors import DepoisonError, unknown
 from depoison.files import sha256_of
 from depoison.papers.grid import UNIMPLEMENTED, Grid, Part, PartFile, Place
 from depoison.papers.published import Corrections, Key, check_places, published_in
-from depoison.plan.config import DEFAULT_PAPER, PAPERS, Strict, load_as
+from depoison.plan.config import DEFAULT_PAPER, PAPERS, Seeds, Strict, load_as
 from depoison.plan.documents import Document, folders_in, names_in, read_document
 from depoison.plan.metrics import Metric
 from depoison.plan.plan import Cell, Plan
@@ -58,7 +58,7 @@ class TableFile(Strict):
     dataset: str
     model: str
     published: str | None = Field(None, description="CSV of printed numbers, relative to the file")
-    seeds: list[int] | None = Field(None, min_length=1, description="default: those of the configuration")
+    seeds: Seeds | None = Field(None, description="default: those of the configuration")
     axes: AxesFile
     metrics: ShownFile
     summary: list[Literal["average", "standard-deviation"] | DropFile] = Field(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from depoison.errors import DepoisonError, unknown
 from depoison.plan.cells import parts_of
@@ -82,20 +82,19 @@ class TaskFile(Strict):
     recipe: dict[str, Shared] = Field(default={}, description="of training and of tuning")
 
 
+def _differ(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed stands twice")
+    return seeds
+
+
+Seeds = Annotated[list[NonNegativeInt], Field(min_length=1), AfterValidator(_differ)]
+
+
 class Config(Strict):
     """config/config.yaml and what overlays (--configfile) change of it."""
 
-    seeds: list[NonNegativeInt] = Field(
-        default=[0], min_length=1, description="seeds of every table; a table file may set its own"
-    )
-
-    @field_validator("seeds")
-    @classmethod
-    def _seeds_differ(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed stands twice")
-        return seeds
-
+    seeds: Seeds = Field(default=[0], description="seeds of every table; a table file may set its own")
     runtime: Runtime = Runtime()
     poisoning: Values = Field(default={}, description="shared defaults of attacks")
     training: Values = Field(default={}, description="shared defaults of training")

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from depoison.errors import DepoisonError, unknown
 from depoison.papers.grid import UNIMPLEMENTED, AxisFile, PartFile, Place
-from depoison.plan.config import Strict
+from depoison.plan.config import Seeds, Strict
 from depoison.plan.plan import Cell
 from depoison.plan.specs import Artifact
 
@@ -54,7 +54,7 @@ class FigureFile(AnyFile):
     model: str
     attack: str | None = None
     defense: str | None = None
-    seeds: list[int] | None = Field(None, min_length=1, description="default: those of the configuration")
+    seeds: Seeds | None = Field(None, description="default: those of the configuration")
     axes: RowsFile
     unimplemented: list[str] = UNIMPLEMENTED
 
