@@ -159,6 +159,7 @@ FAULTS: dict[str, tuple[Any, ...]] = {
     "dataset": ("figure7", "cifar10", "cifar11", f"{SWEEP}:4", "unknown dataset 'cifar11'; did you mean 'cifar10'?"),
     "seed twice": ("figure7", "title:", "seeds: [1, 1]\ntitle:", f"{SWEEP}:1", "a seed stands twice"),
     "seed": ("figure7", "title:", "seeds: [-1]\ntitle:", f"{SWEEP}:1", "seeds.0", "greater than or equal to 0"),
+    "metric twice": ("figure7", "metrics: [", "metrics: [asr, ", f"{SWEEP}:17: metrics: asr stands twice"),
     "label twice": ("figure7", '"BadNet, 1%"', '"BadNet, 5%"', f"{SWEEP}:14", "'BadNet, 5%' stands twice"),
     "no epochs": ("figure6", "defense: fst}", "defense: none}", f"{FOLDER}/figure6.yaml:18", "'evaluate_every'"),
 }  # fmt: skip

@@ -244,6 +244,7 @@ def test_the_hyper_parameter_of_the_rows_reaches_the_cells(tiny):
         ({}, {"defense": "+lr=0.1"}, "unknown hyper-parameter of none 'lr'"),
         ({}, {"metric": "asr"}, "metrics stand in columns, which a part of the rows cannot change"),
         ({"metrics": {"in": "rows", "show": ["ars"]}}, {}, "metrics.show: unknown metric 'ars'; did you mean 'asr'"),
+        ({"metrics": {"show": ["asr", "c-acc", "asr"]}}, {}, "metrics.show: asr stands twice"),
         ({"metrics": {"show": []}}, {}, "metrics.show: list should have at least 1 item"),
         ({"seeds": [0, -1]}, {}, "seeds.1: input should be greater than or equal to 0"),
         ({"seeds": [0, 0]}, {}, "seeds: a seed stands twice"),

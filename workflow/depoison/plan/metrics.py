@@ -177,8 +177,12 @@ class Metrics(dict[str, Metric]):
         return self._by_part.setdefault(name, self[whole].of(part))
 
     def find_all(self, names: Iterable[str], where: str) -> tuple[Metric, ...]:
-        """As `find`, of several."""
-        return tuple(self.find(name, where) for name in names)
+        """As `find`, of several, of which none may stand twice."""
+        found = tuple(self.find(name, where) for name in names)
+        for i, metric in enumerate(found):
+            if metric in found[:i]:
+                raise DepoisonError(f"{where}: {metric.name} stands twice")
+        return found
 
 
 def metrics_of(root: Path, methods: Methods | None = None) -> Metrics:
