@@ -84,6 +84,13 @@ def test_average_drops_are_recomputed_over_the_rows_with_an_attack(printed, told
     assert section(alone, SUMS) == (told or ["None."])
 
 
+def test_tables_of_any_name_are_checked_in_their_order(alone):
+    for name in ("table10", "table-mine", "table9", "table9b"):
+        paper(alone, "badnet,0.05,,lp,92,10", "blended,0.05,,lp,90,30", "average,,,lp,95,20", table=name)
+    told = [line.split(" | ")[0].removeprefix("| ") for line in section(alone, SUMS)]
+    assert told == ["table9", "table9b", "table10", "table-mine"]
+
+
 def test_a_cell_printed_differently_by_two_tables(alone):
     paper(alone, "badnet,0.1,,lp,90.00,10.0", "badnet,0.05,,lp,90.00,10.00")
     paper(alone, "badnet,0.1,,lp,90.0,11.00", "badnet,0.05,a=1,lp,1.00,1.00", table="table10")

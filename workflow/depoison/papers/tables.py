@@ -335,9 +335,13 @@ def tables_of(root: Path, paper: str) -> list[str]:
             raise DepoisonError(
                 f"{PAPERS}/{paper}/{name}.yaml: {name!r} is the name of another report; name the table otherwise"
             )
-    parts = {name: re.split(r"(\d+)", name) for name in names}
+    return sorted(names, key=numbered)
+
+
+def numbered(name: str) -> list[str | int]:
+    """What names are sorted by, so that table10 stands after table9."""
     # Texts stand at even places, numbers at odd ones, so that only like is compared with like.
-    return sorted(parts, key=lambda name: [int(part) if i % 2 else part for i, part in enumerate(parts[name])])
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _read(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 from depoison.metrics import key_of, value_of
 from depoison.papers.published import FOLDER, Key, Published, check_corrections, read_published
-from depoison.papers.tables import DROP, PAPERS
+from depoison.papers.tables import DROP, PAPERS, numbered
 from depoison.plan.cells import Choice
 from depoison.plan.metrics import BEFORE, Metrics, metrics_of
 from depoison.reports.corrections import in_words, named, told
@@ -86,7 +85,7 @@ def errata(root: Path) -> str:
     papers: dict[str, dict[str, Lines]] = {}
     for folder in sorted((root / PAPERS).glob(f"*/{FOLDER}")):
         check_corrections(folder, root)
-        files = sorted(folder.glob("table*.csv"), key=lambda path: (int(re.sub(r"\D", "", path.stem)), path.stem))
+        files = sorted(folder.glob("table*.csv"), key=lambda path: numbered(path.stem))
         tables = {path.stem: read_published(path, root, metrics) for path in files}
         printed = {name: found.numbers(as_printed=True) for name, found in tables.items()}
         corrected = papers[folder.parent.name] = {name: found.numbers() for name, found in tables.items()}
