@@ -528,6 +528,23 @@ def frame_of(text: str) -> pd.DataFrame:
     return pd.read_csv(io.StringIO(text))
 
 
+def test_the_csv_tells_over_how_many_rows_a_summary_is_and_of_what(reported):
+    """Of two datasets in the rows, of one model."""
+
+    def change(data: dict[str, Any]) -> None:
+        data["axes"]["rows"][1]["dataset"] = "gtsrb"
+        data.pop("published")
+
+    reported.edit("config/papers/fst/small.yaml", change)
+    reported.edit("config/tracks/tiny.yaml", lambda data: data["replace"]["datasets"].update(gtsrb="fashion-mnist"))
+    frame = frame_of(written(reported)[".csv"])
+    average, badnet = frame[frame.row == "Average"], frame[frame.row == "BadNet"]
+    assert badnet.rows.isna().all() and set(badnet.dataset) == {"digits"} and set(badnet.model) == {"resnet18"}
+    there = average[average.ours.notna()]
+    assert len(there) == 6 and set(there.rows) == {2}
+    assert there.dataset.isna().all() and set(there.model) == {"resnet18"}
+
+
 def test_csv_and_json_agree(reported):
     files = written(reported)
     frame, content = frame_of(files[".csv"]), json.loads(files[".json"])

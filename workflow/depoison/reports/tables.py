@@ -698,12 +698,13 @@ def _csv(*contents: dict[str, Any]) -> str:
         for i, line in enumerate(content["lines"]):
             here = " ".join(f"{rate:g}" for rate in line.rates_here)
             row = where | {"row": line.label, "rate": line.rate, "rate_here": here, "variant": line.variant}
-            part = table.rows[0 if line.summary else i]
+            over = [table.rows[k] for k in line.rows] or table.rows if line.summary else table.rows[i : i + 1]
             for head in content["heads"]:
                 for j in head.at:
-                    number, place = line.numbers[j], table.at(part, table.columns[j])
-                    write(row | {
-                        "dataset": place.dataset, "model": place.model, "column": head.title, "oracle": head.oracle,
+                    number, places = line.numbers[j], [table.at(part, table.columns[j]) for part in over]
+                    of = {kind: {getattr(place, kind) for place in places} for kind in ("dataset", "model")}
+                    write(row | {kind: found.pop() if len(found) == 1 else "" for kind, found in of.items()} | {
+                        "column": head.title, "oracle": head.oracle, "rows": len(number.rows) or "",
                         "metric": number.metric, "ours": number.ours, "interval95": number.interval,
                         "seeds": len(number.values), "missing": len(number.missing),
                         "published": number.published, "printed_as": number.printed_as, "difference": number.difference,
