@@ -428,6 +428,18 @@ def test_bars_without_printed_numbers_have_no_ticks(drawn):
     assert not any(axes.lines for axes in bars.draw(figure, bars.numbers(figure)).axes)
 
 
+def test_bars_of_seconds_are_not_cut_off(drawn):
+    """What is in percent ends at 100, and what is not at the highest bar, with room for the number above it."""
+    drawn.edit(f"{FOLDER}/figure16.yaml", lambda data: data.update(metrics=["c-acc", "seconds"]))
+    figure = read_figure(drawn.plan(), "reports/tiny/figure16")
+    fake(figure)
+    means = {"c_acc": 90.0, "seconds": 500.0}
+    rows = [row | {"mean": means[row["metric"]], "interval95": None} for row in bars.numbers(figure)]
+    percent, seconds = bars.draw(figure, rows).axes
+    assert percent.get_ylim() == (0, 132) and list(percent.get_yticks()) == [0, 25, 50, 75, 100]
+    assert seconds.get_ylim() == pytest.approx((0, 500 * (1 + bars.ROOM / 100)))
+
+
 def test_a_printed_number_is_of_no_hyper_parameter(drawn):
     put(drawn, "figure8", lines=[{"label": "FST", "defense": "fst+alpha=0.1"}])
     assert not any(point.published for point in read_figure(drawn.plan(), "reports/paper/figure8").places)

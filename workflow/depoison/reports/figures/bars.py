@@ -74,9 +74,13 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
         axes.grid(False, axis="x")
 
     canvas = curves_grid(figure, fill, height=1.5)
-    for axes in canvas.axes:  # room for the numbers above bars of 100%
-        axes.set_ylim(0, 132)
-        axes.set_yticks([0, 25, 50, 75, 100])
+    for i, axes in enumerate(canvas.axes):  # room for the numbers above bars, of up to 100% where they are in percent
+        metric = figure.metrics[i // len(figure.columns) % len(figure.metrics)]
+        if metric.unit == "%":
+            axes.set_ylim(0, 132)
+            axes.set_yticks([0, 25, 50, 75, 100])
+        else:
+            axes.margins(y=ROOM / 100)
     handles, names = [Patch(**style(i)) for i in range(len(labels))], list(labels)
     if figure.published_of:
         handles, names = [*handles, Line2D([], [], **TICK)], [*names, "published"]
