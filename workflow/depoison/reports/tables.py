@@ -588,7 +588,7 @@ def _metrics(content: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, dict[str, dict[str, float]]] = {}
     for line in content["lines"]:
         columns = found.setdefault(f"{line.label} {line.value}".strip(), {})
-        for head in content["heads"]:  # several may have one title, such as a defense's ASR and beside it its seconds
+        for head in content["heads"]:  # several may have one title, as where one more metric is a part of its own
             known = [line.numbers[j] for j in head.at if line.numbers[j].ours is not None]
             columns.setdefault(head.title, {}).update({number.metric: number.ours for number in known})
     return found
