@@ -19,6 +19,7 @@ from depoison.errors import DepoisonError
 from depoison.papers.audit import read_audit
 from depoison.plan.metrics import metrics_of
 from depoison.reports.audit import Row, _best, _leaves_wrong, _verdict, render
+from depoison.reports.kinds import report_of
 from depoison.reports.numbers import Reader
 from families import ResNet18
 
@@ -268,6 +269,18 @@ def test_an_audit_may_be_written_of_what_is_there(tiny, weights):
     assert not done.stderr
     page = (tiny / "reports/audit/bad.md").read_text()
     assert "**ASR could not be measured: nothing can be said.**" in page and "| FST | – | – |" in page
+
+
+@pytest.mark.parametrize("suffix", [".md", ".html", ".json"])
+def test_what_says_something_else_is_not_current(suffix, tiny, weights, monkeypatch):
+    monkeypatch.chdir(tiny.path)
+    brought(tiny, weights)
+    report = report_of(tiny.plan(), "reports/audit/bad.md", partial=True)
+    report.write()
+    assert report.is_current()
+    file = tiny / f"reports/audit/bad{suffix}"
+    file.write_text(file.read_text().replace("nothing can be said", "nothing is to be feared"))
+    assert not report.is_current()
 
 
 def test_there_is_no_audit_of_what_was_not_brought(tiny):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from depoison.reports.figures.tradeoff import MARKERS
 from depoison.reports.html.pictures import data_uri, examples_of
 from depoison.reports.numbers import Number, Reader
 from depoison.reports.tables import templates
+
+PLOT = re.compile(rb'(<img class="plot" src=)"[^"]*"')
+NO_PLOT = rb'\1""'
 
 
 @dataclass(frozen=True)
@@ -68,22 +72,20 @@ def render(plan: Plan, audit: Audit, draw: bool = True) -> dict[str, str]:
     """The files by suffix.
 
     Args:
-        draw: whether the page has its plot and pictures.
+        draw: whether the page has its plot.
     """
     content = content_of(plan, audit)
     numbers = {row.cell: row.values | {"clean": row.cleans} for row in content["rows"]}
     best = content["best"].cell if content["best"] else None
     data = {"checkpoint": audit.name, "cells": numbers, "take": best, "verdict": content["verdict"]}
-    found = {
+    shown = audit.examples is not None and Path(audit.examples.product).exists()
+    pictures = examples_of(audit.examples)["images"] if shown else []
+    plot = {"plot": _plot(audit, content["rows"]) if draw else "", "pictures": pictures}
+    return {
         ".md": templates().get_template("audit.md.jinja").render(content),
+        ".html": templates().get_template("audit.html.jinja").render(content | plot),
         ".json": json.dumps(data, indent=1, ensure_ascii=False) + "\n",
     }
-    if draw:
-        shown = audit.examples is not None and Path(audit.examples.product).exists()
-        pictures = examples_of(audit.examples)["images"] if shown else []
-        more = {"plot": _plot(audit, content["rows"]), "pictures": pictures}
-        found[".html"] = templates().get_template("audit.html.jinja").render(content | more)
-    return found
 
 
 def _leaves_wrong(judge: Metric, values: Mapping[str, float | None], before: Mapping[str, float | None]) -> bool:

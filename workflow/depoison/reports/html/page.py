@@ -59,8 +59,8 @@ from depoison.reports.verification import read_verification
 BINS = (1, 5, 20)
 """Percentage points at which the color of a difference gets stronger."""
 
-PICTURE = re.compile(r'(<img class="drawn" src=)"[^"]*" width="\d*" height="\d*"')
-NO_PICTURE = r'\1"" width="" height=""'
+PICTURE = re.compile(rb'(<img class="drawn" src=)"[^"]*" width="\d*" height="\d*"')
+NO_PICTURE = rb'\1"" width="" height=""'
 
 
 def render_index(plan: Plan, index: Index, draw: bool = True) -> str:

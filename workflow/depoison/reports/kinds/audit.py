@@ -5,7 +5,7 @@ from __future__ import annotations
 from depoison.papers.audit import read_audit
 from depoison.plan.plan import Plan
 from depoison.plan.specs import Artifact
-from depoison.reports.audit import render
+from depoison.reports.audit import NO_PLOT, PLOT, render
 from depoison.reports.kinds import Report
 
 
@@ -24,11 +24,15 @@ class AuditReport(Report):
         return self.audit.artifacts()
 
     def render(self) -> dict[str, bytes]:
-        return self._files(draw=True)
+        return _encoded(render(self.plan, self.audit))
 
     def compared(self) -> dict[str, bytes]:
-        """The page shows what the other files say, and to draw takes too long to do it here."""
-        return self._files(draw=False)
+        """The plot shows what the files say, and to draw it takes too long to do it here."""
+        return _encoded(render(self.plan, self.audit, draw=False))
 
-    def _files(self, draw: bool) -> dict[str, bytes]:
-        return {suffix: text.encode() for suffix, text in render(self.plan, self.audit, draw).items()}
+    def told(self, suffix: str, content: bytes) -> bytes:
+        return PLOT.sub(NO_PLOT, content)
+
+
+def _encoded(files: dict[str, str]) -> dict[str, bytes]:
+    return {suffix: text.encode() for suffix, text in files.items()}
