@@ -20,8 +20,6 @@ from depoison.plan.specs import Artifact, chain_of, unique
 FILE = "config/audit.yaml"
 SEES = {"model", "clean", "tune"}
 """What a defense may see that purifies a model by clean data alone."""
-INVERSION = "inversion"
-"""The metric that looks for a trigger where none is told; its masks are of images."""
 BY_DEFENDER = ("select", "defender")
 """Where a paper chose a threshold by test data, an audit takes what a defender can."""
 
@@ -91,11 +89,12 @@ def read_audit(plan: Plan, name: str) -> Audit:
             valid = ", ".join(one.name for one in plan.metrics.values() if one.sign == sign)
             raise DepoisonError(f"{document.place(key, of)}: {of}: {metric.name} is no such metric; valid: {valid}")
     task = configuration.task_of(content.dataset)
-    if task != "image" and INVERSION in {metric.name for metric in (*shown, judge)}:
-        raise DepoisonError(
-            f"{brought.place('dataset')}: {INVERSION} looks for a trigger in images, and {content.dataset} is of {task}; "
-            "tell the `trigger`"
-        )
+    for metric in (*shown, judge):
+        if metric.task not in (None, task):
+            raise DepoisonError(
+                f"{brought.place('dataset')}: {metric.name} looks for a trigger in {metric.task}s, and {content.dataset} is "
+                f"of {task}; tell the `trigger`"
+            )
     rule_of = judge.no_rescue
     right = plan.metrics[rule_of.right] if rule_of else None
     beside = [plan.metrics[rule_of.clean], right] if rule_of and right else []

@@ -49,6 +49,7 @@ class Metric(BaseModel):
         description="evaluate: predictions on the test set; record: how the purification went; probe: a stage of its own on "
         "the model; embedding: its features in the plane; hessian: the curvature of the loss at its weights",
     )
+    task: str | None = Field(None, description="the kind of data that it is for; default: any")
     version: int = Field(1, ge=1, description="raised when its code computes other numbers")
     parameters: dict[str, Any] = Field(default={}, description="of a probe or an embedding: its values")
     axis: tuple[float, float] | None = Field(None, description="what figures show of it; default: what there is")
