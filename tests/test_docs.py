@@ -79,7 +79,8 @@ def walk(page: str, made: Project) -> list[str]:
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("page", ["adding-a-metric", *seldom("adding-a-figure-kind", "adding-a-paper")])
+@pytest.mark.drill
+@pytest.mark.parametrize("page", ["adding-a-metric", "adding-a-figure-kind", "adding-a-paper"])
 def test_page_leads_to_a_report(page, made):
     """On the models that the small table has."""
     target = walk(page, made)[0]
@@ -105,6 +106,7 @@ def test_a_method_of_ones_own_leads_to_the_page_of_a_track(made):
 
 
 @pytest.mark.pipeline
+@pytest.mark.drill
 def test_page_leads_to_a_kind_of_report(made):
     """It says what was recorded, is up to date until that changes, and is made anew then."""
     (target,) = walk("adding-a-report-kind", made)

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from conftest import SMALL, Project, cell, lean
+from conftest import SMALL, Project, cell, lean, seldom
 from depoison.attacks.pictures import checkerboard
 from depoison.cli import main
 from depoison.errors import DepoisonError
@@ -347,7 +347,7 @@ def test_a_clean_label_rate_above_the_class_size(made):
 
 
 @pytest.mark.parametrize(
-    "command", [("snakemake", "--cores", "1", "--"), ("depoison", "run")], ids=["snakemake", "run"]
+    "command", [("snakemake", "--cores", "1", "--"), *seldom(("depoison", "run"))], ids=["snakemake", "run"]
 )
 def test_what_does_not_hang_on_a_failed_job_goes_on_and_the_end_says_what_is_missing(command, made):
     code = made / "workflow/depoison/defenses/ft.py"
@@ -386,8 +386,10 @@ def test_what_does_not_hang_on_a_failed_job_goes_on_and_the_end_says_what_is_mis
     ("body", "words"),
     [
         ("return None", ("returns nothing", "valid: the purified Classifier")),
-        ("return model.state_dict()", ("returns a OrderedDict",)),
-        ("model.more = model.classifier; return model", ("another network", "more.")),
+        pytest.param("return model.state_dict()", ("returns a OrderedDict",), marks=pytest.mark.drill),
+        pytest.param(
+            "model.more = model.classifier; return model", ("another network", "more."), marks=pytest.mark.drill
+        ),
     ],
     ids=["nothing", "no model", "another model"],
 )
@@ -435,6 +437,7 @@ def test_snakemake_says_in_one_line_what_it_cannot_make(arguments, words, untouc
     assert last.startswith("depoison: error: ") and all(word in last for word in words), done.stderr
 
 
+@pytest.mark.drill
 def test_snakemake_called_by_its_path_finds_its_own_python(made):
     target = tiny_cell(defense="lp+lr=0.5")
     snakemake = str(Path(sys.executable).with_name("snakemake"))
@@ -462,6 +465,7 @@ def test_a_figure_without_what_it_draws_says_what_makes_it(made):
     refused(made.depoison("report", "reports/tiny/figures"), "are missing, the first is reports/tiny/figure2.png")
 
 
+@pytest.mark.drill
 def test_a_job_that_is_killed_says_so(made):
     code, kill = made / "workflow/depoison/defenses/lp.py", "    import os\n\n    os.kill(os.getpid(), 9)\n"
     code.write_text(code.read_text().replace("    return tune(", f"{kill}    return tune("))
@@ -805,7 +809,7 @@ def test_a_file_that_is_larger_than_memory_is_named(made):
     refused(made.run("bash", "-c", script), f"{path}: larger than the memory that this process may use")
 
 
-@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n{}\n", "[]", '{"stage train": 3}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["<<<<<<< HEAD\n{}\n", *seldom("[]"), '{"stage train": 3}', "[" * 100_000])
 def test_a_lock_that_is_none_is_named_and_written_anew(text, project, monkeypatch, capsys):
     """Such as one in which two branches met."""
     monkeypatch.chdir(project.path)

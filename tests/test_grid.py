@@ -238,6 +238,7 @@ def test_defenses_may_stand_in_rows(here):
 # --- metrics -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.drill
 def test_a_probe_of_a_projects_own_is_made_and_shown_beside_success_rates(made, monkeypatch):
     before = [cell.evaluation.directory for cell in read_table(made.plan(), "reports/tiny/small").cells()]
     with_weight(made)

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 import pretend_gpu
 import small
-from conftest import Project, put_recorded
+from conftest import Project, put_recorded, seldom
 from depoison.artifacts import COURSE, percent, read_evaluation, read_hessian, read_rows
 from depoison.errors import DepoisonError
 from depoison.models.classifier import Classifier
@@ -382,7 +382,7 @@ def is_as_measured(row: dict[str, Any], place: Place) -> None:
     assert {key: row[key] for key in ("c_acc", "asr")} == {key: read.metrics[key] for key in ("c_acc", "asr")}
 
 
-@pytest.mark.parametrize("defense", ["f-sft+lr=0.001", "nft"])
+@pytest.mark.parametrize("defense", [*seldom("f-sft+lr=0.001"), "nft"])
 def test_a_tuning_of_what_stands_for_layers_that_is_played_again(defense, made, monkeypatch):
     """Singular values and masks learn in place of weights; what is measured is the network that they make."""
     monkeypatch.chdir(made.path)

@@ -272,6 +272,7 @@ def test_the_attackers_network_is_shared_where_it_is_the_same(change, moves):
     assert chain("paper", "rate=0.01", seed=1)["asset"] != before["asset"]
 
 
+@pytest.mark.drill
 def test_the_stages_make_the_network_and_then_the_poisoned_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     change = "epochs=1+rate=0.05+surrogate_steps=1"

@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, batch_norm, conv2d, cross_entropy
 
-from conftest import ROOT, cell
+from conftest import ROOT, cell, seldom
 from depoison.errors import DepoisonError
 from depoison.models._vgg import _AdaptiveAverage
 from depoison.models.classifier import Classifier
@@ -110,7 +110,7 @@ def theirs(name: str) -> nn.Module:
     )
 
 
-@pytest.mark.parametrize("name", ["resnet50", "vgg19-bn", "densenet161"])
+@pytest.mark.parametrize("name", ["resnet50", *seldom("vgg19-bn", "densenet161")])
 def test_the_network_is_torchvisions(name):
     torch.manual_seed(7)
     ours, other = model(name, PARAMETERS[name]).double(), theirs(name).double()

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, cell, put_recorded, wait_until
+from conftest import ROOT, Project, cell, put_recorded, seldom, wait_until
 from depoison.plan.plan import Plan
 from depoison.running.board import Board, item_of, records_below
 from depoison.running.estimate import Estimate, Records, Remaining, Work, duration, estimate, work_of
@@ -503,6 +503,7 @@ def test_a_file_gets_a_line_for_each_job_and_no_control_characters(made):
 
 
 @pytest.mark.pipeline
+@pytest.mark.drill
 def test_a_terminal_tells_a_cause_once_and_last_and_is_left_clean(made):
     for path in made.path.glob("results/evaluate/*/metrics.json"):
         path.unlink()
@@ -528,7 +529,9 @@ def test_a_terminal_tells_a_cause_once_and_last_and_is_left_clean(made):
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("command", [("snakemake", "--cores", "2"), ("depoison", "run")], ids=["snakemake", "run"])
+@pytest.mark.parametrize(
+    "command", [("snakemake", "--cores", "2"), *seldom(("depoison", "run"))], ids=["snakemake", "run"]
+)
 def test_ctrl_c_says_one_line_and_leaves_the_terminal_clean(command, tiny):
     tiny.set("config/tracks/tiny.yaml", "training", to={"epochs": 500, "batch_size": 32, "precision": "fp32"})
     code, shown = on_a_terminal(tiny, sys.executable, "-m", *command, TABLE, keys=b"\x03", at="/500")
@@ -545,7 +548,7 @@ def test_ctrl_c_says_one_line_and_leaves_the_terminal_clean(command, tiny):
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("asked", [["-n"], ["--quiet", "progress"], ["--verbose"]])
+@pytest.mark.parametrize("asked", [["-n"], *seldom(["--quiet", "progress"], ["--verbose"])])
 def test_what_was_asked_of_snakemake_itself_is_its_own(asked, made):
     for path in made.path.glob("results/evaluate/*/metrics.json"):
         path.unlink()

@@ -376,6 +376,7 @@ def test_what_is_damaged_in_the_cache_is_fetched_again(published):
     assert model.read_bytes() == content
 
 
+@DRILL
 def test_pointers_that_are_none_write_nothing_and_the_others_go_on(published, tmp_path):
     base, author = published
     clone = clone_of(published, "pointers")
@@ -433,6 +434,7 @@ def test_pointers_that_are_none_write_nothing_and_the_others_go_on(published, tm
     assert "stray, nowhere else" not in clone.depoison("gc", "--remove") and not file.exists()
 
 
+@DRILL
 def test_what_was_published_and_is_not_what_was_recorded_is_not_taken(published):
     clone = clone_of(published, "unrecorded")
     shutil.rmtree(clone.folder / "results/evaluate")

@@ -131,7 +131,9 @@ def long_training(project: Project) -> list[str]:
     return ["stage", canonical(trained.spec), "--output", trained.directory]
 
 
-@pytest.mark.parametrize("pattern", ["results/train/*badnet*", "results/purify/*blended*", "results/poison/*badnet*"])
+@pytest.mark.parametrize(
+    "pattern", ["results/purify/*blended*", *seldom("results/train/*badnet*", "results/poison/*badnet*")]
+)
 def test_a_stage_makes_the_same_bytes_in_a_forked_process(pattern, warm):
     folder, arguments = stage(warm.project, pattern)
     before = warm.project.checksums(f"{folder}/*.safetensors")
@@ -276,6 +278,7 @@ def test_whoever_asks_for_nothing_keeps_nobody_waiting(warm):
         assert warm.run(*NONSENSE)[0] == 1
 
 
+@pytest.mark.drill
 def test_whoever_stops_in_the_middle_is_dropped(warm):
     with warm.connect() as rude:
         socket.send_fds(rude, [b"\0\0\0\x09"], [0, 1, 2])
@@ -444,6 +447,7 @@ def test_snakemake_leaves_no_worker_behind(tiny):
     wait_until(lambda: not [p for p in psutil.process_iter(["cwd", "cmdline"]) if p.info["cwd"] == here])
 
 
+@pytest.mark.drill
 def test_ctrl_c_ends_all_that_a_run_started(tiny):
     target = cell(track="tiny", attack="badnet+epochs=5000+rate=0.1", defense="none")
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--", target]
