@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import ROOT, Project, job_counts, long, printed_lines, put_recorded
+from conftest import ROOT, Project, job_counts, lean, long, printed_lines, put_recorded
 from depoison.errors import DepoisonError
 from depoison.metrics.mixing import mixing as mixing_of
 from depoison.papers.claims import Condition, Statistic, all_claims, read_claims
@@ -640,9 +640,7 @@ def test_a_claim_with_a_fault(changes, line, words, here):
 
 @pytest.mark.drill
 def test_the_check_finds_faults_and_counts_claims(here):
-    put(here, it=claim(), other=claim())
-    for paper in ("ft-sam", "sft", "nft"):
-        (here / f"config/papers/{paper}/claims.yaml").unlink()
+    put(lean(here), it=claim(), other=claim())
     done = here.depoison("check")
     assert done.returncode == 0 and ", 2 claims, " in done.stdout, done.stderr
     put(here, it=claim(statistic="most"))

@@ -543,16 +543,16 @@ def test_the_document_is_up_to_date_by_content(faked, tmp_path, monkeypatch):
     monkeypatch.chdir(project.path)
 
     def current() -> bool:
-        return report_of(project.plan(), "reports/tiny/all").is_current()
+        return report_of(project.plan(), "reports/tiny/fst/all").is_current()
 
     assert not current()
-    done = project.depoison("report", "reports/tiny/all.md")
+    done = project.depoison("report", "reports/tiny/fst/all.md")
     assert done.returncode == 0, done.stderr
-    assert {path.name for path in (project / "reports/tiny").iterdir()} == {f"all{suffix}" for suffix in FILES}
+    assert {path.name for path in (project / "reports/tiny/fst").iterdir()} == {f"all{suffix}" for suffix in FILES}
     assert current()
     project.set("config/papers/fst/table11.yaml", "title", to="Another title")
     assert not current()
-    assert project.depoison("report", "reports/tiny/all").returncode == 0 and current()
+    assert project.depoison("report", "reports/tiny/fst/all").returncode == 0 and current()
     product = read_table(project.plan(), "reports/tiny/table5").cells()[0].evaluation.product
     put_recorded(product, {"metrics": {"c_acc": 1.0, "asr": 2.0}})
     assert not current()
