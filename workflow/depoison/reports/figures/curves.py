@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from depoison.papers.figures import Figure
@@ -20,6 +20,20 @@ def where(place: Place) -> Row:
         **{axis: place.label(axis) for axis in ("row", "column", "line")}, "dataset": place.dataset, "model": place.model,
         "attack": str(place.cells[0].name.attack if place.cells else place.attack), "defense": str(place.defense),
     }  # fmt: skip
+
+
+def of_drawn(figure: Figure, columns: Iterable[str], rows: Callable[[Place], Iterable[Row]]) -> list[Row]:
+    """Rows of what a figure draws of each place; of one that is a gap a row that says so.
+
+    Args:
+        columns: between those of `where` and `gap`, which is the last.
+        rows: of a place.
+    """
+    return [
+        where(place) | dict.fromkeys(columns, "") | row | {"gap": place.gap}
+        for place in figure.places
+        for row in ([{}] if place.gap else rows(place))
+    ]
 
 
 def evaluated(figure: Figure) -> list[Row]:

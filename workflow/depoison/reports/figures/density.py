@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from depoison.artifacts import read_hessian
 from depoison.papers.figures import Figure
 from depoison.papers.grid import Place
-from depoison.reports.figures.curves import Row, where
+from depoison.reports.figures.curves import Row, of_drawn
 from depoison.reports.figures.style import models_grid, plain
 from depoison.reports.numbers import Reader
 
@@ -23,21 +23,18 @@ MARGIN = 5 * WIDTH
 
 def numbers(figure: Figure) -> list[Row]:
     """A row for each point of a curve, with what is written into its panel, and the height of a single eigenvalue."""
-    read = Reader()
-    return [row for place in figure.places for row in _numbers(figure, place, read)]
+    read, names = Reader(), [metric.key for metric in figure.metrics]
+    return of_drawn(
+        figure, ("seed", *names, "one", "eigenvalue", "density"), lambda place: _numbers(figure, place, read)
+    )
 
 
 def _numbers(figure: Figure, place: Place, read: Reader) -> list[Row]:
-    names = [metric.key for metric in figure.metrics]
-    told = where(place) | dict.fromkeys(("seed", *names, "one", "eigenvalue", "density"), "") | {"gap": place.gap}
-    if place.gap:
-        return [told]
     (cell,), (artifact,) = place.cells, place.artifacts
-    values = (read.values(place, metric)[0].get(cell.name.seed, "") for metric in figure.metrics)
-    told |= {"seed": cell.name.seed} | dict(zip(names, values, strict=True))
+    told = {metric.key: read.values(place, metric)[0].get(cell.name.seed, "") for metric in figure.metrics}
     found = read_hessian(artifact.product)
     points, heights, deviation = density(found["eigenvalues"], found["shares"])
-    told |= {"one": 1 / (found["size"] * deviation * np.sqrt(2 * np.pi))}
+    told |= {"seed": cell.name.seed, "one": 1 / (found["size"] * deviation * np.sqrt(2 * np.pi))}
     return [told | {"eigenvalue": x, "density": y} for x, y in zip(points.tolist(), heights.tolist(), strict=True)]
 
 

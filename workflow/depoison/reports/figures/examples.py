@@ -10,7 +10,7 @@ from depoison.files import corrupted, sha256_of
 from depoison.papers.figures import Figure
 from depoison.papers.grid import Place
 from depoison.plan.specs import Artifact
-from depoison.reports.figures.curves import Row, where
+from depoison.reports.figures.curves import Row, of_drawn
 from depoison.reports.figures.style import WIDTHS, blank, new_canvas, plain
 
 PHOTOGRAPHS = True
@@ -18,21 +18,19 @@ PHOTOGRAPHS = True
 
 def numbers(figure: Figure) -> list[Row]:
     """A row for each attack: which image it is, how much the trigger changes, and where the pixels are."""
-    return [_numbers(figure, place) for place in figure.places]
+    columns = ("seed", "index", "largest", "mean", "amplified", "pixels", "sha256")
+    return of_drawn(figure, columns, lambda place: [_numbers(figure, place)])
 
 
 def _numbers(figure: Figure, place: Place) -> Row:
-    found = dict.fromkeys(("seed", "index", "largest", "mean", "amplified", "pixels", "sha256"), "")
-    if not place.gap:
-        (artifact,) = place.artifacts
-        clean, backdoored, index = _images(figure, artifact)
-        residual = residual_of(clean, backdoored)
-        found = {
-            "seed": place.cells[0].name.seed, "index": index, "largest": int(abs(residual).max()),
-            "mean": float(abs(residual).mean()), "amplified": amplification(residual), "pixels": artifact.product,
-            "sha256": sha256_of(Path(artifact.product)),
-        }  # fmt: skip
-    return where(place) | found | {"gap": place.gap}
+    (artifact,) = place.artifacts
+    clean, backdoored, index = _images(figure, artifact)
+    residual = residual_of(clean, backdoored)
+    return {
+        "seed": place.cells[0].name.seed, "index": index, "largest": int(abs(residual).max()),
+        "mean": float(abs(residual).mean()), "amplified": amplification(residual), "pixels": artifact.product,
+        "sha256": sha256_of(Path(artifact.product)),
+    }  # fmt: skip
 
 
 def _images(figure: Figure, artifact: Artifact) -> tuple[Any, Any, int]:

@@ -9,7 +9,7 @@ from depoison.artifacts import load_arrays
 from depoison.files import corrupted, sha256_of
 from depoison.papers.figures import Figure
 from depoison.papers.grid import Place
-from depoison.reports.figures.curves import Row, where
+from depoison.reports.figures.curves import Row, of_drawn
 from depoison.reports.figures.examples import require_images, show
 from depoison.reports.figures.style import WIDTHS, blank, new_canvas, plain
 
@@ -18,19 +18,15 @@ PHOTOGRAPHS = True
 COLORS, OPACITY = "turbo", 0.55
 """Of heat."""
 
-BLANK = dict.fromkeys(("seed", "index", "label", "predicted", "largest", "pixels", "sha256"), "")
-
 
 def numbers(figure: Figure) -> list[Row]:
     """A row for each image and model: what the image shows, what the model says that it does, the largest value of the heat
     map, and where the pixels are.
     """
-    return [where(place) | BLANK | row | {"gap": place.gap} for place in figure.places for row in _numbers(place)]
+    return of_drawn(figure, ("seed", "index", "label", "predicted", "largest", "pixels", "sha256"), _numbers)
 
 
 def _numbers(place: Place) -> list[Row]:
-    if place.gap:
-        return [{}]
     (cell,), (artifact,) = place.cells, place.artifacts
     path, found = Path(artifact.product), load_heat(Path(artifact.product))
     of = {"seed": cell.name.seed, "pixels": artifact.product, "sha256": sha256_of(path)}

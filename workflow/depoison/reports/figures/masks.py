@@ -8,22 +8,18 @@ from typing import Any
 from depoison.artifacts import MASKS, read_rows
 from depoison.papers.figures import Figure
 from depoison.papers.grid import Place
-from depoison.reports.figures.curves import Row, where
+from depoison.reports.figures.curves import Row, of_drawn
 from depoison.reports.figures.style import models_grid
-
-BLANK = dict.fromkeys(("seed", "factor", "weights", "share"), "")
 
 
 def numbers(figure: Figure) -> list[Row]:
     """A row for each hundredth of the factors, by its lower end: how many weights, and which percentage of them. The first is
     of factors below 0, the last of 1 and more.
     """
-    return [where(place) | BLANK | row | {"gap": place.gap} for place in figure.places for row in _numbers(place)]
+    return of_drawn(figure, ("seed", "factor", "weights", "share"), _numbers)
 
 
 def _numbers(place: Place) -> list[Row]:
-    if place.gap:
-        return [{}]
     (cell,), (artifact,) = place.cells, place.artifacts
     found = read_rows(Path(artifact.product), MASKS)
     total = sum(row["weights"] for row in found)

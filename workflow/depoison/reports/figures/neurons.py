@@ -12,25 +12,21 @@ from depoison.artifacts import NEURONS, percent, read_rows
 from depoison.papers.figures import Figure
 from depoison.papers.grid import Place
 from depoison.plan.metrics import decimal
-from depoison.reports.figures.curves import Row, where
+from depoison.reports.figures.curves import Row, of_drawn
 from depoison.reports.figures.style import COLORS, SPARE, blank, new_canvas, plain
 
 GRAY = "#777777"
-BLANK = dict.fromkeys(("seed", "epoch", "success", "correlation", "neuron", "rank", "tac", "gradient"), "")
+COLUMNS = ("seed", "epoch", "success", "correlation", "neuron", "rank", "tac", "gradient")
 
 
 def numbers(figure: Figure) -> list[Row]:
     """A row for each epoch and neuron: its rank by TAC, 0 for the lowest. Beside it stand the attack's success when the epoch
     begins, and Spearman's correlation of the epoch's gradients with TAC.
     """
-    return [
-        where(place) | BLANK | row | {"gap": place.gap} for place in figure.places for row in _numbers(figure, place)
-    ]
+    return of_drawn(figure, COLUMNS, lambda place: _numbers(figure, place))
 
 
 def _numbers(figure: Figure, place: Place) -> list[Row]:
-    if place.gap:
-        return [{}]
     (cell,), (artifact,) = place.cells, place.artifacts
     success = {figure.attack.key: percent} if figure.attack else {}
     found = read_rows(Path(artifact.product), NEURONS | success)

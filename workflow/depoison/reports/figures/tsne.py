@@ -8,7 +8,8 @@ from typing import Any
 
 from depoison.artifacts import EMBEDDING, read_rows
 from depoison.papers.figures import Figure
-from depoison.reports.figures.curves import Row, where
+from depoison.papers.grid import Place
+from depoison.reports.figures.curves import Row, of_drawn
 from depoison.reports.figures.style import WIDTHS, blank, legend, new_canvas, plain
 from depoison.reports.numbers import Reader
 
@@ -19,25 +20,16 @@ OTHERS = ["#3f90da", "#ffa90e", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9
 
 def numbers(figure: Figure) -> list[Row]:
     """A row for each point, with how far the attack is a success in its panel; without an implementation one that says so."""
-    rows: list[Row] = []
     read = Reader()
-    for place in figure.places:
-        if place.gap:
-            rows.append(_row(where(place), gap=place.gap))
-            continue
+
+    def points(place: Place) -> list[Row]:
         (cell,), (embedding,) = place.cells, place.artifacts
         success = read.values(place, figure.attack)[0].get(cell.name.seed) if figure.attack else None
         target = cell.settings["attack"]["target"][-1].value if "target" in cell.settings["attack"] else None
-        of = where(place) | {"seed": cell.name.seed, "success": success, "target": target}
-        rows += [_row(of, **one, gap="") for one in read_rows(Path(embedding.product), EMBEDDING)]
-    return rows
+        of = {"seed": cell.name.seed, "success": success, "target": target}
+        return [of | row for row in read_rows(Path(embedding.product), EMBEDDING)]
 
-
-def _row(of: Row, *, index: Any = "", label: Any = "", backdoored: Any = "", x: Any = "", y: Any = "", gap: str) -> Row:
-    blank = {"seed": "", "success": "", "target": ""}
-    return of | {key: of.get(key, blank[key]) for key in blank} | {
-        "index": index, "label": label, "backdoored": backdoored, "x": x, "y": y, "gap": gap,
-    }  # fmt: skip
+    return of_drawn(figure, ("seed", "success", "target", *EMBEDDING), points)
 
 
 def draw(figure: Figure, rows: list[Row]) -> Any:
