@@ -19,7 +19,7 @@ from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
 from depoison.reports.figures.epochs import course
 from depoison.reports.numbers import MISSING, Missing, Reader, mean_and_interval, signed
-from depoison.reports.tables import command, escape_markdown, untaken_if
+from depoison.reports.tables import command, escape_markdown, listed, untaken_if
 
 HOLDS, FAILS, UNCERTAIN = "holds", "does not hold", "uncertain"
 UNTESTABLE, LACKING, UNPRINTED = "not testable here", "not enough cells", "not printed"
@@ -473,9 +473,7 @@ def rule_in_words(plan: Plan, claim: Claim) -> str:
     """What decides a claim, such as max of (mean of … per table) < 1."""
     inner = claim.metric.label
     for step in claim.file.each:
-        *first, last = step.per
-        per = f"{', '.join(first)} and {last}" if first else last
-        inner = f"({_of(Statistic.parse(step.statistic), inner)} per {per})"
+        inner = f"({_of(Statistic.parse(step.statistic), inner)} per {listed(step.per)})"
     if claim.file.other:
         key, of = claim.file.other
         named, axis = _selected(plan, of)

@@ -482,7 +482,7 @@ def directions(metrics: Sequence[Metric]) -> str:
     found = []
     for better in ("higher", "lower"):
         labels = [metric.label for metric in metrics if metric.better == better]
-        found += [f"{better} {_listed(labels)}"] if labels else []
+        found += [f"{better} {listed(labels)}"] if labels else []
     told = " and ".join(found)
     return (
         f"{told[:1].upper()}{told[1:]} {'are' if sum(m.sign != 0 for m in metrics) > 1 else 'is'} better"
@@ -491,8 +491,9 @@ def directions(metrics: Sequence[Metric]) -> str:
     )
 
 
-def _listed(labels: Sequence[str]) -> str:
-    return ", ".join(labels[:-1]) + f" and {labels[-1]}" if len(labels) > 1 else "".join(labels)
+def listed(words: Sequence[str]) -> str:
+    """A, b and c."""
+    return ", ".join(words[:-1]) + f" and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
 def _no_rescue(metrics: Metrics, metric: Metric) -> str:
@@ -512,9 +513,9 @@ def _same(plan: Plan, table: Table, same: Sequence[Table]) -> str:
         f"{name_of(other)} ({plan.label('dataset', other.file.dataset)}, {plan.label('model', other.file.model)})"
         for other in same
     ]
-    names, one = [", ".join(told[:-1]), *told[-1:]] if len(told) > 1 else told, len(told) == 1
+    one = len(told) == 1
     return (
-        f"The track {table.track} does not tell {' and '.join(names)} from this table: it replaces what "
+        f"The track {table.track} does not tell {listed(told)} from this table: it replaces what "
         f"{'it differs' if one else 'they differ'} in, and all {'its' if one else 'their'} cells stand here. "
         f"In {'a file of its' if one else 'files of their'} own {'it stands' if one else 'they stand'} beside "
         f"{'its' if one else 'their'} own published numbers:"
