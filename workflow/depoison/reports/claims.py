@@ -248,22 +248,24 @@ def _left(claim: Claim, over: Numbers, minus: Numbers, partial: bool = False) ->
 
     Args:
         partial: whether a number may be left out because what is to be subtracted from it was.
+
+    Raises:
+        _TooFewError: there are too few numbers for it.
     """
-    numbers = reduced(over, claim.steps)
-    if not claim.file.other:
-        return numbers
-    per = claim.minus_steps[-1][0]
-    others = {tuple(keys[key] for key in per): value for keys, value in reduced(minus, claim.minus_steps)}
-    result = []
-    for keys, value in numbers:
-        if (place := tuple(keys[key] for key in per)) not in others:
-            if partial or any(chosen.place.gaps for chosen in claim.minus):
-                continue
-            raise _TooFewError(f"there is no cell to {'subtract' if claim.file.minus else 'divide by'}")
-        if claim.file.divided_by and not others[place]:
-            raise _TooFewError("what is to be divided by is 0")
-        result.append((keys, value / others[place] if claim.file.divided_by else value - others[place]))
-    return result
+    left = numbers = reduced(over, claim.steps)
+    if claim.file.other:
+        per, left = claim.minus_steps[-1][0], []
+        others = {tuple(keys[key] for key in per): value for keys, value in reduced(minus, claim.minus_steps)}
+        for keys, value in numbers:
+            if (place := tuple(keys[key] for key in per)) not in others:
+                if partial or any(chosen.place.gaps for chosen in claim.minus):
+                    continue
+                raise _TooFewError(f"there is no cell to {'subtract' if claim.file.minus else 'divide by'}")
+            if claim.file.divided_by and not others[place]:
+                raise _TooFewError("what is to be divided by is 0")
+            left.append((keys, value / others[place] if claim.file.divided_by else value - others[place]))
+    statistic_of(claim.statistic, [value for _, value in left])
+    return left
 
 
 # --- verdicts ----------------------------------------------------------------------------------------------------
@@ -338,7 +340,7 @@ def _verdict(plan: Plan, claims: Claims, claim: Claim, read: _Courses) -> Verdic
         if over[1] or minus[1] or claim.absent:
             continue
         try:
-            left.append(_counted(claim, over[0], minus[0]))
+            left.append(_left(claim, over[0], minus[0]))
         except _TooFewError as error:
             reasons.append(f"{error}")
             continue
@@ -373,17 +375,6 @@ def _verdict(plan: Plan, claims: Claims, claim: Claim, read: _Courses) -> Verdic
     )
 
 
-def _counted(claim: Claim, over: Numbers, minus: Numbers, partial: bool = False) -> Numbers:
-    """As `_left`, of what the claim's statistic exists.
-
-    Raises:
-        _TooFewError: there are too few numbers for it.
-    """
-    numbers = _left(claim, over, minus, partial)
-    statistic_of(claim.statistic, [value for _, value in numbers])
-    return numbers
-
-
 def _where_it_took(
     plan: Plan,
     claim: Claim,
@@ -396,7 +387,7 @@ def _where_it_took(
     taken = [[chosen for chosen in part if _model(chosen.place) not in untaken] for part in (claim.over, claim.minus)]
     try:
         numbers = [[_ours(part, claim.metric, seed, read)[0] for part in taken] for seed in seeds]
-        found = _outcome(plan, claim, [_counted(claim, *both, partial=True) for both in numbers])
+        found = _outcome(plan, claim, [_left(claim, *both, partial=True) for both in numbers])
     except _TooFewError:
         return Outcome(UNTESTABLE)
     return found if found.state == ours.state else Outcome(UNTESTABLE)
@@ -508,15 +499,10 @@ def render(plan: Plan, claims: Claims) -> dict[str, str]:
         "made_from": origin,
         "paper": claims.paper,
         "track": claims.track,
-        "papers_setting": is_papers_setting(plan, claims.track),
+        "papers_setting": plan.configuration.track(claims.track).content.is_papers,
         "claims": [asdict(verdict) for verdict in found],
     }
     return {".md": f"<!-- made from {origin} -->\n{_page(plan, claims, found)}", ".json": json_text(content)}
-
-
-def is_papers_setting(plan: Plan, track: str) -> bool:
-    """Whether a track leaves the papers' datasets, models and budgets as they are."""
-    return plan.configuration.track(track).content.is_papers
 
 
 def _page(plan: Plan, claims: Claims, found: list[Verdict]) -> str:
@@ -525,7 +511,7 @@ def _page(plan: Plan, claims: Claims, found: list[Verdict]) -> str:
     interval = " (mean over seeds ± half its 95% confidence interval)" if several else ""
     lines = [f"# {escape_markdown(plan.paper_label(claims.paper))}: claims", ""]
     lines += [f"Track {escape_markdown(claims.track)}: {escape_markdown(track.summary)}.", ""]
-    if not is_papers_setting(plan, claims.track):
+    if not track.is_papers:
         instead = _replaced(plan, claims.track)
         lines += [
             f"**The setting is not the paper's{instead and f' ({escape_markdown(instead)})'}**: no verdict in the column "

@@ -8,7 +8,7 @@ import math
 import re
 import shlex
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import groupby
@@ -287,13 +287,6 @@ def rates_here(places: Sequence[Place]) -> list[float]:
     return [] if rate is None or found <= {rate} else sorted(found)
 
 
-def _over_seeds(rows: Sequence[Mapping[int, float]], function: Callable[[Sequence[float]], float]) -> dict[int, float]:
-    """One summary for each seed that all rows have, over the rows."""
-    seeds = [seed for seed in rows[0] if all(seed in row for row in rows)] if rows else []
-    found = {seed: function([row[seed] for row in rows]) for seed in seeds}
-    return {seed: value for seed, value in found.items() if not math.isnan(value)}
-
-
 def summary_of(
     metric: Metric, function: Callable[[Sequence[float]], float], column: Sequence[Number], rows: Sequence[int]
 ) -> Number:
@@ -305,8 +298,10 @@ def summary_of(
     """
     have = {i: column[i] for i in rows if column[i].ours is not None}
     by_seed = [dict(zip(number.seeds, number.values, strict=True)) for number in have.values()]
-    # Its mean and interval are over the seeds.
-    values = _over_seeds(by_seed, function)
+    # One value for each seed that all rows have; its mean and interval are over these.
+    seeds = [seed for seed in by_seed[0] if all(seed in row for row in by_seed)] if by_seed else []
+    found = {seed: function([row[seed] for row in by_seed]) for seed in seeds}
+    values = {seed: value for seed, value in found.items() if not math.isnan(value)}
     known = [number.published for number in have.values() if number.published is not None]
     published = function(known) if values and len(known) == len(have) else None
     more = {}
@@ -314,11 +309,6 @@ def summary_of(
         of = [getattr(number, name) for number in have.values() if getattr(number, name) is not None]
         more[name] = function(of) if values and of and len(of) == len(have) else None
     return Number.of(metric, values, rows=tuple(have), published=published, beside=column[0].beside, **more)
-
-
-def gaps_of(table: Table) -> list[str]:
-    """Why cells are missing by design, each once."""
-    return list(dict.fromkeys(gap for place in table.places.values() for gap in place.gaps))
 
 
 def render(plan: Plan, table: Table | Tables) -> dict[str, str]:
@@ -396,7 +386,7 @@ def content_of(
         "lines": lines,
         "comparisons": comparisons,
         "compared": [comparison for comparison in comparisons if comparison.rows or comparison.left_out],
-        "gaps": gaps_of(table),
+        "gaps": list(dict.fromkeys(gap for place in places for gap in place.gaps)),
         "prints": any(number.published is not None for number in numbers),
         "untaken": _untaken(shown, lines),
         "best_of": "row" if table.defense_in_columns else "column",
@@ -413,7 +403,6 @@ def content_of(
         "groups": any(column.group for column in table.columns),
         "heads": _heads(table),
         "metrics": table.metrics,
-        "columns": [table.metric(table.rows[0], column) for column in table.columns],
         "unit": unit_of(table.metrics),
         "directions": directions(table.metrics),
         "several_seeds": len(table.seeds) > 1,
@@ -653,17 +642,16 @@ def _untaken(shown: Shown, lines: list[Line]) -> str:
     if table.attack_in_rows:
         parts, of = "rows", [line.untaken for line in lines if not line.summary]
         some = " in some columns or all" if len({place.key[:2] for place in table.places.values()}) > 1 else ""
+        left_out = " Paired differences and averages, but for the one of all rows, leave them out."
     else:
         parts, rows = "columns", [line.numbers for line in lines if not line.summary]
         of = [any(numbers[j].untaken for numbers in rows for j in at) for at in table.heads]
-    if not any(of):
-        return ""
-    told = f"In {sum(of)} of {len(of)} {parts} the attack did not take{some} ({untaken_if(attack)})"
-    left_out = " Paired differences and averages, but for the one of all rows, leave them out."
-    if not table.attack_in_rows:
         left_out = (
             " Paired differences leave them out; averages over them look as they do, and none of these is the best."
         )
+    if not any(of):
+        return ""
+    told = f"In {sum(of)} of {len(of)} {parts} the attack did not take{some} ({untaken_if(attack)})"
     below = left_out if table.file.summary or table.comparisons else ""
     return f"{told}: what a defense leaves there says nothing about it.{below}"
 
