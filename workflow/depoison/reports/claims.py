@@ -553,12 +553,11 @@ def counts_of(found: Iterable[Verdict], state: Callable[[Verdict], str]) -> str:
 
 
 def _said(verdict: Verdict) -> str:
-    return f"{escape_markdown(verdict.says)}.<br><sub>{escape_markdown(verdict.where)}; {escape_markdown(verdict.id)}</sub>"
+    return f"{escape_markdown(verdict.says)}.{_small([verdict.where, verdict.id])}"
 
 
 def _ruled(verdict: Verdict) -> str:
-    why = f"; {escape_markdown(verdict.why)}" if verdict.why else ""
-    return f"{escape_markdown(verdict.rule)}<br><sub>{escape_markdown(verdict.over)}{why}</sub>"
+    return escape_markdown(verdict.rule) + _small([verdict.over, *[verdict.why] * bool(verdict.why)])
 
 
 def told(verdict: Verdict, outcome: Outcome) -> tuple[str, list[str]]:
@@ -580,15 +579,16 @@ def _told(verdict: Verdict, outcome: Outcome) -> str:
     if outcome.state == UNPRINTED:
         return "–"
     number, details = told(verdict, outcome)
-    below = f"<br><sub>{escape_markdown('; '.join(details))}</sub>" if details else ""
+    below, left_out = _small(details), _small(verdict.left_out)
     if outcome.state in LAST:
-        return f"*{outcome.state}*{below}{_left_out(verdict)}"
+        return f"*{outcome.state}*{below}{left_out}"
     state = f"**{outcome.state}**" if outcome.state == FAILS else outcome.state
-    return f"{state}, {number}{below}{_left_out(verdict) if outcome is verdict.ours else ''}"
+    return f"{state}, {number}{below}{left_out if outcome is verdict.ours else ''}"
 
 
-def _left_out(verdict: Verdict) -> str:
-    return f"<br><sub>{escape_markdown('; '.join(verdict.left_out))}</sub>" if verdict.left_out else ""
+def _small(words: Sequence[str]) -> str:
+    """A line below in small type; nothing of no words."""
+    return f"<br><sub>{'; '.join(map(escape_markdown, words))}</sub>" if words else ""
 
 
 def _notes(found: Iterable[Verdict]) -> list[str]:
