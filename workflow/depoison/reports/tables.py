@@ -18,6 +18,7 @@ import jinja2
 
 from depoison.errors import DepoisonError
 from depoison.files import json_text
+from depoison.papers.figures import Figure
 from depoison.papers.grid import Part, Place, percent
 from depoison.papers.tables import DropFile, Table, Tables, summary_name, told_apart
 from depoison.plan.metrics import MINUS, Metric, Metrics
@@ -584,15 +585,15 @@ def _metrics(content: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def heading(plan: Plan, table: Table) -> str:
+def heading(plan: Plan, shown: Table | Figure) -> str:
     """FST, Table 2."""
-    return f"{plan.paper_label(table.paper)}, {name_of(table)}"
+    return f"{plan.paper_label(shown.paper)}, {name_of(shown)}"
 
 
-def name_of(table: Table) -> str:
+def name_of(shown: Table | Figure) -> str:
     """Table 2, or its file's name where that has no number."""
-    words = re.fullmatch(r"(table|figure)(\d+)(.*)", table.name)
-    return f"{words[1].title()} {words[2]}{words[3]}" if words else table.name
+    words = re.fullmatch(r"(table|figure)(\d+)(.*)", shown.name)
+    return f"{words[1].title()} {words[2]}{words[3]}" if words else shown.name
 
 
 def rates(rate: float | None, here: Sequence[float]) -> str:

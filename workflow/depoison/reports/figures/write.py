@@ -12,23 +12,20 @@ from depoison.papers.figures import Figure, Page
 from depoison.plan.plan import Plan
 from depoison.plan.specs import fingerprint
 from depoison.reports.figures.style import RC, VERSION
-from depoison.reports.tables import escape_markdown, no_formula
+from depoison.reports.tables import escape_markdown, name_of, no_formula
 
 
 def render_figure(figure: Figure) -> dict[str, bytes]:
     """The bytes of each of the three files, by suffix; equal numbers make equal bytes."""
-
-    kind = kind_of(figure)
-    rows = kind.numbers(figure)
+    rows = kind_of(figure).numbers(figure)
     text = render_csv(figure, rows)
     made_from = made_from_of(figure, text)
-    files = {".csv": text}
-    for suffix, metadata in (
-        (".png", {"Software": None, "Comment": made_from}),
-        (".pdf", {"CreationDate": None, "Keywords": made_from, "Title": figure.file.title}),
-    ):
-        files[suffix] = draw(figure, rows, suffix[1:], metadata)
-    return files
+    in_pdf = {"CreationDate": None, "Keywords": made_from, "Title": figure.file.title}
+    return {
+        ".csv": text,
+        ".png": draw(figure, rows, "png", {"Software": None, "Comment": made_from}),
+        ".pdf": draw(figure, rows, "pdf", in_pdf),
+    }
 
 
 def draw(figure: Figure, rows: list[dict[str, Any]], format: str, metadata: dict[str, str | None]) -> bytes:
@@ -69,8 +66,7 @@ def render_page(plan: Plan, page: Page) -> str:
         f"Track {page.track}: {escape_markdown(track.summary)}.",
     ]
     for figure in page.figures:
-        name, file = figure.name, figure.file
-        number = f"Figure {name.removeprefix('figure')}"
+        name, file, number = figure.name, figure.file, name_of(figure)
         lines += ["", f"## {number}: {escape_markdown(file.title)}", "", f"![{number}]({name}.png)", ""]
         lines.append(
             f"{escape_markdown(f'{file.caption}. {setting(plan, figure)}')} [PDF]({name}.pdf), [numbers]({name}.csv)."

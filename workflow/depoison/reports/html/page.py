@@ -49,6 +49,7 @@ from depoison.reports.tables import (
     command,
     content_of,
     directions,
+    heading,
     name_of,
     p_value,
     summary_of,
@@ -273,10 +274,9 @@ class _Builder:
     def figure(self, figure: Figure) -> dict[str, Any]:
         needed = figure.artifacts()
         absent = [artifact for artifact in needed if not Path(artifact.product).exists()]
-        words = f"Figure {figure.name.removeprefix('figure')}"
         content = {
             "id": f"{figure.paper}-{figure.name}", "paper": figure.paper,
-            "heading": f"{self.plan.paper_label(figure.paper)}, {words}",
+            "heading": heading(self.plan, figure),
             "title": figure.file.title, "caption": figure.file.caption, "setting": setting(self.plan, figure),
             "kind": figure.file.kind, "width": figure.file.width, "gaps": figure.gaps(), "picture": None,
             "made": len(needed) - len(absent), "total": len(needed), "command": command(self.plan, f"{figure.target}.png"),
