@@ -526,16 +526,11 @@ def templates() -> jinja2.Environment:
         loader=jinja2.PackageLoader("depoison.reports"), trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"signed": signed, "p": p_value, "latex": escape_latex, "markdown": escape_markdown}
     environment.filters |= {
-        "typewriter": typewriter,
-        "name": name_latex,
-        "prose": prose_latex,
-        "points": points,
-        "column_groups": column_groups,
-        "code": code,
-    }
-    environment.filters |= {"pick": lambda values, at: [values[i] for i in at]}
+        "signed": signed, "p": p_value, "markdown": escape_markdown, "code": code, "column_groups": column_groups,
+        "latex": escape_latex, "name": name_latex, "prose": prose_latex, "typewriter": typewriter, "points": points,
+        "pick": lambda values, at: [values[i] for i in at],
+    }  # fmt: skip
     return environment
 
 

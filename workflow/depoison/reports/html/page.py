@@ -42,7 +42,7 @@ from depoison.reports.claims import (
 from depoison.reports.figures.write import kind_of, made_from_of, render_csv, setting
 from depoison.reports.html.pictures import drawn, examples_of
 from depoison.reports.html.records import Records
-from depoison.reports.numbers import Number, Reader, signed
+from depoison.reports.numbers import Number, Reader
 from depoison.reports.tables import (
     FUNCTIONS,
     Line,
@@ -51,8 +51,8 @@ from depoison.reports.tables import (
     directions,
     heading,
     name_of,
-    p_value,
     summary_of,
+    templates,
     untaken_if,
 )
 from depoison.reports.verification import read_verification
@@ -218,7 +218,7 @@ class _Builder:
         ]
         return content | {
             "heads": heads, "groups": groups if content["groups"] else [],
-            "id": f"{table.paper}-{table.name}", "paper": table.paper, "title": table.file.title, "first": content["rows"],
+            "id": f"{table.paper}-{table.name}", "title": table.file.title, "first": content["rows"],
             "rows": rows[: len(table.rows)], "summaries": rows[len(table.rows) :], "marks": marks,
             "made": content["evaluations"] - len(content["missing"]), "total": content["evaluations"],
             "missing": [shlex.quote(cell.name.path) for cell in content["missing"]],
@@ -275,8 +275,7 @@ class _Builder:
         needed = figure.artifacts()
         absent = [artifact for artifact in needed if not Path(artifact.product).exists()]
         content = {
-            "id": f"{figure.paper}-{figure.name}", "paper": figure.paper,
-            "heading": heading(self.plan, figure),
+            "id": f"{figure.paper}-{figure.name}", "heading": heading(self.plan, figure),
             "title": figure.file.title, "caption": figure.file.caption, "setting": setting(self.plan, figure),
             "kind": figure.file.kind, "width": figure.file.width, "gaps": figure.gaps(), "picture": None,
             "made": len(needed) - len(absent), "total": len(needed), "command": command(self.plan, f"{figure.target}.png"),
@@ -445,9 +444,6 @@ def _asset(name: str) -> str:
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("depoison.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters |= {"signed": signed, "p": p_value, "duration": duration, "bytes": size_of}
+    environment = templates().overlay(autoescape=True)
+    environment.filters = templates().filters | {"duration": duration, "bytes": size_of}
     return environment.get_template("report.html.jinja")

@@ -187,7 +187,6 @@ def _figure(plan: Plan, report: FigureReport) -> dict[str, Any]:
     path, figure = Path(f"{report.target}.pdf"), report.figure
     there = report.is_current()
     return {
-        "name": figure.name,
         "number": figure.name.removeprefix("figure"),
         "file": figure.file,
         "path": path.name,
