@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from depoison.papers.figures import PAGE, read_page
 from depoison.plan.plan import Plan
-from depoison.plan.specs import Artifact, unique
 from depoison.reports.figures.write import render_page
 from depoison.reports.kinds import Report
 
@@ -20,9 +19,6 @@ class FigurePageReport(Report):
 
     def parts(self) -> list[str]:
         return [figure.target for figure in self.page.figures]
-
-    def artifacts(self) -> list[Artifact]:
-        return unique(one for figure in self.page.figures for one in figure.artifacts())
 
     def needs(self) -> list[str]:
         return [f"{target}.png" for target in self.parts()]

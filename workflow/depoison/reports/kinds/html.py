@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from depoison.papers.index import read_index
 from depoison.plan.plan import Plan
-from depoison.plan.specs import Artifact, unique
 from depoison.reports.html.page import NO_PICTURE, PICTURE, render_index
 from depoison.reports.kinds import Report
 
@@ -21,9 +20,6 @@ class HtmlReport(Report):
 
     def parts(self) -> list[str]:
         return [report.target for report in (*self.index.tables, *self.index.figures)]
-
-    def artifacts(self) -> list[Artifact]:
-        return unique(one for report in (*self.index.tables, *self.index.figures) for one in report.artifacts())
 
     def needs(self) -> list[str]:
         return self.index.products()
