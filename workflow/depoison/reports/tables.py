@@ -9,7 +9,7 @@ import re
 import shlex
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -186,11 +186,9 @@ class Shown:
         value = ", ".join(filter(None, [metric and metric.title, over]))
         title = self._title(summary) + ", all rows" * every
         line = Line(title, value, None, numbers, summary=summary_name(summary), rows=rows, note=note)
-        return (
-            self._with_best([line], self.table.rows[rows[0]])[0]
-            if summary == "average" and not every and rows
-            else line
-        )
+        if summary == "average" and rows and not every:
+            return self._with_best([line], self.table.rows[rows[0]])[0]
+        return line
 
     def _drops(self, defense: str, shown: Sequence[Line], j: int) -> list[Number]:
         """By how much the numbers of a column are below those of a defense, of the same row and metric."""
@@ -247,21 +245,19 @@ class Shown:
             of: what the one line is a summary of.
         """
         table = self.table
-        groups: dict[Any, list[tuple[int, int]]] = {}
+        groups: dict[Any, dict[tuple[int, int], Number]] = {}
         for i, line in enumerate(lines):
             row = of or table.rows[i]
             for j, column in enumerate(table.columns):
-                place, metric = table.at(row, column), table.metric(row, column)
+                place, metric, number = table.at(row, column), table.metric(row, column), line.numbers[j]
                 behind = [table.at(table.rows[k], column) for k in line.rows] if of else [place]
                 competes = not _is_none(place) and not any(map(self.read.diverged, behind))
-                if metric.sign and competes and line.numbers[j].ours is not None:
-                    groups.setdefault((i if table.defense_in_columns else j, model_of(place), metric), []).append(
-                        (i, j)
-                    )
+                if metric.sign and competes and number.ours is not None:
+                    at = i if table.defense_in_columns else j
+                    groups.setdefault((at, model_of(place), metric), {})[i, j] = number
         best: set[tuple[int, int]] = set()
-        for (*_, metric), found in groups.items():
-            numbers = {(i, j): lines[i].numbers[j] for i, j in found}
-            if len(found) < 2 or len({(number.seeds, number.rows) for number in numbers.values()}) > 1:
+        for (*_, metric), numbers in groups.items():
+            if len(numbers) < 2 or len({(number.seeds, number.rows) for number in numbers.values()}) > 1:
                 continue
             taken = {
                 at: metric.sign * round(number.ours, metric.decimals)
@@ -430,7 +426,7 @@ class Head:
     group: str
     at: tuple[int, ...]
     oracle: bool
-    metrics: tuple[Metric, ...] = field(default=())
+    metrics: tuple[Metric, ...] = ()
     """Empty where metrics stand in rows."""
 
     @property
@@ -444,9 +440,8 @@ def _heads(table: Table) -> list[Head]:
         column = table.columns[at[0]]
         oracle = any(place.oracle for (_, j), place in table.places.items() if j == column.index)
         metrics = tuple(found for j in at if (found := table.columns[j].metric))
-        heads.append(
-            Head(" ".join(filter(None, [column.label, column.value])), column.title, column.group, at, oracle, metrics)
-        )
+        label = " ".join(filter(None, [column.label, column.value]))
+        heads.append(Head(label, column.title, column.group, at, oracle, metrics))
     return heads
 
 
@@ -474,11 +469,8 @@ def directions(metrics: Sequence[Metric]) -> str:
         labels = [metric.label for metric in metrics if metric.better == better]
         found += [f"{better} {listed(labels)}"] if labels else []
     told = " and ".join(found)
-    return (
-        f"{told[:1].upper()}{told[1:]} {'are' if sum(m.sign != 0 for m in metrics) > 1 else 'is'} better"
-        if told
-        else ""
-    )
+    are = "are" if sum(metric.sign != 0 for metric in metrics) > 1 else "is"
+    return f"{told[:1].upper()}{told[1:]} {are} better" if told else ""
 
 
 def listed(words: Sequence[str]) -> str:
@@ -504,13 +496,11 @@ def _same(plan: Plan, table: Table, same: Sequence[Table]) -> str:
         for other in same
     ]
     one = len(told) == 1
-    return (
+    return bool(told) * (
         f"The track {table.track} does not tell {listed(told)} from this table: it replaces what "
         f"{'it differs' if one else 'they differ'} in, and all {'its' if one else 'their'} cells stand here. "
         f"In {'a file of its' if one else 'files of their'} own {'it stands' if one else 'they stand'} beside "
         f"{'its' if one else 'their'} own published numbers:"
-        if told
-        else ""
     )
 
 

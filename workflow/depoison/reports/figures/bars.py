@@ -26,10 +26,6 @@ def numbers(figure: Figure) -> list[Row]:
     return [row | {"published": " ".join(texts)} for row, texts in zip(rows, printed, strict=True)]
 
 
-def _printed(row: Row) -> list[float]:
-    return [float(text) for text in row.get("published", "").split()]
-
-
 def draw(figure: Figure, rows: list[Row]) -> Any:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -54,7 +50,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
                 {"yerr": one["interval95"], "error_kw": {"elinewidth": 0.7}} if one["interval95"] is not None else {}
             )
             axes.bar(x, one["mean"], width, **style(i), **error)
-            printed = sorted(_printed(one))
+            printed = sorted(map(float, one.get("published", "").split()))
             for value in printed:
                 axes.plot([x - width / 2, x + width / 2], [value, value], **TICK, clip_on=False, zorder=3)  # at 0, too
             top = one["mean"] + (one["interval95"] or 0)

@@ -75,13 +75,8 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
             if not shown:
                 blank(axes)
                 continue
-            _fill(
-                axes,
-                shown,
-                top or 1,
-                COLORS.get(place.defense.name, SPARE[0])[0],
-                epoch % across == 0 or epoch == epochs[-1],
-            )
+            last = epoch % across == 0 or epoch == epochs[-1]
+            _fill(axes, shown, top or 1, COLORS.get(place.defense.name, SPARE[0])[0], last)
     for axes in grid[-1]:
         axes.set_xlabel("Neuron, by TAC")
     return canvas

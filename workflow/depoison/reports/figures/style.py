@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from textwrap import wrap
 from typing import Any
 
 from depoison.papers.figures import Figure
@@ -73,15 +74,13 @@ def looks(figure: Figure) -> dict[str, Look]:
     from matplotlib.colors import to_rgb
 
     methods = {place.label("line"): (place.defense.name, place.attack.name) for place in figure.places}
-    by = (
-        1
-        if len({defense for defense, _ in methods.values()}) == 1 and any(line.names("attack") for line in figure.lines)
-        else 0
-    )
+    one = len({defense for defense, _ in methods.values()}) == 1
+    of_attacks = one and any(line.names("attack") for line in figure.lines)
     seen: dict[str, int] = {}
     found = {}
     for part in figure.lines:
-        name = methods[part.label][by]
+        defense, attack = methods[part.label]
+        name = attack if of_attacks else defense
         variant = seen[name] = seen.get(name, -1) + 1
         color, marker = COLORS.get(name) or SPARE[(len(seen) - 1) % len(SPARE)]
         lighter = [channel + (1 - channel) * min(0.22 * variant, 0.6) for channel in to_rgb(color)]
@@ -238,13 +237,7 @@ def footnotes(figure: Figure) -> list[str]:
         lines.append(f"black ticks: as the paper prints them{f', one each of {of}' if several else ''}")
     if gaps := figure.gaps():
         lines.append(f"not implemented: {', '.join(map(plain, gaps))}")
-    return [part for line in lines for part in _wrapped(line, width)]
-
-
-def _wrapped(line: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(line, width)
+    return [part for line in lines for part in wrap(line, width)]
 
 
 def legend(canvas: Any, handles: Sequence[Any], labels: Sequence[str], width: str, handle_length: float = 2.4) -> None:

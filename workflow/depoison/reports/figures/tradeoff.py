@@ -94,9 +94,9 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
         color="#777777",
         arrowprops={"arrowstyle": "->", "color": "#777777"},
     )
-    shown = {fall["line"] for fall, _ in points}
-    handles = [Line2D([], [], linestyle="", **style(p.label, "o")) for p in figure.lines if p.label in shown]
-    labels = [p.label for p in figure.lines if p.label in shown]
+    there = {fall["line"] for fall, _ in points}
+    labels = [part.label for part in figure.lines if part.label in there]
+    handles = [Line2D([], [], linestyle="", **style(label, "o")) for label in labels]
     attacks = {row: shapes[name] for row, name in names.items() if any(fall["x"] == row for fall, _ in points)}
     handles += [Line2D([], [], linestyle="", marker=m, color="#333333", markersize=5) for m in attacks.values()]
     canvas.legend(handles, [*map(plain, labels), *map(plain, attacks)], loc="outside right upper", handlelength=1.2)

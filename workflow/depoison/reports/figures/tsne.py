@@ -33,8 +33,6 @@ def numbers(figure: Figure) -> list[Row]:
 
 
 def draw(figure: Figure, rows: list[Row]) -> Any:
-    from matplotlib.lines import Line2D
-
     per_row = figure.file.per_row or len(figure.columns)
     blocks = [figure.columns[i : i + per_row] for i in range(0, len(figure.columns), per_row)]
     down = len(blocks) * len(figure.rows)
@@ -67,7 +65,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
                     [one["x"] for one in part], [one["y"] for one in part], s=size, linewidths=0,
                     c=["black" if black else colors[one["label"]] for one in part], rasterized=True,
                 )  # fmt: skip
-    _legend(canvas, figure, rows, colors, Line2D)
+    _legend(canvas, figure, rows, colors)
     return canvas
 
 
@@ -85,12 +83,11 @@ def _colors(rows: list[Row]) -> dict[int, Any]:
     return found | {target: TARGET}
 
 
-def _legend(canvas: Any, figure: Figure, rows: list[Row], colors: dict[int, Any], handle: Any) -> None:
+def _legend(canvas: Any, figure: Figure, rows: list[Row], colors: dict[int, Any]) -> None:
+    from matplotlib.lines import Line2D
+
     targets = {one["target"] for one in rows if not one["gap"]}
     target = next(iter(targets)) if len(targets) == 1 else None
-
-    def dot(color: Any) -> Any:
-        return handle([], [], linestyle="", marker="o", markersize=3.5, color=color)
 
     entries = {"backdoored": "black"}
     if target is not None:
@@ -100,4 +97,6 @@ def _legend(canvas: Any, figure: Figure, rows: list[Row], colors: dict[int, Any]
             str(label): color for label, color in sorted(colors.items(), key=str) if label not in (None, target)
         }
     if colors:
-        legend(canvas, [dot(color) for color in entries.values()], list(entries), figure.file.width, handle_length=1.0)
+        dot = {"linestyle": "", "marker": "o", "markersize": 3.5}
+        dots = [Line2D([], [], **dot, color=color) for color in entries.values()]
+        legend(canvas, dots, list(entries), figure.file.width, handle_length=1.0)
