@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from depoison.reports.corrections import in_words, named, told
 Lines = dict[Key, dict[str, str]]
 """Printed numbers, by what they are of and metric."""
 RowKey = tuple[str, ...]
-"""A row of a table: a key less its defense."""
+"""A row of a table: a key less its defense, so that its attack is the last."""
 
 SUMMARIES = ("average", "standard-deviation")
 TOLERANCE = 0.0101
@@ -87,34 +87,36 @@ def errata(root: Path) -> str:
         check_corrections(folder, root)
         files = sorted(folder.glob("table*.csv"), key=lambda path: numbered(path.stem))
         tables = {path.stem: read_published(path, root, metrics) for path in files}
-        printed = {name: found.numbers(as_printed=True) for name, found in tables.items()}
         corrected = papers[folder.parent.name] = {name: found.numbers() for name, found in tables.items()}
-        for title, found in (
-            (
-                "averages and standard deviations",
-                _table([x for name in tables for x in _summaries(name, corrected[name], metrics)]),
-            ),
-            ("rows that the averages leave out", [x for name in tables for x in _left_out(name, tables[name])]),
-            (
-                "numbers that do not follow from others",
-                [x for name in tables for x in underived(name, corrected[name], metrics)],
-            ),
-            (
-                "an attack that is stronger where the poisoning rate falls",
-                [x for name in tables for x in _rising(name, printed[name], metrics)],
-            ),
-            ("cells that two tables print differently", list(_contradictions(corrected, metrics))),
-            ("rows printed twice", [x for name in tables for x in _twins(name, printed[name])]),
-            (
-                "different cells that two tables print alike",
-                [x for names in combinations(tables, 2) for x in _repeated(corrected, *names, metrics)],
-            ),
-            ("corrections", [x for name in tables for x in _corrections(name, tables[name], metrics)]),
-        ):
+        for title, found in _of_paper(tables, corrected, metrics).items():
             lines += ["", f"## {folder.parent.name.upper()}: {title}", "", *(found or ["None."])]
     shared = [line for pair in combinations(papers, 2) for line in _shared(*pair, papers, metrics)]
     lines += ["", "## Cells that two papers print", "", *(shared or ["None."])]
     return "\n".join(lines) + "\n"
+
+
+def _of_paper(tables: dict[str, Published], corrected: dict[str, Lines], metrics: Metrics) -> dict[str, list[str]]:
+    """What is to be said of a paper, by its title."""
+    printed = {name: found.numbers(as_printed=True) for name, found in tables.items()}
+
+    def each(lines_of: Callable[[str], Iterable[str]]) -> list[str]:
+        return [line for name in tables for line in lines_of(name)]
+
+    pairs = combinations(tables, 2)
+    return {
+        "averages and standard deviations": _table(each(lambda name: _summaries(name, corrected[name], metrics))),
+        "rows that the averages leave out": each(lambda name: _left_out(name, tables[name])),
+        "numbers that do not follow from others": each(lambda name: underived(name, corrected[name], metrics)),
+        "an attack that is stronger where the poisoning rate falls": each(
+            lambda name: _rising(name, printed[name], metrics)
+        ),
+        "cells that two tables print differently": list(_contradictions(corrected, metrics)),
+        "rows printed twice": each(lambda name: _twins(name, printed[name])),
+        "different cells that two tables print alike": [
+            line for pair in pairs for line in _repeated(corrected, *pair, metrics)
+        ],
+        "corrections": each(lambda name: _corrections(name, tables[name], metrics)),
+    }
 
 
 # --- averages and standard deviations ----------------------------------------------------------------------------
@@ -191,12 +193,12 @@ def _summaries(name: str, lines: Lines, metrics: Metrics) -> Iterator[str]:
     left_out = {misfit.rows[0][:2]: misfit.rows[0] for misfit in misfits(lines)}
     for subject in dict.fromkeys(key[:2] for key in lines):
         part = {key: numbers for key, numbers in lines.items() if key[:2] == subject}
-        for key, metric, printed, ours, rows in (
-            found for found in _recomputed(part, left_out.get(subject)) if not found.follows
-        ):
-            what = key.attack.replace("-", " ")
-            words = [name, what, key.defense, metrics[metric].label, printed, f"{ours:.2f}", str(rows)]
-            yield f"| {' | '.join(words)} |"
+        for found in _recomputed(part, left_out.get(subject)):
+            if not found.follows:
+                key, metric, printed, ours, rows = found
+                what = key.attack.replace("-", " ")
+                words = [name, what, key.defense, metrics[metric].label, printed, f"{ours:.2f}", str(rows)]
+                yield f"| {' | '.join(words)} |"
 
 
 def _table(rows: list[str]) -> list[str]:
@@ -208,20 +210,14 @@ def _left_out(name: str, published: Published) -> Iterator[str]:
     """A line for each row too many, in what the paper prints or in what is left of it after corrections."""
     printed, now = list(misfits(published.numbers(as_printed=True))), list(misfits(published.numbers()))
     for misfit in printed + [misfit for misfit in now if misfit not in printed]:
-        rows = [_row(row) for row in misfit.rows]
-        which = " or ".join(rows)
+        which = " or ".join(attack for *_, attack in misfit.rows)
         done = f"Corrected in `{published.corrections.path}`." if published.corrections and misfit not in now else ""
         still = "Not corrected; the averages above are recomputed without it."
-        them = "both" if len(rows) == 2 else "all of them" if rows[1:] else "it"
+        them = {1: "it", 2: "both"}.get(len(misfit.rows), "all of them")
         yield (
             f"- {name}: without {which}, {misfit.without} of {misfit.of} averages and standard deviations follow from the "
             f"other rows; with {them} {misfit.follow}. {done or still}"
         )
-
-
-def _row(row: Iterable[str]) -> str:
-    """A row as it is told: its attack."""
-    return list(row)[2]
 
 
 # --- rows and cells ----------------------------------------------------------------------------------------------
@@ -285,7 +281,7 @@ def _twins(name: str, lines: Lines) -> Iterator[str]:
     for row, numbers in rows.items():
         content = repr(sorted((defense, sorted(values.items())) for defense, values in numbers.items()))
         if content in first:
-            yield f"- {name}: {_row(row)} has the numbers of {_row(first[content])}"
+            yield f"- {name}: {row[-1]} has the numbers of {first[content][-1]}"
         first.setdefault(content, row)
 
 
@@ -334,7 +330,7 @@ def _alike(earlier: Key, later: Key) -> str:
 
 def _shared(first: str, second: str, papers: dict[str, dict[str, Lines]], metrics: Metrics) -> Iterator[str]:
     """Of two papers with cells that are the same in every number: how many are, and what stands under other names."""
-    numbers = [_of_paper(papers[name]) for name in (first, second)]
+    numbers = [_by_cell(papers[name]) for name in (first, second)]
     common: dict[str, list[tuple[Key, list[str]]]] = defaultdict(list)
     alike = 0
     for key in (key for key in numbers[0] if key in numbers[1]):
@@ -361,7 +357,7 @@ def _shared(first: str, second: str, papers: dict[str, dict[str, Lines]], metric
         yield from _repeated(tables, *names, metrics)
 
 
-def _of_paper(tables: dict[str, Lines]) -> dict[Key, dict[str, list[str]]]:
+def _by_cell(tables: dict[str, Lines]) -> dict[Key, dict[str, list[str]]]:
     """What all tables print of each cell, by metric."""
     found: dict[Key, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for lines in tables.values():
@@ -378,17 +374,11 @@ def _corrections(name: str, published: Published, metrics: Metrics) -> Iterator[
         return
     found = published.corrections
     moved = [told(move, named, metrics) for move in found.moves if move.belongs is not None]
-    moved += [
-        f"what is printed as {in_words(move.printed, named, metrics)} is left out"
-        for move in found.moves
-        if move.belongs is None
-    ]
+    left_out = [in_words(move.printed, named, metrics) for move in found.moves if move.belongs is None]
+    moved += [f"what is printed as {words} is left out" for words in left_out]
     line = f"- {name} (`{found.path}`): {'; '.join(moved)}. {found.evidence}"
-    follow = [list(_recomputed(published.numbers(as_printed=printed))) for printed in (False, True)]
+    follow = [[one.follows for one in _recomputed(published.numbers(as_printed=printed))] for printed in (False, True)]
     if follow[0]:
-        counts = [sum(summary.follows for summary in summaries) for summaries in follow]
-        line += (
-            f" With the correction {counts[0]} of {len(follow[0])} averages and standard deviations follow, as printed "
-        )
-        line += f"{counts[1]}."
+        line += f" With the correction {sum(follow[0])} of {len(follow[0])} averages and standard deviations follow, "
+        line += f"as printed {sum(follow[1])}."
     yield line
