@@ -116,14 +116,13 @@ def compare_sides(plan: Plan, first: Side, second: Side) -> Comparison:
     rows, unchanged, seen = [], 0, set()
     for a, b in pairs:
         # Cells of two names may be one artifact, as fst is fst+alpha=0.2: what stands twice is no evidence twice.
-        artifacts = tuple(tuple((seed, run.evaluation or name.path) for seed, run in side[name].items())
-                          for side, name in ((one, a), (other, b)))  # fmt: skip
+        both = (a, one[a]), (b, other[b])
+        artifacts = tuple(tuple((seed, run.evaluation or name.path) for seed, run in of.items()) for name, of in both)
         if artifacts in seen:
             continue
         seen.add(artifacts)
         for metric in labels:
-            runs = [{seed: run for seed, run in side[name].items() if metric in run.metrics}
-                    for side, name in ((one, a), (other, b))]  # fmt: skip
+            runs = [{seed: run for seed, run in of.items() if metric in run.metrics} for _, of in both]
             if all(runs) and _unchanged(*runs, metric):
                 unchanged += 1
             elif all(runs):
@@ -138,10 +137,7 @@ def compare_sides(plan: Plan, first: Side, second: Side) -> Comparison:
         tuple(_same(one, other, pairs)),
         tuple(sorted(map(_short, one.keys() - {a for a, _ in pairs}))),
         tuple(sorted(map(_short, other.keys() - {b for _, b in pairs}))),
-        (
-            *_notes(first, second, pairs, two_tracks),
-            *(f"{s.what}: {note}" for s in (first, second) for note in s.notes),
-        ),
+        tuple(_notes(first, second, pairs, two_tracks)),
         labels,
     )
 
@@ -236,14 +232,15 @@ def _both(first: CellName, second: CellName) -> str:
 
 
 def _notes(first: Side, second: Side, pairs: Iterable[tuple[CellName, CellName]], two_tracks: bool) -> Iterator[str]:
-    if not two_tracks:
-        return
-    moved = {f"{x} → {y}": None for a, b in pairs for x, y in ((a.dataset, b.dataset), (a.model, b.model)) if x != y}
-    what = f" ({', '.join(moved)})" if moved else ""
-    yield (
-        f"{first.what} and {second.what} are different settings: dataset, model or budget differ{what}, so a change says "
-        "nothing about a method's code"
-    )
+    if two_tracks:
+        alike = ((x, y) for a, b in pairs for x, y in ((a.dataset, b.dataset), (a.model, b.model)))
+        moved = dict.fromkeys(f"{x} → {y}" for x, y in alike if x != y)
+        what = f" ({', '.join(moved)})" if moved else ""
+        yield (
+            f"{first.what} and {second.what} are different settings: dataset, model or budget differ{what}, so a change says "
+            "nothing about a method's code"
+        )
+    yield from (f"{side.what}: {note}" for side in (first, second) for note in side.notes)
 
 
 # --- text --------------------------------------------------------------------------------------------------------

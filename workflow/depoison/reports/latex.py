@@ -142,14 +142,9 @@ def reference(entry: dict[str, str]) -> str:
     names = [re.sub(r"(?<=\w)\. ", ".~", escape_latex(name)) for name in names if name]
     names = [*names[:-2], " and ".join(names[-2:])] if names else []
     where = next((entry[key] for key in ("journal", "booktitle", "howpublished", "institution") if key in entry), "")
-    where = ", ".join(
-        filter(None, [where and rf"\emph{{{escape_latex(where)}}}", escape_latex(entry.get("volume", ""))])
-    )
-    parts = [
-        ", ".join(names),
-        escape_latex(entry.get("title", "")),
-        ", ".join(filter(None, [where, entry.get("year", "")])),
-    ]
+    emphasized = where and rf"\emph{{{escape_latex(where)}}}"
+    printed = filter(None, [emphasized, escape_latex(entry.get("volume", "")), entry.get("year", "")])
+    parts = [", ".join(names), escape_latex(entry.get("title", "")), ", ".join(printed)]
     return ". ".join(filter(None, parts)) + "."
 
 

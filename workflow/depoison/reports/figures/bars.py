@@ -46,10 +46,7 @@ def draw(figure: Figure, rows: list[Row]) -> Any:
         for one in of_panel(rows, row, column, metric):
             i = labels.index(one["line"])
             x = groups.index(one["x"]) + (i - (len(labels) - 1) / 2) * width
-            error = (
-                {"yerr": one["interval95"], "error_kw": {"elinewidth": 0.7}} if one["interval95"] is not None else {}
-            )
-            axes.bar(x, one["mean"], width, **style(i), **error)
+            axes.bar(x, one["mean"], width, **style(i), yerr=one["interval95"], error_kw={"elinewidth": 0.7})
             printed = sorted(map(float, one.get("published", "").split()))
             for value in printed:
                 axes.plot([x - width / 2, x + width / 2], [value, value], **TICK, clip_on=False, zorder=3)  # at 0, too

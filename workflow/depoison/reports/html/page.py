@@ -190,32 +190,24 @@ class _Builder:
             part = None if line.summary else table.rows[i]
             row: dict[str, Any] = {"line": line, "numbers": [], "printed": line.printed}
             for head in content["heads"]:
+                place = table.at(part or table.rows[0], table.columns[head.at[0]])
                 numbers = {self.plan.metrics.by_key(line.numbers[j].metric): line.numbers[j] for j in head.at}
                 numbers |= {
                     metric: self._extra(table, content, line, part, head.at[0], metric) for metric in extra[head]
                 }
-                entry = None
-                if part:
-                    place = table.at(part, table.columns[head.at[0]])
-                    entry = len(self.entries)
-                    self._entry(content, line, head.title, place, numbers)
+                entry = self._entry(line, head.title, place, numbers) if part else None
                 for k, (metric, number) in enumerate(numbers.items()):
-                    color = self._color(
-                        line, table.at(part or table.rows[0], table.columns[head.at[0]]), metric, number
-                    )
+                    color = self._color(line, place, metric, number)
                     first = k == 0 and metric is not self.shown[0]
                     mark = _mark(place, number) if part else ""
                     marks.add(mark)
                     row["numbers"].append(self._shown(metric, number, entry, mark, color, content["wide"], first))
             rows.append(row)
         heads = [(head, [*head.metrics, *extra[head]]) for head in content["heads"]]
-        groups = [
-            (
-                name,
-                [metric.key for _, metrics in of for metric in metrics] or [""] * sum(len(head.at) for head, _ in of),
-            )
-            for name, of in ((name, list(of)) for name, of in groupby(heads, lambda head: head[0].group))
-        ]
+        groups = []
+        for name, of in groupby(heads, lambda head: head[0].group):
+            keys = [key for head, metrics in of for key in [metric.key for metric in metrics] or [""] * len(head.at)]
+            groups.append((name, keys))
         return content | {
             "heads": heads, "groups": groups if content["groups"] else [],
             "id": f"{table.paper}-{table.name}", "title": table.file.title, "first": content["rows"],
@@ -232,10 +224,8 @@ class _Builder:
             return ""
         return shade(metric, number, place.defense.name == "none" and metric is self.plan.metrics.attack)
 
-    def _entry(
-        self, content: dict[str, Any], line: Line, column: str, place: Place, numbers: dict[Metric, Number]
-    ) -> None:
-        """What the dialog of a place of a table says."""
+    def _entry(self, line: Line, column: str, place: Place, numbers: dict[Metric, Number]) -> int:
+        """The number of what the dialog of a place of a table says."""
         self.entries.append({
             "table": len(self.headings) - 1, "row": line.label, "value": line.value, "column": column,
             "gap": "; ".join(place.gaps), "oracle": place.oracle, "untaken": any(one.untaken for one in numbers.values()),
@@ -245,6 +235,7 @@ class _Builder:
                 for metric, number in numbers.items()
             },
         })  # fmt: skip
+        return len(self.entries) - 1
 
     def _extra(
         self, table: Table, content: dict[str, Any], line: Line, part: Part | None, j: int, metric: Metric
