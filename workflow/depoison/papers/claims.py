@@ -94,9 +94,6 @@ class Statistic:
             f"{text!r} is no statistic; valid: {', '.join(STATISTICS)}, or share and a condition: 'share < 5'"
         )
 
-    def __str__(self) -> str:
-        return self.name if self.condition is None else f"share {self.condition}"
-
 
 def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
     def check(text: str) -> str:
@@ -257,7 +254,6 @@ class Claim:
 
     id: str
     file: ClaimFile
-    place: str
     over: tuple[Chosen, ...]
     minus: tuple[Chosen, ...]
     steps: tuple[tuple[tuple[str, ...], Statistic], ...]
@@ -368,7 +364,6 @@ class _Reader:
         return Claim(
             id,
             file,
-            self.document.place(*at),
             tuple(over),
             tuple(minus),
             steps,

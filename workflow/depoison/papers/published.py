@@ -23,8 +23,6 @@ FOLDER = "published"
 """Beside a paper's tables; below it `CORRECTIONS`/{table}.yaml corrects {table}.csv."""
 CORRECTIONS = "corrections"
 
-COLUMNS = ("dataset", "model", "attack", "defense", "metric", "value")
-
 
 class Key(NamedTuple):
     """What a published number is of; methods as in cells' names (`Choice.canonical`), or in the attack's place a summary."""

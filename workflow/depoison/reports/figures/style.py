@@ -59,14 +59,10 @@ class Look:
     marker: str
     variant: int
 
-    @property
-    def dashes(self) -> Any:
-        return DASHES[self.variant % len(DASHES)]
-
     def line(self) -> dict[str, Any]:
         face = self.color if self.variant == 0 else "white"
-        return {"color": self.color, "linestyle": self.dashes, "marker": self.marker, "markerfacecolor": face,
-                "markeredgewidth": 0.8, "dash_capstyle": "butt"}  # fmt: skip
+        return {"color": self.color, "linestyle": DASHES[self.variant % len(DASHES)], "marker": self.marker,
+                "markerfacecolor": face, "markeredgewidth": 0.8, "dash_capstyle": "butt"}  # fmt: skip
 
 
 def looks(figure: Figure) -> dict[str, Look]:
