@@ -38,14 +38,11 @@ def of_drawn(figure: Figure, columns: Iterable[str], rows: Callable[[Place], Ite
 
 def evaluated(figure: Figure) -> list[Row]:
     """A row for each place and metric."""
-    read = Reader()
-    return [
-        row
-        for place in figure.places
-        for row in measured(
-            place, place.x, {metric.key: read.values(place, metric)[0] for metric in figure.metrics}, figure.metrics
-        )
-    ]
+    read, rows = Reader(), []
+    for place in figure.places:
+        values = {metric.key: read.values(place, metric)[0] for metric in figure.metrics}
+        rows += measured(place, place.x, values, figure.metrics)
+    return rows
 
 
 def measured(
@@ -88,9 +85,6 @@ def legend_of_lines(canvas: Any, figure: Figure) -> None:
     from matplotlib.lines import Line2D
 
     found = looks(figure)
-    there = [
-        part.label
-        for part in figure.lines
-        if any(place.cells for place in figure.places if place.label("line") == part.label)
-    ]
+    drawn = {place.label("line") for place in figure.places if place.cells}
+    there = [part.label for part in figure.lines if part.label in drawn]
     legend(canvas, [Line2D([], [], **found[label].line()) for label in there], there, figure.file.width)
