@@ -34,9 +34,8 @@ def check(plan: Plan) -> str:
     for paper in papers_of(plan.root):
         check_corrections(plan.root / PAPERS / paper / FOLDER, plan.root)
     tables = [read_table(plan, target) for target in all_tables(plan)]
-    cells = {cell.name for table in tables for cell in table.cells()}
     figures = [read_figure(plan, target) for target in all_figures(plan)]
-    cells |= {cell.name for figure in figures for place in figure.places for cell in place.cells}
+    cells = {cell.name for one in (*tables, *figures) for cell in one.cells()}
     claims = [read_claims(plan, target) for target in all_claims(plan)]
     counts = ", ".join(f"{len(configuration.names(kind))} {folder}" for kind, folder in KINDS.items())
     counts += f", {len(configuration.names('track'))} tracks, {len(metrics)} metrics"

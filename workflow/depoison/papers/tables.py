@@ -29,7 +29,7 @@ DROP = "drop-from-"
 CLAIMS = "claims"
 """The file of a paper's claims stands beside those of its tables."""
 PAPER = "paper"
-"""The name of the document of all tables and figures of a paper (papers/pdf.py)."""
+"""The name of the document of all tables and figures of a paper (reports/kinds/paper.py)."""
 
 
 class AxesFile(Strict):
@@ -375,8 +375,7 @@ def _resolved(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table
     for row in rows:
         for column in columns:
             metrics.setdefault((row.index, column.index), []).append(column.metric or row.metric)  # type: ignore[arg-type]
-    one = ({part.index: part for part in parts} for parts in (rows, columns))
-    by_row, by_column = one
+    by_row, by_column = ({part.index: part for part in parts} for parts in (rows, columns))
     places = {(i, j): grid.place(metrics[i, j], row=by_row[i], column=by_column[j]) for i in by_row for j in by_column}
     grid.note_overruled()
     text = [document.data, [[*key, numbers] for key, numbers in sorted(published.items())]]
