@@ -137,8 +137,8 @@ class _Builder:
 
     def __init__(self, plan: Plan, index: Index, draw: bool):
         self.plan, self.index, self.draw = plan, index, draw
-        self.records = Records()
         self.read = Reader()
+        self.records = Records(self.read)
         self.shown = list(dict.fromkeys(metric for table in index.tables for metric in table.metrics))
         self.extra = [
             metric for metric in plan.metrics.values() if metric.source == "evaluate" and metric not in self.shown

@@ -6,12 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from depoison.artifacts import read_evaluation, read_record, read_rows
+from depoison.artifacts import read_record, read_rows
 from depoison.files import RUN
 from depoison.plan.config import CELLS_NAME
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell
 from depoison.plan.specs import Artifact
+from depoison.reports.numbers import Reader
 
 POINTS = 60
 """As many points of a course are kept; of more, every second, third, … and the last."""
@@ -28,31 +29,36 @@ class Records:
     of its run.json.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Reader) -> None:
+        self.read = read
         parts = ("cells", "artifacts", "settings", "epochs", *SHARED)
         self.data: dict[str, list[Any]] = {part: [] for part in parts}
         self._numbers: dict[Any, int] = {}
         self._copies: dict[str, dict[str, Any]] = {}
-        self._copied: set[str] = set()
 
     def cell(self, cell: Cell) -> int:
         """The cell's number; it is added when it is new."""
         if (key := ("cells", cell.name)) in self._numbers:
             return self._numbers[key]
         behind = cell.evaluation.chain().values()
-        for product in {artifact.product for artifact in behind if artifact.stage == "evaluate"} - self._copied:
-            self._copied.add(product)
-            model = dict(evaluation_of(product).get("model") or {})
-            self._copies[model.pop("directory", "")] = model
-        evaluation = evaluation_of(cell.evaluation.product)
+        for artifact in behind:
+            if artifact.stage == "evaluate":
+                model = dict(self._evaluation(artifact).get("model") or {})
+                self._copies[model.pop("directory", "")] = model
+        evaluation = self._evaluation(cell.evaluation)
         undefended = cell.evaluation.upstream.get("undefended")
-        before = evaluation_of(undefended.product).get("metrics") if undefended else None
+        before = self._evaluation(undefended).get("metrics") if undefended else None
         chain = [self._artifact(artifact) for artifact in behind]
         return self._add("cells", key, {
             "name": cell.name.path, "seed": cell.name.seed, "chain": chain, "settings": self._settings(cell),
             **{part: evaluation[part] for part in ("metrics", "denominators") if part in evaluation},
             **({"before": before} if before else {}),
         })  # fmt: skip
+
+    def _evaluation(self, artifact: Artifact) -> dict[str, Any]:
+        """The content of its file; nothing where that is not there."""
+        found = self.read.evaluation(artifact.product)
+        return found.content if found else {}
 
     def _settings(self, cell: Cell) -> list[int]:
         """Of each kind of method, every value and who set it."""
@@ -104,11 +110,6 @@ class Records:
         self.data[part].append(content)
         self._numbers[key] = len(self.data[part]) - 1
         return self._numbers[key]
-
-
-def evaluation_of(product: str) -> dict[str, Any]:
-    """The content of a metrics.json; nothing where there is none."""
-    return read_evaluation(product).content if Path(product).exists() else {}
 
 
 def read_history(path: Path) -> dict[str, list[Any]]:
