@@ -15,7 +15,7 @@ from depoison.plan.config import Checkpoint, Strict, load_as
 from depoison.plan.documents import read_document
 from depoison.plan.metrics import Metric
 from depoison.plan.plan import Plan
-from depoison.plan.specs import Artifact, chain_of, unique
+from depoison.plan.specs import Artifact, unique
 
 FILE = "config/audit.yaml"
 SEES = {"model", "clean", "tune"}
@@ -102,7 +102,7 @@ def read_audit(plan: Plan, name: str) -> Audit:
     places = tuple(_place(plan, name, content, choice, metrics) for choice in _defenses(plan, name, content))
     examples = examples_of(places[0].cells[0]) if content.trigger else None
     found = Audit(name, content, places, shown, judge, rule.clean, keep, rule.lose, right, examples)
-    plan.artifacts.update(chain_of(found.artifacts()))
+    plan.remember(found.artifacts())
     return found
 
 

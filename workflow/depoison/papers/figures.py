@@ -17,7 +17,7 @@ from depoison.plan.config import load_as
 from depoison.plan.documents import Document, names_in, read_document
 from depoison.plan.metrics import Metric
 from depoison.plan.plan import Cell, Plan
-from depoison.plan.specs import Artifact, chain_of, fingerprint, unique
+from depoison.plan.specs import Artifact, fingerprint, unique
 
 FOLDER = "figures"
 PAGE = "figures"
@@ -158,7 +158,7 @@ def _places(
             place = grid.place(metrics, **parts, **({"x": x} if x else {}))
             if place is not None and picture:
                 place = replace(place, artifacts=tuple(kind.drawn(file, cell) for cell in place.cells))
-                plan.artifacts.update(chain_of(place.artifacts))
+                plan.remember(place.artifacts)
             places += [place] if place is not None else []
     grid.note_overruled()
     of = dict.fromkeys(tuple(map(plan.label, ("dataset", "model"), key)) for key in grid.shown_of)

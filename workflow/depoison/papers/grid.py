@@ -18,7 +18,7 @@ from depoison.plan.documents import Document
 from depoison.plan.metrics import Metric
 from depoison.plan.parameters import text_of
 from depoison.plan.plan import Cell, Plan
-from depoison.plan.specs import Artifact, chain_of, make_artifact
+from depoison.plan.specs import Artifact, make_artifact
 
 METHODS = ("attack", "defense")
 UNIMPLEMENTED: Any = Field(
@@ -411,7 +411,7 @@ class Grid:
         found = Place(
             parts, keys[0], dataset, model, kept["attack"], kept["defense"], cells, gaps, texts, tuple(metrics)
         )
-        self.plan.artifacts.update(chain_of(artifact for i in range(len(cells)) for artifact in found.read(i)[1:]))
+        self.plan.remember(artifact for i in range(len(cells)) for artifact in found.read(i)[1:])
         self.places.append(found)
         return found
 

@@ -19,7 +19,7 @@ from depoison.plan.folders import classes_of, require_root, require_unchanged
 from depoison.plan.methods import KINDS
 from depoison.plan.metrics import Metrics, metrics_of
 from depoison.plan.parameters import text_of
-from depoison.plan.specs import Artifact, asset_of, make_artifact
+from depoison.plan.specs import Artifact, asset_of, chain_of, make_artifact
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class Plan:
         name = CellName.parse(name) if isinstance(name, str) else name
         if name not in self._cells:
             cell = self._cells[name] = self._resolve(name)
-            self.artifacts.update(cell.evaluation.chain())
+            self.remember([cell.evaluation])
         return self._cells[name]
 
     def once(self, key: tuple[str, ...], read: Callable[[], T]) -> T:
@@ -107,6 +107,10 @@ class Plan:
                 if own and own.layer == OWN and own.value != last.value:  # above it is only what the cell's name says
                     line = f"{own.place}: {key} = {text_of(own.value)} does not hold where {by} sets {key} itself"
                     self.notes.setdefault(f"{kind} {own.place} {key}", line)
+
+    def remember(self, artifacts: Iterable[Artifact]) -> None:
+        """Know artifacts, and all that they are made from, by their directories."""
+        chain_of(artifacts, self.artifacts)
 
     def artifact(self, directory: str) -> Artifact:
         """The artifact with this directory, met in a cell that was resolved before.

@@ -110,9 +110,13 @@ def unique(artifacts: Iterable[Artifact]) -> list[Artifact]:
     return list({artifact.directory: artifact for artifact in artifacts}.values())
 
 
-def chain_of(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
-    """These artifacts and all that they are made from, by directory, each once, upstream first."""
-    found: dict[str, Artifact] = {}
+def chain_of(artifacts: Iterable[Artifact], known: dict[str, Artifact] | None = None) -> dict[str, Artifact]:
+    """These artifacts and all that they are made from, by directory, each once, upstream first.
+
+    Args:
+        known: what they are added to.
+    """
+    found = {} if known is None else known
 
     def walk(artifact: Artifact) -> None:
         if artifact.directory not in found:
