@@ -100,7 +100,7 @@ class CellName:
     seed: int
     paper: str = ""
 
-    @property
+    @cached_property
     def path(self) -> str:
         where = filter(None, (self.track, self.paper))
         parts = (*where, *map(str, (self.dataset, self.model, self.attack, self.defense)))

@@ -583,11 +583,13 @@ class Configuration:
         task = self.task_of(content.dataset)
         return Loaded(Method(summary=content.summary, label=content.label or name, task=task, shared=[]), document)
 
+    @cache  # noqa: B019
     def clean_label(self, attack: str) -> bool:
         """Whether an attack, or one of those that it combines, poisons samples of the target class alone."""
         parts = (part for part in parts_of(attack) if part in self.names("attack"))
         return any(declared(self._code("attack", part), "clean_label = True") for part in parts)
 
+    @cache  # noqa: B019
     def poisons_data(self, attack: str) -> bool:
         """Whether an attack poisons a set of samples before training, or is none; of combined attacks one is enough."""
         parts = [part for part in parts_of(attack) if part in self.names("attack")]
@@ -781,13 +783,9 @@ class Configuration:
             if key not in known:
                 raise unknown(f"hyper-parameter of {name}", key, known, where)
             known[key].check(text, f"{where}: {name}+{key}")
-        result: dict[str, list[Setting]] = {key: [] for key in known}
+        of_files = self._of_files(kind, name, dataset, model, self.paper_of(track, paper), track)
+        result = {key: [*of_files.get(key, ())] for key in known}
         given = {key: (layer, place) for key, layer, place in origins}
-        for layer, values, place in self._layers(kind, name, dataset, model, self.paper_of(track, paper), track):
-            for key, value in values.items():
-                if key in known:
-                    at = place(key)
-                    result[key].append(Setting(known[key].check(value, at), layer, at))
         for key, text in overrides.items():
             layer, place = given.get(key, (CELLS_NAME, where))
             result[key].append(Setting(known[key].check(text, where), layer, place))
@@ -796,6 +794,20 @@ class Configuration:
                 file = self.methods.shown(self.methods.file(KINDS[kind], name))
                 raise DepoisonError(f"{file}: no value for {key!r}; {known[key].help}")
         return result
+
+    @cache  # noqa: B019
+    def _of_files(
+        self, kind: str, name: str, dataset: str, model: str, paper: str, track: str
+    ) -> Mapping[str, Sequence[Setting]]:
+        """What files set of each hyper-parameter of a method, lowest precedence first."""
+        found: dict[str, list[Setting]] = {}
+        known = self.parameters(kind, name)
+        for layer, values, place in self._layers(kind, name, dataset, model, paper, track):
+            for key, value in values.items():
+                if key in known:
+                    at = place(key)
+                    found.setdefault(key, []).append(Setting(known[key].check(value, at), layer, at))
+        return found
 
     def _layers(
         self, kind: str, name: str, dataset: str, model: str, paper: str, track: str

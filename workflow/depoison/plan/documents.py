@@ -35,9 +35,9 @@ class Document:
     def place(self, *keys: str) -> str:
         """`file:line` of a key, or of its nearest ancestor that the file holds; of a lone value in place of a list, too."""
         for length in range(len(keys), 0, -1):
-            for found in (keys[:length], tuple(key for key in keys[:length] if key != "0")):
-                if found in self.places:
-                    return self.places[found]
+            found = keys[:length]
+            if place := self.places.get(found) or self.places.get(tuple(key for key in found if key != "0")):
+                return place
         return self.path
 
 

@@ -69,6 +69,7 @@ class Methods:
             return own
         return self.root / PACKAGE / PLACES[folder] / own.name
 
+    @cache  # noqa: B019
     def revision(self, folder: str, name: str, version: int) -> dict[str, Any]:
         """What tells, in a spec, the code of a method, or of a source, from what it was: a version, or of one's own its hash.
 
