@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from depoison.errors import DepoisonError, unknown
+from depoison.errors import DepoisonError
 from depoison.papers.grid import Place
 from depoison.papers.kinds.examples import examples_of
 from depoison.papers.published import Key
@@ -75,14 +75,13 @@ def read_audit(plan: Plan, name: str) -> Audit:
         DepoisonError: no such checkpoint, a fault in a file, or a cell that cannot be.
     """
     configuration = plan.configuration
-    if name not in (known := configuration.names("checkpoint")):
-        raise unknown("checkpoint", name, known, f"audit of {name}")
+    configuration.require_file("checkpoint", name, f"audit of {name}")
     content, brought = configuration.checkpoint(name)
     assert isinstance(content, Checkpoint)
     file, document = load_as(AuditFile, read_document(plan.root / FILE, plan.root))
     key = "trigger" if content.trigger else "unknown"
     rule: JudgedFile = getattr(file, key)
-    shown = plan.metrics.find_all(rule.show, f"{document.place(key, 'show')}: {key}.show")
+    shown = plan.metrics.find_all(rule.show, document.where(key, "show"))
     judge, keep = (plan.metrics.find(getattr(rule, of), document.place(key, of)) for of in ("judge", "keep"))
     for of, metric, sign in (("judge", judge, -1), ("keep", keep, 1)):
         if metric.sign != sign:

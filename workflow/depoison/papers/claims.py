@@ -374,7 +374,7 @@ class _Reader:
         )
 
     def _fault(self, told: str, *at: str) -> DepoisonError:
-        return DepoisonError(f"{self.document.place(*at)}: {'.'.join(at)}: {told}")
+        return DepoisonError(f"{self.document.where(*at)}: {told}")
 
     def _check_keys(self, file: ClaimFile, kind: str, *at: str) -> None:
         """See that selections name what their kind has, and what each number is compared with something."""

@@ -12,7 +12,7 @@ from depoison.errors import DepoisonError, unknown
 from depoison.papers import kinds
 from depoison.papers.grid import AxisFile, Grid, Part, Place
 from depoison.papers.published import Key, published_in
-from depoison.papers.tables import PAPERS, locate, on_every_track, stem_of
+from depoison.papers.tables import PAPERS, locate, numbered, on_every_track, stem_of
 from depoison.plan.config import load_as
 from depoison.plan.documents import Document, names_in, read_document
 from depoison.plan.metrics import Metric
@@ -101,8 +101,7 @@ def read_page(plan: Plan, target: str) -> Page:
 
 def figures_of(root: Path, paper: str) -> list[str]:
     """The names of a paper's figures, figure10 after figure9."""
-    names = names_in(root / PAPERS / paper / FOLDER, root, "_-")
-    return sorted(names, key=lambda name: (int((re.search(r"\d+", name) or ["0"])[0]), name))
+    return sorted(names_in(root / PAPERS / paper / FOLDER, root, "_-"), key=numbered)
 
 
 def all_figures(plan: Plan) -> list[str]:
@@ -150,7 +149,7 @@ def _places(
     published = _read_published(plan, file, document)
     grid = Grid(plan, paper, track, file, document, published=published, merge=True, seeds=1 if picture else None)
     rows, columns, lines, groups = map(grid.axis, ("rows", "columns", "lines", "groups"))
-    metrics = plan.metrics.find_all(getattr(file, "metrics", ()), f"{document.place('metrics')}: metrics")
+    metrics = plan.metrics.find_all(getattr(file, "metrics", ()), document.where("metrics"))
     places = []
     for row, column, line in product(rows, columns, lines):
         parts = {"row": row, "column": column, "line": line}

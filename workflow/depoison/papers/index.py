@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from depoison.errors import DepoisonError, unknown
+from depoison.errors import DepoisonError
 from depoison.papers.claims import Claims, has_claims, read_claims
 from depoison.papers.figures import Figure, figures_of, read_figure
 from depoison.papers.tables import CLAIMS, DEFAULT_TRACK, Table, paper_of, papers_of, read_table, tables_of
@@ -70,8 +70,7 @@ def read_index(plan: Plan, target: str) -> Index:
     if not match:
         raise DepoisonError(f"{target}: the report of a track is reports/[track/]index.html")
     track = match[1] or DEFAULT_TRACK
-    if track not in (known := plan.configuration.names("track")):
-        raise unknown("track", track, known, target)
+    plan.configuration.require_file("track", track, target)
     papers, default = [], paper_of(plan, track)
     for name in sorted(papers_of(plan.root), key=lambda name: (name != default, name)):
         folder = f"reports/{f'{match[1]}/' if match[1] else ''}{'' if name == default else f'{name}/'}"

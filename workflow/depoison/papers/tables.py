@@ -357,7 +357,7 @@ def _resolved(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table
     grid = Grid(plan, paper, track, file, document, published=published)
     axes = {name: grid.axis(name) for name in ("rows", "columns")}
     axes["columns"] = tuple(_grouped(plan, file, axes["columns"]))
-    shown = plan.metrics.find_all(file.metrics.show, f"{document.place('metrics', 'show')}: metrics.show")
+    shown = plan.metrics.find_all(file.metrics.show, document.where("metrics", "show"))
     axes[file.metrics.in_] = tuple(
         part if part.metric else replace(part, metric=metric)
         for part in axes[file.metrics.in_]

@@ -327,12 +327,11 @@ def load_as(model: type[BaseModel], document: Document) -> Loaded:
     except ValidationError as error:
         fault = error.errors()[0]
         keys = tuple(str(key) for key in fault["loc"])
-        where = f"{document.place(*keys)}: {'.'.join(keys)}"
         if fault["type"] == "extra_forbidden":
             fields = [field.alias or name for name, field in _model_at(model, keys[:-1]).model_fields.items()]
             raise unknown("key", keys[-1], fields, document.place(*keys)) from None
         message = fault["msg"].removeprefix("Value error, ")
-        raise DepoisonError(f"{where}: {message[0].lower()}{message[1:]}") from None
+        raise DepoisonError(f"{document.where(*keys)}: {message[0].lower()}{message[1:]}") from None
 
 
 def _model_at(model: type[BaseModel], keys: tuple[str, ...]) -> type[BaseModel]:
@@ -393,29 +392,53 @@ class Configuration:
         self.methods = Methods(root, self.config.runtime.methods)
         self._own = {section: own.get(section) or {} for section in SECTIONS}
         """The user's values of the shared sections: those of overlays, not those of config.yaml."""
-        for section in SECTIONS:
-            self._check_values(getattr(self.config, section), self._group_of(section), (section,), self._document.place)
-        for kind, folder in KINDS.items():
-            for name, values in getattr(self.config, folder).items():
-                if name not in self.names(kind):
-                    raise unknown(kind, name, self.names(kind), self._document.place(folder, name))
-                self._check_values(values, self.parameters(kind, name), (folder, name), self._document.place)
+        self._check_sections(self.config, self._document)
+        for kind, name, values, keys in self._said_of(KINDS, self.config, self._document):
+            self._check_values(values, self.parameters(kind, name), self._document, *keys)
 
     def _of(self, group: str, task: str | None) -> dict[str, Shared]:
         """The shared hyper-parameters of a group that there are for a task's data; None: for any."""
         known = self.shared[group].items()
         return {key: parameter for key, parameter in known if not (task and parameter.task) or parameter.task == task}
 
+    def _of_task(self, task: str | None) -> dict[str, Shared]:
+        """Of those of datasets, what is of its data alone."""
+        return {key: parameter for key, parameter in self._of("dataset", task).items() if parameter.task}
+
     def _group_of(self, section: str, task: str | None = None) -> dict[str, Shared]:
         return {key: parameter for group in SECTIONS[section] for key, parameter in self._of(group, task).items()}
 
     @staticmethod
-    def _check_values(values: Values, known: Mapping[str, Parameter], keys: tuple[str, ...], place: Any) -> None:
+    def _check_values(values: Values, known: Mapping[str, Parameter], document: Document, *keys: str) -> None:
         for key, value in values.items():
-            where = place(*keys, key)
             if key not in known:
-                raise unknown("hyper-parameter", key, known, f"{where}: {'.'.join(keys)}")
-            known[key].check(value, f"{where}: {'.'.join((*keys, key))}")
+                raise unknown("hyper-parameter", key, known, f"{document.place(*keys, key)}: {'.'.join(keys)}")
+            known[key].check(value, document.where(*keys, key))
+
+    def _check_sections(self, content: Any, document: Document, *keys: str, task: str | None = None) -> None:
+        """Check what a file says at `keys` of shared values; not all of them may have every section."""
+        for section in SECTIONS:
+            values, known = getattr(content, section, {}), self._group_of(section, task)
+            self._check_values(values, known, document, *keys, section)
+
+    def _said_of(
+        self, kinds: Iterable[str], content: Any, document: Document, *keys: str
+    ) -> Iterator[tuple[str, str, Any, tuple[str, ...]]]:
+        """(kind, name, what is said of it, its keys) of each method in a file's sections, at `keys`, of these kinds.
+
+        Raises:
+            DepoisonError: there is none of its name.
+        """
+        for kind in kinds:
+            for name, said in getattr(content, KINDS[kind]).items():
+                at = (*keys, KINDS[kind], name)
+                self.require_file(kind, name, document.place(*at))
+                yield kind, name, said, at
+
+    def require_file(self, kind: str, name: str, where: str) -> None:
+        """Raises: DepoisonError: there is no file of this kind and name; `names` has the kinds."""
+        if name not in self.names(kind):
+            raise unknown(kind, name, self.names(kind), where)
 
     @cache  # noqa: B019 - lives as long as the process
     def names(self, kind: str) -> list[str]:
@@ -461,21 +484,16 @@ class Configuration:
             if feature not in self._having:
                 where = document.place("needs", str(i))
                 raise unknown("feature that any model has", feature, self._having, where)
-        of_task = {key: parameter for key, parameter in self._of("dataset", method.task).items() if parameter.task}
-        self._check_values(method.normalization, of_task, ("normalization",), document.place)
-        self._check_values(method.values, shared, ("values",), document.place)
-        self._check_values(method.smoke.values, {**own, **shared}, ("smoke", "values"), document.place)
-        for section in ("training", "tuning"):
-            known = self._group_of(section, method.task)
-            self._check_values(getattr(method, section), known, (section,), document.place)
+        known = {**own, **shared}
+        self._check_values(method.normalization, self._of_task(method.task), document, "normalization")
+        self._check_values(method.values, shared, document, "values")
+        self._check_values(method.smoke.values, known, document, "smoke", "values")
+        self._check_sections(method, document, task=method.task)
         for key, grid in method.grids.items():
             for value in grid:
-                self._check_values({key: value}, {**own, **shared}, ("grids",), document.place)
-        for other, folder in (("dataset", "datasets"), ("model", "models")):
-            for target, values in getattr(method, folder).items():
-                if target not in self.names(other):
-                    raise unknown(other, target, self.names(other), document.place(folder, target))
-                self._check_values(values, {**own, **shared}, (folder, target), document.place)
+                self._check_values({key: value}, known, document, "grids")
+        for _, _, values, keys in self._said_of(("dataset", "model"), method, document):
+            self._check_values(values, known, document, *keys)
         return loaded
 
     def missing(self, kind: str, name: str) -> list[str]:
@@ -558,23 +576,20 @@ class Configuration:
         if name in self.names("attack"):
             raise DepoisonError(f"{document.path}: {name} is an attack; give the file another name")
         for kind in ("model", "dataset", "track"):
-            if (named := getattr(content, kind)) not in self.names(kind):
-                raise unknown(kind, named, self.names(kind), document.place(kind))
+            self.require_file(kind, getattr(content, kind), document.place(kind))
         task = self.task_of(content.dataset)
         own = self.method("model", content.model).content
-        self._check_values(content.parameters, own.parameters, ("parameters",), document.place)
-        of_task = {key: parameter for key, parameter in self._of("dataset", task).items() if parameter.task}
-        self._check_values(content.normalization, of_task, ("normalization",), document.place)
+        self._check_values(content.parameters, own.parameters, document, "parameters")
+        self._check_values(content.normalization, self._of_task(task), document, "normalization")
         if content.trigger is not None:
             attack, where = content.trigger.attack, document.place("trigger", "attack")
-            if attack not in self.names("attack"):
-                raise unknown("attack", attack, self.names("attack"), where)
+            self.require_file("attack", attack, where)
             method = self.method("attack", attack).content
             if method.asset is not None or not set(self._groups("attack", method)) >= {"poisoning"}:
                 raise DepoisonError(f"{where}: {method.label} has no trigger that is known before training")
-            known = {key: parameter for key, parameter in self.parameters("attack", attack).items() if key != "rate"}
-            known = {key: p for key, p in known.items() if key in method.parameters or key in self.shared["poisoning"]}
-            self._check_values(content.trigger.values, known, ("trigger", "values"), document.place)
+            keys = {*method.parameters, *self.shared["poisoning"]} - {"rate"}
+            known = {key: p for key, p in self.parameters("attack", attack).items() if key in keys}
+            self._check_values(content.trigger.values, known, document, "trigger", "values")
         return loaded
 
     def _brought(self, name: str) -> Loaded:
@@ -693,26 +708,21 @@ class Configuration:
         Raises:
             DepoisonError: no such track, or a key that a track may not set.
         """
-        if name not in self.names("track"):
-            raise unknown("track", name, self.names("track"))
+        self.require_file("track", name, "")
         loaded = load_as(Track, read_document(self.root / "config" / "tracks" / f"{name}.yaml", self.root))
         track, document = loaded
         budget = {key: parameter for key, parameter in self.shared["recipe"].items() if parameter.budget}
         for section in ("training", "tuning"):
-            self._check_values(getattr(track, section), budget, (section,), document.place)
-        for kind, folder in KINDS.items():
-            for method, values in getattr(track, folder).items():
-                if method not in self.names(kind):
-                    raise unknown(kind, method, self.names(kind), document.place(folder, method))
-                known = self.parameters(kind, method)
-                if kind in ("attack", "defense"):
-                    known = budget | {key: parameter for key, parameter in known.items() if parameter.budget}
-                self._check_values(values, known, (folder, method), document.place)
+            self._check_values(getattr(track, section), budget, document, section)
+        for kind, method, values, keys in self._said_of(KINDS, track, document):
+            known = self.parameters(kind, method)
+            if kind in ("attack", "defense"):
+                known = budget | {key: parameter for key, parameter in known.items() if parameter.budget}
+            self._check_values(values, known, document, *keys)
         for kind, folder in (("dataset", "datasets"), ("model", "models")):
             for paper, ours in getattr(track.replace, folder).items():
                 for name_ in {paper, ours} - {"*"}:
-                    if name_ not in self.names(kind):
-                        raise unknown(kind, name_, self.names(kind), document.place("replace", folder, paper))
+                    self.require_file(kind, name_, document.place("replace", folder, paper))
         return loaded
 
     @cached_property
@@ -732,25 +742,15 @@ class Configuration:
             raise unknown("paper", name, self.papers)
         loaded = load_as(Paper, read_document(self.root / PAPERS / name / PAPER_FILE, self.root))
         paper, document = loaded
-        for section in SECTIONS:
-            self._check_values(getattr(paper, section), self._group_of(section), (section,), document.place)
-        for kind, folder in KINDS.items():
-            for method, content in getattr(paper, folder).items():
-                if method not in self.names(kind):
-                    raise unknown(kind, method, self.names(kind), document.place(folder, method))
-                known = self.parameters(kind, method)
-                self._check_values(content.model_extra, known, (folder, method), document.place)
-                if kind == "dataset":
-                    for section in ("training", "tuning"):
-                        keys = (folder, method, section)
-                        self._check_values(getattr(content, section), self._group_of(section), keys, document.place)
-                    continue
-                for other in ("dataset", "model"):
-                    for target, values in getattr(content, KINDS[other]).items():
-                        keys = (folder, method, KINDS[other], target)
-                        if target not in self.names(other):
-                            raise unknown(other, target, self.names(other), document.place(*keys))
-                        self._check_values(values, known, keys, document.place)
+        self._check_sections(paper, document)
+        for kind, method, content, keys in self._said_of(KINDS, paper, document):
+            known = self.parameters(kind, method)
+            self._check_values(content.model_extra, known, document, *keys)
+            if kind == "dataset":
+                self._check_sections(content, document, *keys)
+                continue
+            for _, _, values, at in self._said_of(("dataset", "model"), content, document, *keys):
+                self._check_values(values, known, document, *at)
         return loaded
 
     def paper_of(self, track: str, paper: str = "") -> str:
@@ -864,7 +864,7 @@ def _of_paper(
     paper: Paper, kind: str, sections: Sequence[str], name: str, dataset: str, model: str
 ) -> Iterator[tuple[tuple[str, ...], Values]]:
     """(keys, the values there) of a paper's file for a method, lowest precedence first."""
-    folder, nothing = KINDS[kind], {}
+    folder = KINDS[kind]
     for section in sections:
         yield (section,), getattr(paper, section)
         if section != "poisoning" and dataset in paper.datasets:
@@ -873,14 +873,14 @@ def _of_paper(
         content = contents[name]
         yield (folder, name), content.model_extra
         if isinstance(content, OfMethod):
-            yield (folder, name, "datasets", dataset), content.datasets.get(dataset, nothing)
-            yield (folder, name, "models", model), content.models.get(model, nothing)
+            yield (folder, name, "datasets", dataset), content.datasets.get(dataset, {})
+            yield (folder, name, "models", model), content.models.get(model, {})
 
 
 def _merge(below: Any, above: Any) -> Any:
     """`above` laid over `below`: mappings key by key, everything else replaced."""
     if isinstance(below, dict) and isinstance(above, dict):
-        return {key: _merge(below.get(key), above[key]) if key in above else below[key] for key in {**below, **above}}
+        return below | {key: _merge(below.get(key), value) for key, value in above.items()}
     return above
 
 

@@ -40,6 +40,10 @@ class Document:
                 return place
         return self.path
 
+    def where(self, *keys: str) -> str:
+        """The place of a key and the key, as messages have them."""
+        return f"{self.place(*keys)}: {'.'.join(keys)}"
+
 
 def names_in(folder: Path, root: Path, valid: str = "._-") -> list[str]:
     """The names that a folder's YAML files give to what is in them, sorted; hidden files give none.

@@ -35,7 +35,7 @@ def along(grid: Grid, file: File, parts: dict[str, Part]) -> Iterator[Part]:
     """
     for name in file.metrics:
         if grid.plan.metrics[name].source not in ("evaluate", "hessian"):
-            raise DepoisonError(f"{grid.document.place('metrics')}: metrics: {name} is not measured after each epoch")
+            raise DepoisonError(f"{grid.document.where('metrics')}: {name} is not measured after each epoch")
     yield Part("")
 
 

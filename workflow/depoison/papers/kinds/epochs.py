@@ -30,7 +30,7 @@ def along(grid: Grid, file: File, parts: dict[str, Part]) -> Iterator[Part]:
     """
     for name in file.metrics:
         if grid.plan.metrics[name].source != "evaluate":
-            raise DepoisonError(f"{grid.document.place('metrics')}: metrics: {name} is not measured after each epoch")
+            raise DepoisonError(f"{grid.document.where('metrics')}: {name} is not measured after each epoch")
     named = [text for part in (grid.base, *parts.values()) for text in part.methods if text.kind == "defense"]
     where = named[-1].place if named else grid.document.path
     yield Part("", methods=(Text("defense", "+evaluate_every=1", where),), drawn=True)

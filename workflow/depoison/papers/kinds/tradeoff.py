@@ -48,7 +48,7 @@ def places(plan: Plan, target: str, file: File, document: Document) -> dict[str,
     return {
         "dataset": table.dataset, "model": table.model, "printed": (table.file.dataset, table.file.model),
         "seeds": table.seeds, "rows": (Part(""),), "columns": (Part(""),), "lines": tuple(lines.values()),
-        "groups": tuple(groups.values()), "metrics": plan.metrics.find_all(wanted, f"{document.place('metrics')}: metrics"),
+        "groups": tuple(groups.values()), "metrics": plan.metrics.find_all(wanted, document.where("metrics")),
         "places": tuple(
             replace(place, parts={"line": lines[j], "x": groups[i]}) for (i, j), place in table.places.items()
         ),
