@@ -207,7 +207,8 @@ def _transcription(path: Path, known: Metrics) -> dict[Number, str]:
                 known.find(row["metric"], where)
                 if number in found:
                     raise ValueError(f"{_in_words(number)} stands twice")
-                _finite(row["value"])
+                if not math.isfinite(float(row["value"])):
+                    raise ValueError(f"{row['value']} is not finite")
                 found[number] = row["value"]
     except (OSError, KeyError, ValueError, csv.Error) as error:
         raise DepoisonError(f"{path}: not readable as a table of published numbers ({error!r})") from None
@@ -216,13 +217,6 @@ def _transcription(path: Path, known: Metrics) -> dict[Number, str]:
 
 def _method(text: str, where: str) -> str:
     return Choice.parse(text, where).canonical
-
-
-def _finite(text: str) -> float:
-    """Raises: ValueError: no finite number; of percentages a paper prints any."""
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text} is not finite")
-    return number
 
 
 def _named(file: NumbersFile, document: Document, *at: str) -> dict[str, str]:
@@ -245,7 +239,7 @@ def _moves(content: CorrectionsFile, document: Document, printed: dict[Number, s
             known = {_value(number, key) for number in chosen}
             if value not in known:
                 what = f"{key} of {table}{_among(of, key)}"
-                raise unknown(what, value, known, _where(document, *at, "printed", key))
+                raise unknown(what, value, known, document.where(*at, "printed", key))
             chosen = [number for number in chosen if _value(number, key) == value]
         if to is not None and "metric" in to and "metric" not in of:
             raise _fault(document, "names a metric, `printed` does not", *at, "belongs", "metric")
@@ -293,9 +287,5 @@ def _in_words(number: Number) -> str:
     return ", ".join((*number[0], number[1]))
 
 
-def _where(document: Document, *at: str) -> str:
-    return f"{document.place(*at)}: {'.'.join(at)}"
-
-
 def _fault(document: Document, told: str, *at: str) -> DepoisonError:
-    return DepoisonError(f"{_where(document, *at)}: {told}")
+    return DepoisonError(f"{document.where(*at)}: {told}")
