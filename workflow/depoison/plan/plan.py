@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,8 +73,8 @@ class Plan:
         self._read: dict[tuple[str, ...], Any] = {}
         self._cells: dict[CellName, Cell] = {}
         self._undefended_of: dict[CellName, tuple[Artifact, dict[str, Artifact]]] = {}
-        self._checksums: dict[Path, str] = {}
-        self._folder_classes: dict[str | None, int | None] = {}
+        self._sha256 = cache(sha256_of)
+        self._classes_in = cache(classes_of)
         self._settings_of: dict[tuple[Any, ...], dict[str, list[Setting]]] = {}
 
     def cell(self, name: CellName | str) -> Cell:
@@ -184,8 +184,7 @@ class Plan:
         self.local_copies[directory] = local_copy
 
     def _resolve(self, name: CellName) -> Cell:
-        if name.track not in self.configuration.names("track"):
-            raise unknown("track", name.track, self.configuration.names("track"), name.path)
+        self.configuration.require_file("track", name.track, name.path)
         if name.paper and name.paper not in self.configuration.papers:
             raise unknown("paper", name.paper, self.configuration.papers, name.path)
         brought = self._brought(name)
@@ -281,9 +280,9 @@ class Plan:
         content, document = brought
         path = self.root / Path(content.weights).expanduser()
         if not path.is_file() and content.sha256 is None:
-            raise DepoisonError(f"{document.place('weights')}: weights: {content.weights}: no such file")
+            raise DepoisonError(f"{document.where('weights')}: {content.weights}: no such file")
         if path.is_file() and (found := self._sha256(path)) != (content.sha256 or found):
-            raise DepoisonError(f"{document.place('sha256')}: sha256: {content.weights} is another file: {found}")
+            raise DepoisonError(f"{document.where('sha256')}: {content.weights} is another file: {found}")
         weights = {
             "sha256": content.sha256 or self._sha256(path),
             "key": content.key,
@@ -305,11 +304,6 @@ class Plan:
         if content.trigger is None:
             return Choice("none")
         return _fixed(content.trigger.attack, content.trigger.values, document, "trigger", "values")
-
-    def _sha256(self, path: Path) -> str:
-        if path not in self._checksums:
-            self._checksums[path] = sha256_of(path)
-        return self._checksums[path]
 
     def settings(
         self, kind: str, choice: Choice, *, dataset: str, model: str, track: str, paper: str, where: str
@@ -509,9 +503,7 @@ class Plan:
         """How many classes a dataset with these values has; None where nobody knows before it is read."""
         source, root = values["source"], values["root"]
         if source == FOLDER_SOURCE:
-            if root not in self._folder_classes:
-                self._folder_classes[root] = classes_of(Path(root).expanduser()) if root else None
-            return self._folder_classes[root]
+            return self._classes_in(Path(root).expanduser()) if root else None
         method = self.configuration.method("dataset", name).content
         return method.classes if source == method.values["source"] else None
 
