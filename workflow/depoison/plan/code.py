@@ -29,7 +29,6 @@ class Code:
 
     def __init__(self, root: Path, own: Path | None = None):
         self.root, self.own = root, own
-        self._imports_of: dict[Path, list[Path]] = {}
 
     def name_of(self, file: Path) -> str:
         """What a module is known by, such as depoison.defenses.fst."""
@@ -52,16 +51,16 @@ class Code:
             path for path in found if path.parent.name != "plan" and path.name not in ("runner.py", "errors.py")
         )
 
+    @functools.cache  # noqa: B019 - most modules are behind most methods
     def _imported_by(self, module: Path) -> list[Path]:
-        """Where what a module imports of ours may lie; looked up once, as most modules are behind most methods."""
-        if module not in self._imports_of:
-            found: dict[Path, None] = {}
-            for package, names in _imports(module.read_text(encoding="utf-8")):
-                whole = _resolved(package, self.name_of(module))
-                for name in (whole, *(f"{whole}.{name}" for name in names)):
-                    found |= dict.fromkeys(file for file in self._files_of(name) if file.exists())
-            self._imports_of[module] = [*found]
-        return self._imports_of[module]
+        """Where what a module imports of ours may lie."""
+        found: dict[Path, None] = {}
+        imports = _imports(module.read_text(encoding="utf-8"))
+        for one in (one for one in imports if one.module.startswith((".", "depoison"))):
+            whole = _resolved(one.module, self.name_of(module))
+            for name in (whole, *(f"{whole}.{name}" for name in one.names)):
+                found |= dict.fromkeys(file for file in self._files_of(name) if file.exists())
+        return [*found]
 
     def _files_of(self, name: str) -> Iterator[Path]:
         """Where a module may lie."""
@@ -107,22 +106,23 @@ class Code:
         return self.of_method(file)
 
     def _require_known(self, module: Path) -> None:
-        for line, names in _foreign(module.read_text(encoding="utf-8")):
-            for name in names:
-                first = name.partition(".")[0]
-                if any((at / f"{first}.py").exists() or (at / first).is_dir() for at in (module.parent, self.root)):
-                    package = self.name_of(module).rpartition(".")[0]
-                    raise DepoisonError(
-                        f"{module}:{line}: imports {name}, whose code would not count; valid: a module beside it, as "
-                        f"from {package}.{name.rpartition('.')[2]} import …"
-                    )
+        for name, _, line in _imports(module.read_text(encoding="utf-8")):
+            if not (first := name.partition(".")[0]):
+                continue
+            if any((at / f"{first}.py").exists() or (at / first).is_dir() for at in (module.parent, self.root)):
+                package = self.name_of(module).rpartition(".")[0]
+                raise DepoisonError(
+                    f"{module}:{line}: imports {name}, whose code would not count; valid: a module beside it, as "
+                    f"from {package}.{name.rpartition('.')[2]} import …"
+                )
 
 
 class _Import(NamedTuple):
-    """from `module` import `names`; a relative one begins with its dots."""
+    """from `module` import `names`, or import `module`; a relative one begins with its dots."""
 
     module: str
     names: tuple[str, ...]
+    line: int
 
 
 def _resolved(module: str, importer: str) -> str:
@@ -142,23 +142,16 @@ def _parsed(text: str) -> ast.Module | None:
 
 @functools.cache
 def _imports(text: str) -> list[_Import]:
-    """What a module imports of ours."""
+    """What a module imports."""
     found = []
     for node in ast.walk(_parsed(text) or ast.Module([], [])):
         if isinstance(node, ast.ImportFrom):
-            found.append(_Import("." * node.level + (node.module or ""), tuple(alias.name for alias in node.names)))
+            found.append(
+                _Import("." * node.level + (node.module or ""), tuple(alias.name for alias in node.names), node.lineno)
+            )
         elif isinstance(node, ast.Import):
-            found += [_Import(alias.name, ()) for alias in node.names]
-    return [one for one in found if one.module.startswith((".", "depoison"))]
-
-
-def _foreign(text: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, whole names) of what a module imports that is not of ours."""
-    for node in ast.walk(_parsed(text) or ast.Module([], [])):
-        if isinstance(node, ast.ImportFrom) and not node.level:
-            yield node.lineno, [node.module or ""]
-        elif isinstance(node, ast.Import):
-            yield node.lineno, [alias.name for alias in node.names]
+            found += [_Import(alias.name, (), node.lineno) for alias in node.names]
+    return found
 
 
 @functools.cache
