@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 from typing import Any, Literal, NamedTuple
 
@@ -281,7 +282,7 @@ class Grid:
         self.fixed = _set_by_track(plan, track)
         self.seeds = tuple(file.seeds or plan.configuration.config.seeds)[:seeds]
         self.places: list[Place] = []
-        self._choices: dict[tuple[str, tuple[tuple[Text, bool], ...]], tuple[Choice, Choice]] = {}
+        self._chosen_once = cache(self._chosen)
         self.shown_of: dict[tuple[str, str], None] = {}
         """The paper's datasets and models of which printed numbers stand somewhere."""
         given = {key: getattr(file, key, None) for key in ("dataset", "model", *METHODS)}
@@ -392,10 +393,10 @@ class Grid:
                 whole["attack"].canonical, whole["defense"].canonical)
             for printed in product(*(part.printed for part in order))
         ]  # fmt: skip
-        published: dict[str, list[str]] = {}
+        published: dict[str, tuple[str, ...]] = {}
         for key in keys:
             for metric, text in self.published.get(key, {}).items():
-                published.setdefault(metric, []).append(text)
+                published[metric] = (*published.get(metric, ()), text)
                 self.shown_of[key[:2]] = None
         of = {"printed": keys[0].dataset, "dataset": dataset, "model": model}
         gaps, cells = ("a combination that is left out",) if left_out else tuple(self._gaps(of, whole)), ()
@@ -407,9 +408,8 @@ class Grid:
             except DepoisonError as error:
                 at = next((part.at for part in reversed(order) if part.at), ())
                 raise DepoisonError(f"{self.line_of(*at)}: {error}") from None
-        texts = {metric: tuple(found) for metric, found in published.items()}
         found = Place(
-            parts, keys[0], dataset, model, kept["attack"], kept["defense"], cells, gaps, texts, tuple(metrics)
+            parts, keys[0], dataset, model, kept["attack"], kept["defense"], cells, gaps, published, tuple(metrics)
         )
         self.plan.remember(artifact for i in range(len(cells)) for artifact in found.read(i)[1:])
         self.places.append(found)
@@ -433,9 +433,7 @@ class Grid:
         if not any(not text.startswith("+") for (_, text, _), _ in texts):
             at = next((part.at for part in reversed(order) if part.at and not part.drawn), ())
             raise DepoisonError(f"{self.line_of(*at)}: no part names the {kind}")
-        if (kind, texts) not in self._choices:
-            self._choices[kind, texts] = self._chosen(kind, texts)
-        return self._choices[kind, texts]
+        return self._chosen_once(kind, texts)
 
     def _chosen(self, kind: str, texts: Iterable[tuple[Text, bool]]) -> tuple[Choice, Choice]:
         """As `_choice`, of what parts say of the method, and whether these are what a figure is about."""
