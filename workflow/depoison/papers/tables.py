@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -372,9 +373,8 @@ def _resolved(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table
             )
     rows, columns = (tuple(_numbered(parts)) for parts in (axes["rows"], axes["columns"]))
     metrics: dict[tuple[int, int], list[Metric]] = {}
-    for row in rows:
-        for column in columns:
-            metrics.setdefault((row.index, column.index), []).append(column.metric or row.metric)  # type: ignore[arg-type]
+    for row, column in product(rows, columns):
+        metrics.setdefault((row.index, column.index), []).append(column.metric or row.metric)  # type: ignore[arg-type]
     by_row, by_column = ({part.index: part for part in parts} for parts in (rows, columns))
     places = {(i, j): grid.place(metrics[i, j], row=by_row[i], column=by_column[j]) for i in by_row for j in by_column}
     grid.note_overruled()
