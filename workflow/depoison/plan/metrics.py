@@ -108,9 +108,9 @@ class Metric(BaseModel):
         """The label, with the unit where that is not percent."""
         return self.label if self.unit in ("", "%") else f"{self.label} ({self.unit})"
 
-    def text(self, value: float, sign: bool = False) -> str:
+    def text(self, value: float) -> str:
         """A value as it is shown."""
-        return decimal(value, self.decimals, sign)
+        return decimal(value, self.decimals)
 
 
 def decimal(value: float, decimals: int, sign: bool = False) -> str:
