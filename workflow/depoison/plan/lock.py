@@ -18,7 +18,7 @@ from typing import Any
 from depoison.errors import DepoisonError
 from depoison.files import read_json, write_json
 from depoison.plan.code import PACKAGE, Code
-from depoison.plan.methods import KINDS, methods_in
+from depoison.plan.methods import KINDS, methods_in, stem_of
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact, chain_of
 
@@ -43,8 +43,7 @@ def current(root: Path) -> dict[str, Entry]:
         f"stage {stage}": {"version": facts.version, "code": code.of_stage(stage)} for stage, facts in STAGES.items()
     }
     for name, task in configuration.tasks.items():
-        file = root / PACKAGE / "tasks" / f"{name.replace('-', '_')}.py"
-        found[f"task {name}"] = entry(task.version, file)
+        found[f"task {name}"] = entry(task.version, root / PACKAGE / "tasks" / f"{stem_of(name)}.py")
     for kind, folder in KINDS.items():
         for name in methods.of_package(folder) if kind != "dataset" else ():
             found[f"{kind} {name}"] = entry(
@@ -132,7 +131,7 @@ def _behind(artifact: Artifact) -> Iterator[str]:
     yield from (f"{kind} {method['name']}" for kind, method in methods_in(artifact.spec))
     yield from (f"metric {name}" for name in parameters.get("metrics", ()))
     if artifact.stage == "dataset":
-        yield f"data {parameters['source'].replace('-', '_')}"
+        yield f"data {stem_of(parameters['source'])}"
 
 
 def _locked(root: Path) -> dict[str, Entry]:
