@@ -38,7 +38,7 @@ from depoison.own import split
 from depoison.plan.methods import DEFAULT as METHODS
 from depoison.plan.methods import stem_of
 from depoison.plan.parameters import text_of
-from depoison.plan.plan import CONFIG_FILE, Plan
+from depoison.plan.plan import CONFIG_FILE, Plan, values_of
 from depoison.project import own_project
 from depoison.rng import Rng
 from depoison.stages.inputs import Dataset
@@ -261,11 +261,11 @@ def _settled(kind: str, name: str, values: Mapping[str, Any], like: str) -> dict
         raise unknown("dataset", like, known, "like")
     if (task := configuration.task_of(like)) != "image":
         raise DepoisonError(f"like: {like} is of {task}; valid: a dataset of images")
-    found = configuration.settings(
+    settings = configuration.settings(
         kind, name, dataset=like, model=MODEL, track=TRACK, overrides={k: text_of(v) for k, v in values.items()},
         where=f"depoison.{'purify' if kind == 'defense' else 'poison'}",
     )  # fmt: skip
-    return {key: history[-1].value for key, history in found.items()}
+    return values_of(settings)
 
 
 def _purifies(defense: str) -> bool:

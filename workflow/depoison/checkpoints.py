@@ -17,7 +17,7 @@ from depoison.files import parse_json, save_tensors, sha256_of, write_bytes
 from depoison.models.layouts import Misfit, read_states
 from depoison.plan.cells import Choice
 from depoison.plan.documents import written
-from depoison.plan.plan import Cell, Plan
+from depoison.plan.plan import Cell, Plan, values_of
 from depoison.results import model_of
 from depoison.rng import Rng
 from depoison.stages.adopt import SeveralFit, adopted, at_key, order_of, reorder
@@ -136,8 +136,7 @@ def _candidates(plan: Plan, dataset: str, model: str, states: dict[str, dict[str
 
 
 def _values(plan: Plan, kind: str, chosen: Choice, dataset: str, model: str) -> dict[str, Any]:
-    settings = plan.settings(kind, chosen, dataset=dataset, model=model, track=TRACK, paper="", where="--model")
-    return {key: history[-1].value for key, history in settings.items()}
+    return values_of(plan.settings(kind, chosen, dataset=dataset, model=model, track=TRACK, paper="", where="--model"))
 
 
 def _classes(plan: Plan, dataset: str, model: str) -> int:

@@ -80,9 +80,6 @@ def too_many(plan: Plan, track: str, defense: Choice, paper: str, *, printed: st
     return f"{count} images are more than the {reserved} of {plan.label('dataset', dataset)} that are reserved"
 
 
-def _values(plan: Plan, dataset: str, *, model: str, track: str, paper: str, where: str) -> dict[str, Any]:
+def _values(plan: Plan, dataset: str, **of: str) -> dict[str, Any]:
     """The hyper-parameters of a dataset as cells have them that say nothing of it."""
-    settings = plan.settings(
-        "dataset", Choice(dataset), dataset=dataset, model=model, track=track, paper=paper, where=where
-    )
-    return values_of({"dataset": settings})["dataset"]
+    return values_of(plan.settings("dataset", Choice(dataset), dataset=dataset, **of))

@@ -42,9 +42,9 @@ class Cell:
     curvature: Curvature
 
 
-def values_of(settings: Mapping[str, Mapping[str, list[Setting]]]) -> dict[str, dict[str, Any]]:
-    """The value that holds of each hyper-parameter, by kind of method."""
-    return {kind: {key: history[-1].value for key, history in of.items()} for kind, of in settings.items()}
+def values_of(settings: Mapping[str, Sequence[Setting]]) -> dict[str, Any]:
+    """The value that holds of each hyper-parameter of a method."""
+    return {key: history[-1].value for key, history in settings.items()}
 
 
 class Plan:
@@ -192,7 +192,8 @@ class Plan:
         self._require_one_task(name)
         for kind in ("attack", "defense"):
             self._require_what_it_needs(kind, name)
-        value, curvature = values_of(settings), self.configuration.track(name.track).content.curvature
+        value = {kind: values_of(of) for kind, of in settings.items()}
+        curvature = self.configuration.track(name.track).content.curvature
         self._require_fit(name, value)
         before, data = self._undefended(replace(name, defense=Choice("none")), value, settings["attack"])
         if name.defense.name == "none":
@@ -396,7 +397,7 @@ class Plan:
     def _training(self, name: CellName) -> dict[str, Any]:
         """The model of a cell and how it is trained, as they stand in a spec."""
         settings = {kind: self._settings(kind, name) for kind in ("dataset", "model", "attack")}
-        value = values_of(settings)
+        value = {kind: values_of(of) for kind, of in settings.items()}
         model = self._method("model", name.model, value["model"], settings["model"])
         # What the task says of a dataset, such as how pixels are normalized, is what the model takes its inputs by.
         of_task = {key for key, parameter in self.configuration.shared["dataset"].items() if parameter.task}
@@ -497,7 +498,7 @@ class Plan:
 
     def classes_of(self, name: CellName) -> int | None:
         """How many classes a cell's dataset has; None where nobody knows before it is read."""
-        return self.classes(name.dataset.name, values_of({"dataset": self._settings("dataset", name)})["dataset"])
+        return self.classes(name.dataset.name, values_of(self._settings("dataset", name)))
 
     def classes(self, name: str, values: Mapping[str, Any]) -> int | None:
         """How many classes a dataset with these values has; None where nobody knows before it is read."""
