@@ -69,8 +69,40 @@ class TableFile(Strict):
     unimplemented: list[str] = UNIMPLEMENTED
 
 
+class _Places:
+    """What is asked alike of a table and of all tables of a paper."""
+
+    def all_places(self) -> Iterable[Place]:
+        raise NotImplementedError
+
+    def cells(self) -> list[Cell]:
+        """Every cell, in the order of the places; a track may give several of these the same."""
+        return [cell for place in self.all_places() for cell in place.cells]
+
+    def evaluations(self) -> list[str]:
+        """The metrics.json of every cell, each once."""
+        return list(dict.fromkeys(cell.evaluation.product for cell in self.cells()))
+
+    def artifacts(self) -> list[Artifact]:
+        """Whatever numbers are read from, each once."""
+        return unique(artifact for place in self.all_places() for artifact in place.needs())
+
+    def products(self) -> list[str]:
+        """Every file that numbers are read from, each once."""
+        return [artifact.product for artifact in self.artifacts()]
+
+    def missing(self) -> list[Cell]:
+        """The cells that lack a file that is read, one for each evaluation."""
+        found = {}
+        for place in self.all_places():
+            for i, cell in enumerate(place.cells):
+                if not all(Path(artifact.product).exists() for artifact in place.read(i)):
+                    found[cell.evaluation.product] = cell
+        return list(found.values())
+
+
 @dataclass(frozen=True)
-class Table:
+class Table(_Places):
     """A paper's table on a track.
 
     Attributes:
@@ -135,30 +167,8 @@ class Table:
             found.setdefault(column.index, []).append(j)
         return tuple(map(tuple, found.values()))
 
-    def cells(self) -> list[Cell]:
-        """Every cell, in the table's order; a track may give several places of the table the same."""
-        return [cell for place in self.places.values() for cell in place.cells]
-
-    def evaluations(self) -> list[str]:
-        """The metrics.json of every cell, each once."""
-        return list(dict.fromkeys(cell.evaluation.product for cell in self.cells()))
-
-    def artifacts(self) -> list[Artifact]:
-        """Whatever its numbers are read from, each once."""
-        return unique(artifact for place in self.places.values() for artifact in place.needs())
-
-    def products(self) -> list[str]:
-        """Every file that numbers are read from, each once."""
-        return [artifact.product for artifact in self.artifacts()]
-
-    def missing(self) -> list[Cell]:
-        """The cells that lack a file that is read, one for each evaluation."""
-        found = {}
-        for place in self.places.values():
-            for i, cell in enumerate(place.cells):
-                if not all(Path(artifact.product).exists() for artifact in place.read(i)):
-                    found[cell.evaluation.product] = cell
-        return list(found.values())
+    def all_places(self) -> Iterable[Place]:
+        return self.places.values()
 
     def summary_key(self, name: str, column: Part) -> Key:
         """What a summary's printed numbers are of: its name stands in the place of what the rows differ in."""
@@ -173,27 +183,14 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Tables:
+class Tables(_Places):
     """All tables of a paper on a track, to be read as one document; it is planned and made as one table is."""
 
     target: str
     tables: tuple[Table, ...]
 
-    def cells(self) -> list[Cell]:
-        return [cell for table in self.tables for cell in table.cells()]
-
-    def evaluations(self) -> list[str]:
-        return list(dict.fromkeys(product for table in self.tables for product in table.evaluations()))
-
-    def artifacts(self) -> list[Artifact]:
-        return unique(one for table in self.tables for one in table.artifacts())
-
-    def products(self) -> list[str]:
-        return [artifact.product for artifact in self.artifacts()]
-
-    def missing(self) -> list[Cell]:
-        found = {cell.evaluation.product: cell for table in self.tables for cell in table.missing()}
-        return list(found.values())
+    def all_places(self) -> Iterable[Place]:
+        return (place for table in self.tables for place in table.places.values())
 
     def made_from(self) -> str:
         return fingerprint([table.made_from() for table in self.tables])
@@ -360,7 +357,7 @@ def _resolved(plan: Plan, stem: str, paper: str, track: str, name: str) -> Table
     axes["columns"] = tuple(_grouped(plan, file, axes["columns"]))
     shown = plan.metrics.find_all(file.metrics.show, document.where("metrics", "show"))
     axes[file.metrics.in_] = tuple(
-        part if part.metric else replace(part, metric=metric)
+        replace(part, metric=metric)
         for part in axes[file.metrics.in_]
         for metric in ((part.metric,) if part.metric else shown)
     )
