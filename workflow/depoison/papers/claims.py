@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -158,6 +158,11 @@ class SelectionFile(_PlacesFile):
     @property
     def kind(self) -> Literal["table", "figure"]:
         return "table" if self.table else "figure"
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of its tables or figures."""
+        return self.table or self.figure or ()
 
     @model_validator(mode="after")
     def _one_kind(self) -> SelectionFile:
@@ -369,7 +374,7 @@ class _Reader:
             steps,
             tuple((tuple(key for key in per if key not in differs), found) for per, found in steps),
             metric,
-            tuple(dict.fromkeys(name for selection in file.over for name in selection.table or selection.figure or ())),
+            tuple(dict.fromkeys(name for selection in file.over for name in selection.names)),
             tuple(dict.fromkeys(absent)),
         )
 
@@ -407,7 +412,7 @@ class _Reader:
             DepoisonError: an unknown name, or names that no place has together. On a track that makes parts of a figure the
                 same, those are absent that it leaves out.
         """
-        names = selection.table or selection.figure or ()
+        names = selection.names
         for name in names:
             if name not in (known := self.known[selection.kind]):
                 where = f"{self.document.place(*at, selection.kind)}: {selection.kind}"

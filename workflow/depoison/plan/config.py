@@ -536,11 +536,9 @@ class Configuration:
             return "is a model"
         if "poisoning" not in self._groups("attack", self.method("attack", attack).content):
             return "poisons nothing"
-        return (
-            "trains the model in a loop of its own"
-            if declared_loop(self._code("attack", attack), self.methods.bases("attacks"))
-            else ""
-        )
+        if declared_loop(self._code("attack", attack), self.methods.bases("attacks")):
+            return "trains the model in a loop of its own"
+        return ""
 
     def _combined(self, parts: Sequence[str]) -> Loaded:
         """Attacks that are combined, as one method, which has each hyper-parameter of theirs as `attack.key`.

@@ -288,9 +288,10 @@ class Plan:
             "sha256": content.sha256 or self._sha256(path),
             "key": content.key,
             "rename": [*content.rename.items()],
+            "labels": content.labels,
         }
         parameters = {
-            "name": name.attack.name, "weights": weights | {"labels": content.labels}, "model": self._training(name)["model"],
+            "name": name.attack.name, "weights": weights, "model": self._training(name)["model"],
             "attack": self._method("attack", self._trigger_of(brought), value, settings),
             "poisoning": self.configuration.specified("poisoning", value),
         }  # fmt: skip
