@@ -317,10 +317,9 @@ class Grid:
         here: dict[str, str | None] = {}
         for kind in ("dataset", "model"):
             if (name := getattr(content, kind)) is not None:
-                known = self.plan.configuration.names(kind)
-                if name not in known and (kind == "dataset" or name not in self.file.unimplemented):
-                    more = [] if kind == "dataset" else self.file.unimplemented
-                    raise unknown(kind, name, [*known, *more], self.line_of(*at, kind))
+                more = self.file.unimplemented if kind == "model" else []
+                if name not in (known := [*self.plan.configuration.names(kind), *more]):
+                    raise unknown(kind, name, known, self.line_of(*at, kind))
                 name = self.replace.instead(kind, name)
             here[kind] = name
         texts = [
