@@ -348,7 +348,7 @@ class _Reader:
         kind = file.over[0].kind
         self._check_keys(file, kind, *at)
         other = file.other
-        changes = {key: getattr(other[1], key) for key in other[1].model_fields_set} if other else {}
+        changes = other[1].model_dump(exclude_unset=True) if other else {}
         differs = {key.rstrip("s") if not key.startswith("x") else "x" for key in changes}
         if "x" in differs:
             changes = dict.fromkeys(("x", "x_from", "x_to")) | changes

@@ -221,7 +221,7 @@ def _method(text: str, where: str) -> str:
 
 def _named(file: NumbersFile, document: Document, *at: str) -> dict[str, str]:
     """What is named, as `Key` has it."""
-    values = {key: getattr(file, key) for key in NumbersFile.model_fields if key in file.model_fields_set}
+    values = file.model_dump(exclude_unset=True)
     methods = {key: _method(values[key], document.place(*at, key)) for key in ("attack", "defense") if key in values}
     return values | methods
 
