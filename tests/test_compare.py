@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ def test_names_of_one_artifact_count_once(two):
     found = compare_sides(plan, *runs)
     assert sum(row.metric == "asr" for row in found.rows) == 1
     for side in runs:
-        twin = type(lp)(**{**vars(lp), "defense": type(lp.defense)("lp", (("lr", "0.5"),))})
+        twin = replace(lp, defense=type(lp.defense)("lp", (("lr", "0.5"),)))
         side.runs[twin] = side.runs[lp]
     again = compare_sides(plan, *runs)
     assert again.rows == found.rows and again.unchanged == found.unchanged and again.same == found.same
