@@ -68,6 +68,7 @@ def brought(project: Project, weights, **changes: object) -> None:
     project.edit("config/metrics/inversion.yaml", lambda data: data["parameters"].update(steps=20))
 
 
+@pytest.mark.drill
 def test_a_model_with_a_known_trigger_is_audited(tiny, weights, monkeypatch):
     monkeypatch.chdir(tiny.path)
     brought(tiny, weights)

@@ -122,8 +122,8 @@ CELLS = [
     for name in CONFIGURATION.names(kind)
     if name != "none"
 ]
-ALWAYS = [small_cell("attack", "wanet"), small_cell("defense", "fst"), small_cell("defense", "anp")]
-"""An attack that makes its own batches, and a defense with the common loop and one with its own."""
+ALWAYS = [small_cell("defense", "fst"), small_cell("defense", "anp")]
+"""A defense with the common loop and one with its own."""
 
 
 @pytest.fixture(scope="module")

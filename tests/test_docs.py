@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Project, job_counts, seldom
+from conftest import Project, job_counts
 from depoison.papers.tables import read_table
 from depoison.plan.cells import CellName
 from depoison.plan.plan import Plan
@@ -28,7 +28,8 @@ tuning: {epochs: 1, batch_size: 64, precision: fp32}
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("page", ["adding-a-defense", *seldom("adding-an-attack", "adding-a-dataset", "adding-a-task")])
+@pytest.mark.drill
+@pytest.mark.parametrize("page", ["adding-a-defense", "adding-an-attack", "adding-a-dataset", "adding-a-task"])
 def test_page_leads_to_a_cell(page, tmp_path):
     for name in ("Snakefile", "workflow", "config", "profiles", "envs"):
         source = ROOT / name

@@ -177,18 +177,13 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_bytes(kills, tin
     assert whole.checksums() == tiny.checksums()
 
 
-@pytest.mark.parametrize(
-    ("whole", "table", "kills"),
-    [("finished", "reports/tiny/small.md", 3), pytest.param("uninterrupted", TABLE, 10, marks=pytest.mark.drill)],
-    ids=["3", "10"],
-)
-def test_snakemake_killed_at_random_moments_completes_without_help(whole, table, kills, request, tmp_path):
+@pytest.mark.drill
+def test_snakemake_killed_at_random_moments_completes_without_help(uninterrupted, tmp_path):
     """Killed alone, which leaves its jobs at work, or with its jobs; with and without its own folder afterwards."""
-    uninterrupted = request.getfixturevalue(whole)
     project, moments = Project(tmp_path / "project", uninterrupted.path), random.Random(10)
     so_far: dict[str, str] = {}
-    for number in range(kills):
-        run = start(project, "snakemake", "--cores", "2", "--", table)
+    for number in range(10):
+        run = start(project, "snakemake", "--cores", "2", "--", TABLE)
         time.sleep(moments.uniform(0.8, 2.4))
         assert run.poll() is None, f"finished after {number} kills: too small a table for this test"
         if number % 2:
@@ -201,10 +196,10 @@ def test_snakemake_killed_at_random_moments_completes_without_help(whole, table,
         so_far = now
         if number % 4 >= 2:
             shutil.rmtree(project / ".snakemake", ignore_errors=True)
-    done = project.snakemake("--cores", "2", "--", table)
+    done = project.snakemake("--cores", "2", "--", TABLE)
     assert done.returncode == 0, done.stderr
     assert project.checksums() == uninterrupted.checksums()
-    again = project.snakemake("-n", "--cores", "2", "--", table)
+    again = project.snakemake("-n", "--cores", "2", "--", TABLE)
     assert "Nothing to be done" in again.stdout + again.stderr
     assert leftovers(project) == []
 

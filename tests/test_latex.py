@@ -22,7 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conftest import ROOT, Project, job_counts, put_recorded
+from conftest import ROOT, Project, job_counts, put_recorded, seldom
 from depoison.errors import DepoisonError
 from depoison.papers.figures import read_figure
 from depoison.papers.tables import read_report, read_table
@@ -322,7 +322,7 @@ def _end(tokens: list[Any], start: int) -> int:
 
 
 @pytest.mark.filterwarnings("error:Glyph")
-@pytest.mark.parametrize("kind", ["sweep", "bars"])
+@pytest.mark.parametrize("kind", ["sweep", *seldom("bars")])
 @pytest.mark.parametrize("label", HOSTILE, ids=range(len(HOSTILE)))
 def test_no_name_breaks_a_picture(label, kind, tiny, monkeypatch):
     monkeypatch.chdir(tiny.path)

@@ -186,6 +186,7 @@ def test_a_team_shares_through_s3(published, s3):
     assert clone.jobs() == {"purify": 1, "evaluate": 1, "table": 1}
 
 
+@DRILL
 def test_what_is_here_and_what_is_not(published):
     clone = clone_of(published, "c")
     fetch = f"`depoison share pull --models {REPORT}` fetches these"
