@@ -557,7 +557,7 @@ def _said(verdict: Verdict) -> str:
 
 
 def _ruled(verdict: Verdict) -> str:
-    return escape_markdown(verdict.rule) + _small([verdict.over, *[verdict.why] * bool(verdict.why)])
+    return escape_markdown(verdict.rule) + _small([verdict.over, verdict.why] if verdict.why else [verdict.over])
 
 
 def told(verdict: Verdict, outcome: Outcome) -> tuple[str, list[str]]:

@@ -492,13 +492,15 @@ def _no_rescue(metrics: Metrics, metric: Metric) -> str:
 
 
 def _same(plan: Plan, table: Table, same: Sequence[Table]) -> str:
-    """A sentence that names the tables that this one stands for, too."""
+    """A sentence that names the tables that this one stands for, too; nothing where there are none."""
+    if not same:
+        return ""
     told = [
         f"{name_of(other)} ({plan.label('dataset', other.file.dataset)}, {plan.label('model', other.file.model)})"
         for other in same
     ]
     one = len(told) == 1
-    return bool(told) * (
+    return (
         f"The track {table.track} does not tell {listed(told)} from this table: it replaces what "
         f"{'it differs' if one else 'they differ'} in, and all {'its' if one else 'their'} cells stand here. "
         f"In {'a file of its' if one else 'files of their'} own {'it stands' if one else 'they stand'} beside "
