@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Document:
 
     Attributes:
         path: the file, relative to the project's root where it lies inside it; used in messages only.
-        data: the plain Python value, always a dict.
+        data: the plain Python value, always a dict; nobody changes it, as who reads the same text has the same.
         places: `file:line` of each key, by its path of keys from the top.
     """
 
@@ -83,6 +84,12 @@ def read_document(path: Path, root: Path) -> Document:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DepoisonError(f"{shown}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    data, places = _parsed(text, shown)
+    return Document(shown, data, dict(places))
+
+
+@cache  # each plan of a process asks for each file
+def _parsed(text: str, shown: str) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     builder = _Builder(shown)
     try:
         _refuse_deep(text, shown)  # before `compose`, which such a text lets crash
@@ -96,7 +103,7 @@ def read_document(path: Path, root: Path) -> Document:
         raise DepoisonError(f"{shown}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise DepoisonError(f"{shown}: must be a mapping of keys to values")
-    return Document(shown, data, builder.places)
+    return data, builder.places
 
 
 def _refuse_deep(text: str, shown: str) -> None:
@@ -131,7 +138,7 @@ class _Builder:
 
     def __init__(self, shown: str):
         self.places: dict[tuple[str, ...], str] = {}
-        self._shown, self._count = shown, 0
+        self._shown, self._count, self._scalars = shown, 0, yaml.constructor.SafeConstructor()
 
     def value_of(self, node: yaml.Node, keys: tuple[str, ...]) -> Any:
         place = f"{self._shown}:{node.start_mark.line + 1}"
@@ -145,7 +152,7 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode):
             return [self.value_of(item, (*keys, str(i))) for i, item in enumerate(node.value)]
         try:
-            return yaml.constructor.SafeConstructor().construct_object(node)
+            return self._scalars.construct_object(node)
         except (ValueError, LookupError, AttributeError, TypeError) as error:  # such as a date that is none
             raise DepoisonError(f"{place}: {node.value!r} is no {node.tag.rpartition(':')[2]} ({error})") from None
 
