@@ -19,7 +19,7 @@ import scipy.stats
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from conftest import Project, put_recorded, with_tiny
+from conftest import Project, put_recorded, seldom, with_tiny
 from depoison.errors import DepoisonError
 from depoison.files import read_json, write_json
 from depoison.papers.tables import read_table
@@ -468,7 +468,7 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("below", ["", "papers/ours"])
+@pytest.mark.parametrize("below", ["papers/ours", *seldom("")])
 def test_two_commits(below, tmp_path, monkeypatch):
     """Also of a project that is a folder of a larger repository."""
     top = tmp_path / "repository"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -29,14 +30,22 @@ TABLE, PAGE = "reports/tiny/small.md", "reports/tiny/index.html"
 LP, NONE = (cell("tiny", attack="badnet+rate=0.1", defense=defense) for defense in ("lp", "none"))
 
 
-@pytest.fixture
-def here(made: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Project:
-    """The table `small` with a cell's file and the page of its track."""
+@pytest.fixture(scope="module")
+def reported(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The table `small` with a cell's file and the page of its track; only to be copied."""
+    made = finished.copy(tmp_path_factory.mktemp("reported") / "made", "results", "reports")
     only(made)
-    monkeypatch.chdir(made.path)
-    assert main(["report", LP, PAGE]) == 0
-    capsys.readouterr()
+    with contextlib.chdir(made.path):
+        assert main(["report", LP, PAGE]) == 0
     return made
+
+
+@pytest.fixture
+def here(reported: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """A copy of `reported`."""
+    here = reported.copy(tmp_path / "made", "results", "reports")
+    monkeypatch.chdir(here.path)
+    return here
 
 
 def told(project: Project, *targets: str) -> tuple[list[str], str]:
