@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -11,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -247,17 +250,31 @@ def job_counts(told: str) -> dict[str, int]:
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
 
 
+@functools.cache
+def _without_caches() -> Path:
+    """What there is to copy of the project, without what Python has compiled."""
+    clean = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, clean)
+    for part in (*PARTS, str(SEEN.parent)):
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, clean / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / part, clean / part)
+    return clean
+
+
 class Project:
     """A copy of the project."""
 
-    def __init__(self, path: Path, source: Path = ROOT, parts: tuple[str, ...] = PARTS):
-        self.path = path
-        for part in (*parts, str(SEEN)):
-            if (source / part).is_dir():
-                shutil.copytree(source / part, path / part, ignore=shutil.ignore_patterns("__pycache__"))
-            elif (source / part).exists():
-                (path / part).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source / part, path / part)
+    def __init__(self, path: Path, source: Path | None = None, parts: tuple[str, ...] = PARTS):
+        self.path, source, clean = path, source or _without_caches(), source is None
+        (path / SEEN).parent.mkdir(parents=True)
+        there = [str(source / part) for part in parts if (source / part).exists()]
+        subprocess.run(["cp", "-RLp", *there, str(path)], check=True)  # half of what shutil takes
+        if (source / SEEN).exists():
+            shutil.copy2(source / SEEN, path / SEEN)
+        for cache in [] if clean else [*(path / "workflow").rglob("__pycache__")]:
+            shutil.rmtree(cache)
 
     def copy(self, path: Path, *more: str) -> Project:
         """Another copy, with what was made in this one below `more`, such as results."""
