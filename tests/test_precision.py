@@ -107,8 +107,15 @@ def stages(made: Project, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 FORWARD = {"backward": set()}
 
 
-@pytest.mark.parametrize("defense", ["fst", "ngf+retention=1", "anp+steps=1+select=defender", "i-bau"])
-@pytest.mark.parametrize(("trained", "tuned"), [("fp32", "tf32"), ("tf32", "fp32")])
+DEFENSES = "fst", "ngf+retention=1", "anp+steps=1+select=defender", "i-bau"
+TUNED_IN_FP32 = [(defense, "tf32", "fp32") for defense in DEFENSES]  # while all around is in TF32
+TUNED_IN_TF32 = [(defense, "fp32", "tf32") for defense in DEFENSES]
+
+
+@pytest.mark.parametrize(
+    ("defense", "trained", "tuned"),
+    [*TUNED_IN_FP32, TUNED_IN_TF32[0], *(pytest.param(*one, marks=pytest.mark.drill) for one in TUNED_IN_TF32[1:])],
+)
 def test_each_stage_follows_its_own_recipe(defense, trained, tuned, stages):
     attack = f"badnet+precision={trained}+rate=0.1+lr=0.05"
     before = stages(cell("tiny", attack=attack, defense="none"))
