@@ -286,10 +286,10 @@ class Project:
     def edit(self, file: str, change: Callable[[dict[str, Any]], object]) -> None:
         """Change a YAML file."""
         path = self.path / file
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        data = yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader) if path.exists() else {}
         change(data)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
+        path.write_text(yaml.dump(data, Dumper=yaml.CSafeDumper, sort_keys=False), encoding="utf-8")
 
     def set(self, file: str, *keys: str, to: Any) -> None:
         """Set one value of a YAML file."""
