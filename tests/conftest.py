@@ -270,7 +270,7 @@ class Project:
         self.path, source, clean = path, source or _without_caches(), source is None
         (path / SEEN).parent.mkdir(parents=True)
         there = [str(source / part) for part in parts if (source / part).exists()]
-        subprocess.run(["cp", "-RLp", *there, str(path)], check=True)  # half of what shutil takes
+        subprocess.run(["cp", "-RLp", *there, str(path)], check=True)  # two thirds of what shutil takes
         if (source / SEEN).exists():
             shutil.copy2(source / SEEN, path / SEEN)
         for cache in [] if clean else [*(path / "workflow").rglob("__pycache__")]:
