@@ -24,6 +24,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -47,11 +48,33 @@ ONE_AT_A_TIME = threading.Lock()
 
 def run(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """What `python -m COMMAND` does in this folder and environment."""
-    with ONE_AT_A_TIME, NamedTemporaryFile("r") as out, NamedTemporaryFile("r") as err:
-        server = _server()
-        print(json.dumps([command, str(folder), dict(environment), out.name, err.name]), file=server.stdin, flush=True)
-        code = int(server.stdout.readline())
+    with NamedTemporaryFile("r") as out, NamedTemporaryFile("r") as err:
+        code = _ask("run", command, str(folder), dict(environment), out.name, err.name)
         return subprocess.CompletedProcess(command, code, out.read(), err.read())
+
+
+class Started:
+    """`python -m COMMAND` in a session of its own, whose output nobody reads: what of `subprocess.Popen` tests need."""
+
+    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]):
+        self.pid = _ask("start", command, str(folder), dict(environment), os.devnull, os.devnull)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = _ask("poll", self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float = SECONDS) -> int:
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            assert time.monotonic() < end, f"{self.pid} goes on"
+            time.sleep(0.01)
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
 
 
 def is_ours(code: Path) -> bool:
@@ -74,6 +97,13 @@ def _our_texts() -> dict[Path, bytes]:
     return _texts(CODE)
 
 
+def _ask(*request: object) -> Any:
+    with ONE_AT_A_TIME:
+        server = _server()
+        print(json.dumps(request), file=server.stdin, flush=True)
+        return json.loads(server.stdout.readline())
+
+
 @functools.cache
 def _server() -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": str(CODE), "OMP_NUM_THREADS": "1"}
@@ -89,10 +119,22 @@ def _serve() -> None:
         importlib.import_module(name)
     gc.freeze()  # memory that no fork writes to, as it looks for garbage, stays shared
     for line in sys.stdin:
-        process = os.fork()
-        if not process:
-            os._exit(_work(*json.loads(line)))
-        print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+        asked, *rest = json.loads(line)
+        if asked == "poll":
+            answer = _ended(rest[0], os.WNOHANG)
+        else:
+            if not (process := os.fork()):
+                if asked == "start":
+                    os.setsid()
+                os._exit(_work(*rest))
+            answer = process if asked == "start" else _ended(process)
+        print(json.dumps(answer), flush=True)
+
+
+def _ended(process: int, options: int = 0) -> int | None:
+    """The exit code of a fork, as `subprocess` has it; None if it goes on."""
+    ended, status = os.waitpid(process, options)
+    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 def _work(command: list[str], folder: str, environment: dict[str, str], *files: str) -> int:

@@ -12,7 +12,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import psutil
 import pytest
 import torch
 
+import forks
 from conftest import SMALL, Project, cell, seldom, wait_until, with_tiny, with_weight
 from depoison import metrics
 from depoison.cli import main
@@ -46,10 +46,9 @@ pytestmark = pytest.mark.pipeline
 TABLE = "reports/tiny/many.md"
 
 
-def start(project: Project, *command: str) -> subprocess.Popen[bytes]:
+def start(project: Project, *command: str) -> forks.Started:
     """In a process group of its own, so that it can be killed with all that it started."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    return subprocess.Popen([sys.executable, "-m", *command], cwd=project.path, env=project.environment(), **quiet)
+    return forks.Started(command, project.path, project.environment())
 
 
 def complete(project: Project) -> dict[str, str]:
@@ -67,7 +66,7 @@ def leftovers(project: Project) -> list[str]:
     return [path.name for path in project.path.glob("results/*/.*")]
 
 
-def child_of(snakemake: subprocess.Popen[bytes], stage: str) -> psutil.Process:
+def child_of(snakemake: forks.Started, stage: str) -> psutil.Process:
     """The process that runs this stage, not the shell around it."""
     for process in psutil.Process(snakemake.pid).children(recursive=True):
         words = process.cmdline()
@@ -84,7 +83,7 @@ def kind_of(process: psutil.Process, head: int) -> str | None:
             return "head"
         if words == ["-m", "depoison", "stage"]:
             return "stage"
-        if words == ["-m", "depoison", "worker"]:
+        if words == [forks.__file__]:
             return "worker" if above is not None and above.pid == head else "stage"
     return None
 
@@ -149,8 +148,11 @@ def test_what_lies_behind_a_link_is_not_tidied_away(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kills", [2, *seldom(20)])
 def test_a_training_killed_at_random_moments_ends_with_the_same_bytes(kills, tiny):
     tiny.set("config/config.yaml", "runtime", "save_seconds", to=0)
-    target = cell(track="tiny", attack=f"badnet+epochs={10 + 4 * kills}+rate=0.1", defense="none")
-    moments, epochs = random.Random(20), [0]
+    rounds = 10 + 2 * kills
+    target = cell(track="tiny", attack=f"badnet+epochs={rounds}+rate=0.1", defense="none")
+    whole, begun = tiny.copy(tiny.path.with_name("whole")), time.monotonic()
+    assert whole.depoison("run", target).returncode == 0
+    moments, epochs, pace = random.Random(20), [0], (time.monotonic() - begun) / rounds
 
     def saved() -> int:
         """The epoch from which the next run goes on."""
@@ -162,7 +164,7 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_bytes(kills, tin
         if number % 4:
             # At any moment of its work, saving included; one in four at any moment since its launch.
             wait_until(lambda run=run: saved() != epochs[-1] or run.poll() is not None)
-        time.sleep(moments.uniform(0, 0.3 if number % 4 else 1.5))
+        time.sleep(moments.uniform(0, pace if number % 4 else 5 * pace))
         assert run.poll() is None, f"finished after {number} kills: too short a training for this test"
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
@@ -171,9 +173,6 @@ def test_a_training_killed_at_random_moments_ends_with_the_same_bytes(kills, tin
     assert epochs == sorted(epochs) and len(set(epochs)) > kills // 2, "it went on from kill to kill"
     assert tiny.depoison("run", target).returncode == 0
     assert leftovers(tiny) == []
-
-    whole = Project(tiny.path.with_name("whole"), tiny.path)
-    assert whole.depoison("run", target).returncode == 0
     assert whole.checksums() == tiny.checksums()
 
 
@@ -303,7 +302,7 @@ def test_a_table_completes_after_30_kills_of_its_head_its_worker_and_its_stages(
     command, moments = ("snakemake", "--cores", "2", "--", "reports/tiny/drilled.md"), random.Random(30)
     whole, project = drilled(tmp_path / "whole"), drilled(tmp_path / "project")
     assert start(whole, *command).wait(1200) == 0
-    heads: list[subprocess.Popen[bytes]] = []
+    heads: list[forks.Started] = []
     steps: set[tuple[str, int]] = set()
     so_far: dict[str, str] = {}
     killed: Counter[str] = Counter()
