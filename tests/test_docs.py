@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Project, job_counts
+from conftest import Project, job_counts, lean
 from depoison.papers.tables import read_table
 from depoison.plan.cells import CellName
 from depoison.plan.plan import Plan
@@ -34,6 +34,7 @@ def test_page_leads_to_a_cell(page, tmp_path):
     for name in ("Snakefile", "workflow", "config", "profiles", "envs"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    lean(tmp_path)
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     for file, content in re.findall(r"```\w+\n# file: (\S+)\n(.*?)```", text, re.DOTALL):
         assert not (tmp_path / file).exists()
@@ -63,6 +64,7 @@ def test_page_leads_to_a_cell(page, tmp_path):
 
 def walk(page: str, made: Project) -> list[str]:
     """Follow a page; no other file is edited. Returns the targets of its last command."""
+    lean(made)
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     for file, content in re.findall(r"```\w+\n# file: (\S+)\n(.*?)```", text, re.DOTALL):
         assert not (made / file).exists()
