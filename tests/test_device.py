@@ -42,6 +42,7 @@ SMALLEST = {
 }
 """Each as small as it gets; others as they are."""
 FEW_STEPS = {
+    "input-aware": "generator_width=4+mask_epochs=5+mask_batch=512",
     "ssba": "encoder_epochs=1+encoder_batch=512",
     "label-consistent": "steps=3",
     "lf": "images=4+passes=1",
