@@ -323,8 +323,8 @@ class Project:
         return self._python("snakemake", *arguments, **variables)
 
     def _python(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """`python -m COMMAND`; while nobody has changed the copy's code, in a fork."""
-        if forks.is_ours(self.path / "workflow"):
+        """`python -m COMMAND`; in a fork, unless its server has imported what was changed in the copy's code."""
+        if forks.does(self.path / "workflow"):
             return forks.run(command, self.path, self.environment(**variables))
         return self.run(sys.executable, "-m", *command, **variables)
 

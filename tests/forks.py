@@ -3,8 +3,9 @@
     python tests/forks.py
 
 reads requests. A fork is a process as any other, with its own folder, environment, files and exit code, and what it does to
-its modules nobody else sees. But they are the server's: who wants a copy's own code starts a process of its own. The warm
-worker that Snakemake starts is a fork, too, which saves importing torch for each run (`Spare`).
+its modules nobody else sees. But they are the server's: who changed one of them in a copy starts a process of its own; what
+the server has not imported, such as a method, a fork imports from the copy. The warm worker that Snakemake starts is a fork,
+too, which saves importing torch for each run (`Spare`).
 """
 
 from __future__ import annotations
@@ -47,17 +48,22 @@ ONE_AT_A_TIME = threading.Lock()
 
 
 def run(command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """What `python -m COMMAND` does in this folder and environment."""
+    """What `python -m COMMAND` (or of a script, `python COMMAND`) does in this folder and environment."""
     with NamedTemporaryFile("r") as out, NamedTemporaryFile("r") as err:
-        code = _ask("run", command, str(folder), dict(environment), out.name, err.name)
+        code = _ask("run", command, str(folder), dict(environment), os.devnull, out.name, err.name)
         return subprocess.CompletedProcess(command, code, out.read(), err.read())
 
 
-class Started:
-    """`python -m COMMAND` in a session of its own, whose output nobody reads: what of `subprocess.Popen` tests need."""
+def on_a_terminal(command: Sequence[str], folder: Path, environment: Mapping[str, str], terminal: str) -> int:
+    """The same on a terminal that is its own; returns the exit code."""
+    return _ask("run", command, str(folder), dict(environment), *[terminal] * 3)
 
-    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]):
-        self.pid = _ask("start", command, str(folder), dict(environment), os.devnull, os.devnull)
+
+class Started:
+    """The same, not waited for: what of `subprocess.Popen` tests need. What it says is read from a file, or by nobody."""
+
+    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], out: Path | str = os.devnull):
+        self.pid = _ask("start", command, str(folder), dict(environment), os.devnull, str(out), os.devnull)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
@@ -77,9 +83,22 @@ class Started:
             os.kill(self.pid, signal.SIGKILL)
 
 
+def _ask(*request: object) -> Any:
+    with ONE_AT_A_TIME:
+        server, _ = _server()
+        print(json.dumps(request), file=server.stdin, flush=True)
+        return json.loads(server.stdout.readline())
+
+
 def is_ours(code: Path) -> bool:
-    """Whether a copy of the code is what the server has imported."""
+    """Whether a copy of the code is what we have."""
     return _texts(code) == _our_texts()
+
+
+def does(code: Path) -> bool:
+    """Whether a fork does what a process of a copy's own code would: of that, what the server has imported is the same."""
+    ours = _our_texts()
+    return all((code / file).is_file() and (code / file).read_bytes() == ours[file] for file in _server()[1])
 
 
 def fingerprint() -> str:
@@ -97,37 +116,36 @@ def _our_texts() -> dict[Path, bytes]:
     return _texts(CODE)
 
 
-def _ask(*request: object) -> Any:
-    with ONE_AT_A_TIME:
-        server = _server()
-        print(json.dumps(request), file=server.stdin, flush=True)
-        return json.loads(server.stdout.readline())
-
-
 @functools.cache
-def _server() -> subprocess.Popen[str]:
+def _server() -> tuple[subprocess.Popen[str], list[Path]]:
+    """The server, and which files of the code it has imported."""
     environment = os.environ | {"PYTHONPATH": str(CODE), "OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     server = subprocess.Popen([sys.executable, __file__], env=environment, start_new_session=True, **pipes)
     atexit.register(server.communicate)  # the end of its input is the server's
-    return server
+    return server, [Path(file) for file in json.loads(server.stdout.readline())]
 
 
 def _serve() -> None:
     found = (module.name for module in pkgutil.walk_packages(depoison.__path__, "depoison."))
     for name in (*(name for name in found if name.split(".")[1] not in SELDOM), *OTHERS):
         importlib.import_module(name)
+    files = (Path(file) for module in sys.modules.values() if (file := vars(module).get("__file__")))
+    print(json.dumps([str(file.relative_to(CODE)) for file in files if file.is_relative_to(CODE)]), flush=True)
+    _our_texts()
     gc.freeze()  # memory that no fork writes to, as it looks for garbage, stays shared
+    started: dict[int, int | None] = {}
     for line in sys.stdin:
+        started |= {process: _ended(process, os.WNOHANG) for process, code in started.items() if code is None}
         asked, *rest = json.loads(line)
         if asked == "poll":
-            answer = _ended(rest[0], os.WNOHANG)
+            answer = started[rest[0]]
+        elif not (process := os.fork()):
+            os._exit(_work(*rest))
+        elif asked == "start":
+            answer, started[process] = process, None
         else:
-            if not (process := os.fork()):
-                if asked == "start":
-                    os.setsid()
-                os._exit(_work(*rest))
-            answer = process if asked == "start" else _ended(process)
+            answer = _ended(process)
         print(json.dumps(answer), flush=True)
 
 
@@ -140,20 +158,30 @@ def _ended(process: int, options: int = 0) -> int | None:
 def _work(command: list[str], folder: str, environment: dict[str, str], *files: str) -> int:
     """In the fork: become the command; returns its exit code."""
     signal.alarm(SECONDS)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background, and inherited
+    os.setsid()  # so that a terminal becomes its own
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    for target, (name, flags) in enumerate([(os.devnull, os.O_RDONLY), *((name, os.O_WRONLY) for name in files)]):
-        os.dup2(os.open(name, flags), target)
+    for target, name in enumerate(files):
+        os.dup2(os.open(name, os.O_WRONLY if target else os.O_RDONLY), target)
     sys.path[0] = folder
-    if command[0] == "snakemake":
+    if (code := Path(folder, "workflow")).is_dir() and not is_ours(code):
+        sys.path[:] = [str(code) if place == str(CODE) else place for place in sys.path]
+        for name, module in sys.modules.items():
+            if name.partition(".")[0] == "depoison" and hasattr(module, "__path__"):
+                module.__path__ = [str(code / Path(place).relative_to(CODE)) for place in module.__path__]
+    if command[0] not in ("depoison", "dvc"):
         importlib.import_module("depoison.running.worker").subprocess = SimpleNamespace(
             PIPE=subprocess.PIPE, Popen=Spare()
         )
     sys.argv = command
     code: object = 1
     try:
-        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+        if command[0].endswith(".py"):
+            runpy.run_path(command[0], run_name="__main__")
+        else:
+            runpy.run_module(command[0], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code
     except BaseException:
@@ -172,7 +200,8 @@ class Spare:
 
     def __init__(self) -> None:
         self.ours, theirs = socket.socketpair()
-        if not os.fork():
+        self.pid = os.fork()
+        if not self.pid:
             self.ours.close()
             os._exit(self._become(theirs))
         theirs.close()
@@ -196,7 +225,7 @@ class Spare:
         reads, writes = os.pipe()
         socket.send_fds(self.ours, [json.dumps([path, dict(env)]).encode()], [reads, *pass_fds])
         os.close(reads)
-        return SimpleNamespace(stdin=os.fdopen(writes, "wb"))
+        return SimpleNamespace(stdin=os.fdopen(writes, "wb"), pid=self.pid)
 
 
 if __name__ == "__main__":

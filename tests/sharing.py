@@ -49,7 +49,7 @@ class Clone:
 
     def run(self, *command: str, fails: bool = False) -> str:
         ours = command[0] in forks.COMMANDS
-        if ours and not self.prefix and forks.is_ours(self.folder / "workflow"):
+        if ours and not self.prefix and forks.does(self.folder / "workflow"):
             done = forks.run(command, self.folder, self.environment)
         else:
             called = [*self.prefix, *([sys.executable, "-m"] if ours else []), *command]

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+import forks
 from conftest import Project, cell, seldom, wait_until
 from depoison.plan.specs import canonical
 from depoison.running.worker import ADDRESS, PREFIX, SUPPORTED, parse
@@ -30,27 +31,37 @@ from test_own_methods import MINE, MY_CELL, YAML, purified, put
 pytestmark = [pytest.mark.pipeline, pytest.mark.skipif(not SUPPORTED, reason="the worker needs pidfds")]
 
 START = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from depoison.running.worker import start_worker
 os.umask(int(sys.argv[1], 8))
 worker = start_worker(Path("."), 1)
 print(os.environ["DEPOISON_WORKER"], worker.pid, flush=True)
-sys.stdin.read()
-worker.stdin.close()
-worker.wait()
+signal.pause()
 """
 
 
 class Warm:
-    """A project, and a worker that an owner process holds."""
+    """A project, and a worker that an owner process holds.
 
-    def __init__(self, project: Project, umask: str = "022"):
+    Args:
+        how: the owner's umask, where owner and worker are forks that have no more to import; or "processes", as in a run.
+    """
+
+    def __init__(self, project: Project, how: str = "022"):
         self.project = project
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         environment = project.environment()
-        self.owner = subprocess.Popen([sys.executable, "-c", START, umask], cwd=project.path, env=environment, **pipes)
-        address, pid = self.owner.stdout.readline().split()
+        script, told = project / "owner.py", project / "told"
+        script.write_text(START)
+        told.touch()
+        if how == "processes":
+            with told.open("w") as out:
+                command = [sys.executable, "owner.py", "022"]
+                self.owner = subprocess.Popen(command, cwd=project.path, env=environment, stdout=out).pid
+        else:
+            self.owner = forks.start(["owner.py", how], project.path, environment, told)
+        wait_until(lambda: told.read_text().endswith("\n"))
+        address, pid = told.read_text().split()
         self.worker = psutil.Process(int(pid))
         self.environment = environment | {ADDRESS: address, PREFIX: sys.prefix}
 
@@ -103,7 +114,6 @@ def warm(request: pytest.FixtureRequest, made: Project) -> Iterator[Warm]:
     for process in psutil.process_iter(["cwd"]):  # clients, the worker, what it forked
         if process.info["cwd"] == here:
             kill(process)
-    started.owner.wait()
 
 
 def stage(project: Project, pattern: str) -> tuple[Path, list[str]]:
@@ -379,13 +389,13 @@ def test_stages_are_made_as_ever_while_the_worker_is_beset(warm, capsys):
     patterns = ("split/*", "poison/*badnet*", "train/*blended*", "purify/*badnet*")
     work = [stage(warm.project, f"results/{pattern}") for pattern in patterns] * 3
     silent = [warm.connect() for _ in range(50)]
-    insults, forks, moments = 0, set(), random.Random(5)
+    insults, seen, moments = 0, set(), random.Random(5)
     asked = json.dumps([NAMED, {}])
     for folder, arguments in work:
         shutil.rmtree(warm.project / str(folder))
         process, theirs = warm.start(*arguments), somebody(warm.project, CALL, warm.environment[ADDRESS], asked)
         while process.poll() is None:
-            forks.update(one.pid for one in warm.forked())
+            seen.update(one.pid for one in warm.forked())
             with warm.connect() as rude, contextlib.suppress(ConnectionError):
                 sent = moments.choice(list(RUDE.values()))
                 socket.send_fds(rude, [sent[:4] or b" "], [0, 1, 2])
@@ -396,9 +406,9 @@ def test_stages_are_made_as_ever_while_the_worker_is_beset(warm, capsys):
     for connection in silent:
         connection.close()
     assert warm.project.checksums() == before and alive(warm.worker)
-    assert len(forks) >= len(work) // 2, "the worker made them"
+    assert len(seen) >= len(work) // 2, "the worker made them"
     with capsys.disabled():
-        print(f"\n{len(work)} stages made, {len(forks)} seen in the worker, among {insults} insults")
+        print(f"\n{len(work)} stages made, {len(seen)} seen in the worker, among {insults} insults")
 
 
 LISTEN = """
@@ -426,11 +436,11 @@ def test_another_users_socket_is_given_nothing(warm):
     assert theirs.communicate(timeout=60)[0] == "b''\n"
 
 
+@pytest.mark.parametrize("warm", ["processes"], indirect=True)
 def test_a_worker_outlives_its_owner_by_its_stages_only(warm):
     client = warm.start(*long_training(warm.project))
     warm.wait_for_training()
-    os.kill(warm.owner.pid, signal.SIGKILL)
-    warm.owner.wait()
+    os.kill(warm.owner, signal.SIGKILL)
     wait_until(lambda: not warm.folder().exists())
     assert warm.forked() and client.poll() is None
     client.kill()
