@@ -317,16 +317,17 @@ class Project:
         )
 
     def depoison(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return self._python("depoison", *arguments, **variables)
+        return self.python("depoison", *arguments, **variables)
 
     def snakemake(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return self._python("snakemake", *arguments, **variables)
+        return self.python("snakemake", *arguments, **variables)
 
-    def _python(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        """`python -m COMMAND`; in a fork, unless its server has imported what was changed in the copy's code."""
+    def python(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`python -m COMMAND`, or a script; in a fork, unless the forks' server has imported what was changed in the copy."""
         if forks.does(self.path / "workflow"):
             return forks.run(command, self.path, self.environment(**variables))
-        return self.run(sys.executable, "-m", *command, **variables)
+        script = command[0].endswith(".py")
+        return self.run(sys.executable, *([] if script else ["-m"]), *command, **variables)
 
     def make(self, *targets: str) -> None:
         """Make cells and reports, with artifacts that a test made before, of the same code; see `STORE`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -132,12 +131,12 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """The cells of the tests that run, made on the CPU and on the pretended device."""
     cells = [item.callspec.params["name"] for item in request.session.items if "both" in item.fixturenames]
     made = []
-    for where, command in (("cpu", ["-m", "depoison"]), ("gpu", [str(ROOT / "tests/pretend_gpu.py")])):
+    for where, command in (("cpu", "depoison"), ("gpu", str(ROOT / "tests/pretend_gpu.py"))):
         project = with_tiny(Project(tmp_path_factory.mktemp(where) / "project"))
         project.edit("config/tracks/tiny.yaml", lambda data: data.pop("replace"))
         for part in ("training", "tuning"):  # few steps: each operation on the pretended device takes a while
             project.set("config/tracks/tiny.yaml", part, "batch_size", to=512)
-        done = project.run(sys.executable, *command, "run", *cells)
+        done = project.python(command, "run", *cells)
         assert done.returncode == 0, done.stderr
         made.append(project)
     return made[0], made[1]

@@ -612,7 +612,7 @@ def test_what_is_overruled_is_told_once_by_every_command(tiny):
         ("snakemake", "-n", "--configfile", "mine.yaml", "--"),
         ("depoison", "report", "--configfile", "mine.yaml"),
     ):
-        done = tiny.run(sys.executable, "-m", *command, "reports/tiny/small.md")
+        done = tiny.python(*command, "reports/tiny/small.md")
         assert done.stderr.splitlines().count(said) == 1, done.stderr
 
 
@@ -904,12 +904,14 @@ def test_a_track_replaces_dataset_and_model():
 # --- the project's files -----------------------------------------------------------------------------------------
 
 
-def test_check_finds_no_fault(project):
-    done = project.depoison("check")
+@pytest.mark.parametrize("reduced", [lean, *seldom(lambda project: project)], ids=["lean", "whole"])
+def test_check_finds_no_fault(reduced, project):
+    """`make lint` checks the whole project."""
+    plan, done = reduced(project).plan(), project.depoison("check")
     assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("valid: "), done.stderr
     for kind, folder in KINDS.items():
-        assert f"{len(PLAN.configuration.names(kind))} {folder}" in done.stdout
-    assert f", {len(all_tables(PLAN))} tables, {len(all_figures(PLAN))} figures, " in done.stdout
+        assert f"{len(plan.configuration.names(kind))} {folder}" in done.stdout
+    assert f", {len(all_tables(plan))} tables, {len(all_figures(plan))} figures, " in done.stdout
 
 
 @pytest.mark.parametrize(

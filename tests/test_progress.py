@@ -8,12 +8,10 @@ import logging
 import os
 import pty
 import re
-import signal
 import struct
-import subprocess
-import sys
 import termios
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import forks
 from conftest import ROOT, Project, cell, put_recorded, seldom, wait_until
 from depoison.plan.plan import Plan
 from depoison.running.board import Board, item_of, records_below
@@ -440,7 +439,7 @@ def test_a_queued_job_runs_from_the_moment_that_its_log_is_there(board):
 def on_a_terminal(
     project: Project, *command: str, columns: int = 80, keys: bytes = b"", at: str = "", **variables: str
 ):
-    """Run a command on a terminal; returns its exit code and all that it wrote there.
+    """`python -m COMMAND` on a terminal, in a fork; returns its exit code and all that it wrote there.
 
     Args:
         keys: typed as soon as the terminal shows `at`.
@@ -448,16 +447,8 @@ def on_a_terminal(
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     before = termios.tcgetattr(follower)
-
-    def lead() -> None:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background, and inherited
-
     environment = project.environment(TERM="xterm-256color", **variables)
-    process = subprocess.Popen(
-        command, cwd=project.path, env=environment, stdin=follower, stdout=follower, stderr=follower,
-        start_new_session=True, preexec_fn=lead,
-    )  # fmt: skip
+    code = ThreadPoolExecutor(1).submit(forks.on_a_terminal, command, project.path, environment, os.ttyname(follower))
     written = b""
     os.set_blocking(leader, False)
 
@@ -466,17 +457,19 @@ def on_a_terminal(
         try:
             written += os.read(leader, 65536)
         except BlockingIOError:
-            return process.poll() is not None
+            return code.done()
         if keys and at.encode() in written:
             os.write(leader, keys)
             keys = b""
         return False
 
-    wait_until(read)
-    assert termios.tcgetattr(follower) == before
-    os.close(leader)
-    os.close(follower)
-    return process.returncode, written.decode()
+    try:
+        wait_until(read)
+        assert termios.tcgetattr(follower) == before
+    finally:
+        os.close(leader)  # by which what still runs there ends
+        os.close(follower)
+    return code.result(), written.decode()
 
 
 def plain(text: str) -> str:
@@ -507,10 +500,10 @@ def test_a_file_gets_a_line_for_each_job_and_no_control_characters(made):
 def test_a_terminal_tells_a_cause_once_and_last_and_is_left_clean(made):
     for path in made.path.glob("results/evaluate/*/metrics.json"):
         path.unlink()
-    module = made / "workflow/depoison/stages/measure.py"
+    module = made / "workflow/depoison/models/resnet18.py"
     crash = 'import sys\nprint("a line on stderr " + "x" * 100, file=sys.stderr)\nraise RuntimeError("made to fail")\n'
-    module.write_text(crash)
-    command = (sys.executable, "-m", "snakemake", "--cores", "1", TABLE)
+    module.write_text(module.read_text() + crash)
+    command = ("snakemake", "--cores", "1", TABLE)
     code, shown = on_a_terminal(made, *command, columns=60, NO_COLOR="1", DEPOISON_WORKER="")
     text = plain(shown)
     assert code == 1
@@ -519,7 +512,7 @@ def test_a_terminal_tells_a_cause_once_and_last_and_is_left_clean(made):
     first, second, third, fourth = text.splitlines()[-4:]
     assert first == "depoison: 5 of 5 jobs are not done: 2 failed, 3 need what those make; what was made is kept"
     assert second == f"depoison: not made: {TABLE}, which lacks 4 of 4 results"
-    cause = r"RuntimeError: made to fail \(workflow/depoison/stages/measure\.py, line 3\)"
+    cause = r"RuntimeError: made to fail \(workflow/depoison/models/resnet18\.py, line \d+\)"
     for line in (third, fourth):
         assert re.fullmatch(rf"depoison: error: evaluate digits-\S+ \(logs/evaluate/\S+\.log\): {cause}", line)
     assert text.count("made to fail") == 2
@@ -534,7 +527,7 @@ def test_a_terminal_tells_a_cause_once_and_last_and_is_left_clean(made):
 )
 def test_ctrl_c_says_one_line_and_leaves_the_terminal_clean(command, tiny):
     tiny.set("config/tracks/tiny.yaml", "training", to={"epochs": 500, "batch_size": 32, "precision": "fp32"})
-    code, shown = on_a_terminal(tiny, sys.executable, "-m", *command, TABLE, keys=b"\x03", at="/500")
+    code, shown = on_a_terminal(tiny, *command, TABLE, keys=b"\x03", at="/500")
     text = plain(shown)
     assert code == 130
     assert re.search(r"epoch \d+/500", text)
