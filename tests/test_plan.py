@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from conftest import OF_TASK, ROOT, SMALL, Project, cell, lean, seldom
+from depoison.cli import main
 from depoison.errors import DepoisonError
 from depoison.papers.figures import all_figures, read_figure
 from depoison.papers.index import read_index
@@ -35,7 +36,7 @@ from depoison.plan.cells import CellName, Choice
 from depoison.plan.code import PACKAGE, text_of_tree
 from depoison.plan.config import KINDS, Runtime
 from depoison.plan.folders import OWN
-from depoison.plan.lock import current, disagreement, stale
+from depoison.plan.lock import current, disagreement, renew, stale
 from depoison.plan.parameters import Parameter, text_of
 from depoison.plan.plan import Cell, Plan
 from depoison.plan.signatures import _tree
@@ -555,7 +556,9 @@ def test_a_table_that_says_the_same_overrules_nothing(tiny, rate):
 
 def test_explain_names_the_line_of_the_table_that_sets_a_value(tiny):
     """And only of one that has the cell: what a user asks for beside it is his own."""
-    tiny.edit("config/papers/fst/small.yaml", lambda data: data["axes"]["columns"].append({"defense": "ft+lr=0.033"}))
+    lean(tiny).edit(
+        "config/papers/fst/small.yaml", lambda data: data["axes"]["columns"].append({"defense": "ft+lr=0.033"})
+    )
     tiny.edit("config/papers/fst/broken.yaml", lambda data: data.update(title="and nothing else"))
     (tiny / "mine.yaml").write_text("defenses: {ft: {lr: 0.5, momentum: 0.6}}\n")
     asked = cell(track="tiny", attack="badnet+rate=0.1", defense="ft+lr=0.033")
@@ -1065,12 +1068,13 @@ def change(project: Project, file: str) -> None:
         text.write("\nCHANGED = 1\n")
 
 
-def test_the_lock_is_renewed_by_a_command(project):
+def test_the_lock_is_renewed_by_a_command(project, monkeypatch, capsys):
     change(project, "defenses/fst.py")
     assert list(stale(project.path)) == ["defense fst"]
-    done = project.depoison("lock")
-    assert done.returncode == 0
-    assert re.search(r"^  defense fst: still version \d+; what was made with it stays$", done.stdout, re.MULTILINE)
+    monkeypatch.chdir(project.path)
+    assert main(["lock"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^  defense fst: still version \d+; what was made with it stays$", said, re.MULTILINE)
     assert stale(project.path) == {}
 
 
@@ -1098,7 +1102,7 @@ def test_code_that_changed_behind_a_cell_is_told_in_a_line(project):
     assert re.search(r"^defense fst: .* \(and [1-9] more: `depoison check` lists them\)$", told(project, cell()))
     change(project, "data/digits.py")
     assert "config/datasets/ where this is the source" in stale(project.path)["data digits"]
-    project.depoison("lock")
+    renew(project.path)
     assert told(project, cell()) is None
 
 

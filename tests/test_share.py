@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, TINY, lean, seldom
+from conftest import ROOT, TINY, lean
 from sharing import REPORT, USER, Clone, WebFolder, s3_service, serving
 
 pytestmark = pytest.mark.pipeline
@@ -61,7 +61,7 @@ def published(tmp_path_factory):
     clone.run("dvc", "init", "-q")
     clone.run("dvc", "remote", "add", "--default", "team", str(base / "remote"))
     clone.commit("code")
-    clone.run("snakemake", "--cores", "2", "--", REPORT)
+    clone.depoison("run", REPORT)
     for beside in BESIDE:  # what else lies about, and is not shared
         (clone.folder / beside).parent.mkdir(parents=True, exist_ok=True)
         (clone.folder / beside).write_text("{}")
@@ -102,8 +102,8 @@ def clone_of(published, name: str, *settings: tuple[str, str], **variables: str)
     return clone
 
 
-def computes_only_what_is_missing(clone: Clone) -> None:
-    """From a fresh clone, before any pull, to another defense's column."""
+def pulls_what_is_missing(clone: Clone) -> None:
+    """A fresh clone needs nothing, and of what lost an evaluation, what that is made from."""
     assert clone.jobs() == {}
 
     next(iter(sorted(clone.folder.glob("results/evaluate/*fst*/metrics.json")))).unlink()
@@ -111,6 +111,10 @@ def computes_only_what_is_missing(clone: Clone) -> None:
     clone.scramble()
     assert clone.jobs() == {"evaluate": 1, "table": 1}
 
+
+def computes_only_what_is_missing(clone: Clone) -> None:
+    """From a fresh clone, before any pull, to another defense's column."""
+    pulls_what_is_missing(clone)
     # Another defense: its purifications and evaluations start from the pulled backdoored models.
     add_column(clone, "ft")
     clone.depoison("share", "pull", REPORT)
@@ -127,7 +131,12 @@ def add_column(clone: Clone, defense: str) -> None:
     )
 
 
-@pytest.mark.parametrize("link", ["symlink", *seldom("copy", "hardlink", "shared")])
+def test_a_clone_pulls_what_is_missing(published):
+    pulls_what_is_missing(clone_of(published, "a-few", ("cache.type", "symlink")))
+
+
+@DRILL
+@pytest.mark.parametrize("link", ["symlink", "copy", "hardlink", "shared"])
 def test_a_clone_computes_only_what_is_missing(published, link):
     base, _ = published
     shared = [("cache.dir", str(base / "cache")), ("cache.type", "symlink")]
