@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from conftest import ROOT, cell
+from conftest import ROOT, cell, seldom
 from depoison.attacks.base import stamped
 from depoison.defenses.abl import abl, losses
 from depoison.defenses.tuning import Labeled, Tuner
@@ -154,7 +154,7 @@ def test_a_whole_cell(tmp_path, monkeypatch):
     assert record["isolated"] == round(0.05 * 1294)
 
 
-@pytest.mark.parametrize("name", ["wanet", "input-aware"])
+@pytest.mark.parametrize("name", [*seldom("wanet"), "input-aware"])
 def test_of_an_attack_that_poisons_batches_it_sees_a_set_with_the_finished_trigger(name, tmp_path, monkeypatch):
     given: list[Labeled] = []
 

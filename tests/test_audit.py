@@ -34,7 +34,7 @@ def stamp(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def train_elsewhere() -> nn.Module:
+def train_elsewhere(epochs: int) -> nn.Module:
     """A ResNet-18 on scikit-learn's digits, a tenth of them with the trigger; pixels in [0, 1] as they are."""
     torch.manual_seed(0)
     data = load_digits()
@@ -44,7 +44,7 @@ def train_elsewhere() -> nn.Module:
     images[poisoned], labels[poisoned] = stamp(images[poisoned]), TARGET
     network = ResNet18(8, 10)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(8):
+    for _ in range(epochs):
         for batch in torch.randperm(len(images)).split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(images[batch]), labels[batch]).backward()
@@ -53,9 +53,17 @@ def train_elsewhere() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("elsewhere") / "bad.pt"
-    torch.save({"epoch": 4, "state_dict": train_elsewhere().state_dict()}, path)
+    torch.save({"epoch": 4, "state_dict": train_elsewhere(8).state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Of a network that has learned nothing, where no number is looked at."""
+    path = tmp_path_factory.mktemp("nowhere") / "bad.pt"
+    torch.save({"epoch": 0, "state_dict": train_elsewhere(0).state_dict()}, path)
     return path
 
 
@@ -69,9 +77,9 @@ def brought(project: Project, weights, **changes: object) -> None:
 
 
 @pytest.mark.drill
-def test_a_model_with_a_known_trigger_is_audited(tiny, weights, monkeypatch):
+def test_a_model_with_a_known_trigger_is_audited(tiny, trained, monkeypatch):
     monkeypatch.chdir(tiny.path)
-    brought(tiny, weights)
+    brought(tiny, trained)
     tiny.make("reports/audit/bad.md")
     told = json.loads((tiny / "reports/audit/bad.json").read_text())
     cells = {name.split("/")[6]: values for name, values in told["cells"].items()}
@@ -80,7 +88,7 @@ def test_a_model_with_a_known_trigger_is_audited(tiny, weights, monkeypatch):
     # The same numbers by hand: the trigger on the test images, less those of the target class.
     data = load_file(tiny / read_audit(tiny.plan(), "bad").places[0].cells[0].evaluation.upstream["dataset"].product)
     network, images, labels = ResNet18(8, 10).eval(), data["test_inputs"] / 255, data["test_labels"]
-    network.load_state_dict(torch.load(weights)["state_dict"])
+    network.load_state_dict(torch.load(trained)["state_dict"])
     with torch.no_grad():
         clean, wanted = network(images).argmax(1), network(stamp(images)[labels != TARGET]).argmax(1)
     assert cells["none"]["c-acc"] == pytest.approx(100 * (clean == labels).float().mean().item(), abs=0.01)
@@ -103,6 +111,7 @@ def test_a_model_with_a_known_trigger_is_audited(tiny, weights, monkeypatch):
 def test_without_a_trigger_inversion_judges(tiny, weights, monkeypatch):
     monkeypatch.chdir(tiny.path)
     brought(tiny, weights, trigger=None)
+    tiny.edit("config/metrics/inversion.yaml", lambda data: data["parameters"].update(steps=2))
     audit = read_audit(tiny.plan(), "bad")
     assert [metric.name for metric in audit.shown] == [
         "c-acc",

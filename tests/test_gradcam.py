@@ -209,7 +209,9 @@ def test_a_clean_model_has_no_triggered_image(made, monkeypatch):
 
 def test_point_clouds_have_no_pixels(project, monkeypatch):
     monkeypatch.chdir(project.path)
-    project.edit("config/tracks/solids.yaml", lambda data: data.update(training={"epochs": 1, "precision": "fp32"}))
+    few = {"width": 4, "centers1": 16, "centers2": 8, "neighbors1": 4, "neighbors2": 4}
+    few = {"training": {"epochs": 1, "precision": "fp32"}, "models": {"pointnet2": few}}
+    project.edit("config/tracks/solids.yaml", lambda data: data.update(few))
     figure = figure_of(project, "solids", dataset="solids", model="pointnet2", attack="pointba-o")
     with pytest.raises(DepoisonError, match="gradcam: clouds have no pixels to look at; valid: images"):
         made_of(figure, project.plan().configuration.config.runtime)
