@@ -62,7 +62,9 @@ def on_a_terminal(command: Sequence[str], folder: Path, environment: Mapping[str
 class Started:
     """The same, not waited for: what of `subprocess.Popen` tests need. What it says is read from a file, or by nobody."""
 
-    def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str], out: Path | str = os.devnull):
+    def __init__(
+        self, command: Sequence[str], folder: Path, environment: Mapping[str, str], out: Path | str = os.devnull
+    ):
         self.pid = _ask("start", command, str(folder), dict(environment), os.devnull, str(out), os.devnull)
         self.returncode: int | None = None
 

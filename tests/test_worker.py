@@ -59,7 +59,7 @@ class Warm:
                 command = [sys.executable, "owner.py", "022"]
                 self.owner = subprocess.Popen(command, cwd=project.path, env=environment, stdout=out).pid
         else:
-            self.owner = forks.start(["owner.py", how], project.path, environment, told)
+            self.owner = forks.Started(["owner.py", how], project.path, environment, told).pid
         wait_until(lambda: told.read_text().endswith("\n"))
         address, pid = told.read_text().split()
         self.worker = psutil.Process(int(pid))
