@@ -269,8 +269,11 @@ class Project:
     def __init__(self, path: Path, source: Path | None = None, parts: tuple[str, ...] = PARTS):
         self.path, source, clean = path, source or _without_caches(), source is None
         (path / SEEN).parent.mkdir(parents=True)
-        there = [str(source / part) for part in parts if (source / part).exists()]
-        subprocess.run(["cp", "-RLp", *there, str(path)], check=True)  # two thirds of what shutil takes
+        there = [part for part in map(Path, parts) if (source / part).exists()]
+        for folder in dict.fromkeys(part.parent for part in there):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+            below = [str(source / part) for part in there if part.parent == folder]
+            subprocess.run(["cp", "-RLp", *below, str(path / folder)], check=True)  # two thirds of what shutil takes
         if (source / SEEN).exists():
             shutil.copy2(source / SEEN, path / SEEN)
         for cache in [] if clean else [*(path / "workflow").rglob("__pycache__")]:
