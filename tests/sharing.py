@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import random
 import socket
@@ -25,19 +26,28 @@ from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact, chain_of
 from depoison.reports.kinds import artifacts
 from depoison.running.share import heavy_files
+from forked_dvc import LAB
 
 REPORT = "reports/tiny/small.md"
+
+
+FORKED_DVC = Path(__file__).with_name("forked_dvc.py")
 
 
 class Clone:
     """A working copy in which commands run with its own code.
 
     Attributes:
-        prefix: what each command is called through.
+        user: the number of whoever calls commands, without a name, who may read all that root may, so also a Python that
+            lies with root; 0: who we are.
+        prefix: what a process of that user's is called through.
     """
 
-    def __init__(self, folder: Path, prefix: tuple[str, ...] = (), **variables: str):
-        self.folder, self.prefix = folder, prefix
+    def __init__(self, folder: Path, user: int = 0, **variables: str):
+        self.folder, self.user = folder, user
+        read_all = "-all,+dac_read_search"
+        who = [f"--reuid={user}", f"--regid={user}", f"--groups={LAB},{user}"]
+        self.prefix = ["setpriv", *who, f"--inh-caps={read_all}", f"--ambient-caps={read_all}"] if user else []
         ours = {"PYTHONPATH": str(folder / "workflow"), "OMP_NUM_THREADS": "1"}
         self.environment = os.environ | ours | variables
 
@@ -49,8 +59,9 @@ class Clone:
 
     def run(self, *command: str, fails: bool = False) -> str:
         ours = command[0] in forks.COMMANDS
-        if ours and not self.prefix and forks.does(self.folder / "workflow"):
-            done = forks.run(command, self.folder, self.environment)
+        if ours and forks.does(self.folder / "workflow"):
+            through = [] if command[0] == "snakemake" else [str(FORKED_DVC), str(self.user)]
+            done = forks.run([*through, *command], self.folder, self.environment)
         else:
             called = [*self.prefix, *([sys.executable, "-m"] if ours else []), *command]
             done = subprocess.run(called, cwd=self.folder, env=self.environment, capture_output=True, text=True)
@@ -88,19 +99,27 @@ class Clone:
                 os.utime(path, (moment, moment))
 
 
-def make_up(project: Path, targets: Iterable[str], size: int) -> None:
-    """Everything that targets are made from: right names, records and checksums, heavy files of `size` random bytes."""
+def make_up(project: Path, targets: Iterable[str], size: int, folders: int = 256) -> None:
+    """Everything that targets are made from: right names, records and checksums, heavy files of `size` random bytes.
+
+    Args:
+        folders: how many of DVC's, which go by the first byte of a file's md5, the files are at most for.
+    """
     with contextlib.chdir(project):
         for artifact in chain_of(artifacts(Plan(project), targets)).values():
             if not Path(artifact.directory).exists():
-                _make_up(artifact, size)
+                _make_up(artifact, size, folders)
 
 
-def _make_up(artifact: Artifact, size: int) -> None:
+def _make_up(artifact: Artifact, size: int, folders: int) -> None:
     folder, heavy = Path(artifact.directory), heavy_files(artifact)
     folder.mkdir(parents=True)
     for name in STAGES[artifact.stage].files:
-        (folder / name).write_bytes(os.urandom(size) if folder / name in heavy else b"{}")
+        content = b"{}"
+        if folder / name in heavy:
+            while hashlib.md5(content := os.urandom(size)).digest()[0] >= folders:
+                pass
+        (folder / name).write_bytes(content)
     write_json(folder / SPEC, artifact.spec)
     sums = {name: sha256_of(folder / name) for name in STAGES[artifact.stage].files}
     write_json(folder / RUN, {"sha256": sums, "seconds": 1.0})

@@ -1,0 +1,84 @@
+"""A command of depoison's or DVC's whose own calls of DVC are forks, too: a second less each.
+
+    python tests/forked_dvc.py USER COMMAND ...
+
+is for a fork of `forks`, which has imported them. USER is the number of the user that it becomes, and of the user's own group;
+0: it stays who it is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from types import SimpleNamespace
+from typing import Any
+
+LAB = 4000
+"""A group of all users but root."""
+
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_SET_KEEPCAPS, _READ_ALL = 47, 2, 8, 2
+_CAPABILITIES_3 = 0x20080522
+
+
+class Dvc:
+    """Stands for `subprocess` where depoison calls DVC: a process that was forked while there was one thread forks them."""
+
+    def __init__(self) -> None:
+        self.ours, theirs = socket.socketpair()
+        if not (process := os.fork()):
+            self.ours.close()
+            os._exit(_serve(theirs))
+        theirs.close()
+        self.answers = self.ours.makefile()
+        atexit.register(lambda: (self.ours.shutdown(socket.SHUT_RDWR), os.waitpid(process, 0)))
+
+    def run(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        with NamedTemporaryFile("r") as out, NamedTemporaryFile("r") as err:
+            self.ours.sendall(json.dumps([command[1:], out.name, err.name]).encode() + b"\n")
+            code = int(self.answers.readline())
+            return subprocess.CompletedProcess(command, code, out.read(), err.read())
+
+
+def _serve(asked: socket.socket) -> int:
+    """In the fork, until whoever could ask has ended."""
+    sys.path.append(str(Path(__file__).parent))
+    import forks
+
+    for line in asked.makefile():
+        arguments, *files = json.loads(line)
+        process = os.fork()
+        if not process:
+            os._exit(forks._work(["dvc", *arguments], os.getcwd(), dict(os.environ), os.devnull, *files))
+        asked.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+    return 0
+
+
+def become(user: int) -> None:
+    """What `setpriv` does for `test_share_drills.clone_of_user`: who may read all that root may, and nothing else of root's."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    os.setgroups([LAB, user])
+    os.setresgid(user, user, user)
+    done = libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setresuid(user, user, user)
+    kept = 1 << _READ_ALL
+    done |= libc.capset((ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0), (ctypes.c_uint32 * 6)(kept, kept, kept, 0, 0, 0))
+    done |= libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _READ_ALL, 0, 0)
+    if done:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+if __name__ == "__main__":
+    if user := int(sys.argv[1]):
+        become(user)
+    sys.argv = sys.argv[2:]
+    if sys.argv[0] == "depoison":
+        sys.modules["depoison.running.store"].subprocess = SimpleNamespace(run=Dvc().run)
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
