@@ -44,7 +44,7 @@ DATASET = {
 TRACK = {
     "summary": "photographs of clothes and a narrow network",
     "models": {"resnet18": {"width": 8}},
-    "training": {"epochs": 12, "precision": "fp32", "schedule": "onecycle", "evaluate_every": 5},
+    "training": {"epochs": 6, "batch_size": 64, "precision": "fp32", "schedule": "onecycle", "evaluate_every": 5},
     "tuning": {"epochs": 10, "precision": "fp32"},
 }
 IMPLANTED, ACCURATE = 80, 80
