@@ -2,8 +2,8 @@
 
     python tests/forked_dvc.py USER COMMAND ...
 
-is for a fork of `forks`, which has imported them. USER is the number of the user that it becomes, and of the user's own group;
-0: it stays who it is.
+is for a fork of `forks`, which has imported them. USER is the number of the user that it becomes, and of that user's own
+group; 0: it stays who it is.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _serve(asked: socket.socket) -> int:
 
 
 def become(user: int) -> None:
-    """What `setpriv` does for `test_share_drills.clone_of_user`: who may read all that root may, and nothing else of root's."""
+    """What `setpriv` does for `sharing.Clone`: be who may read all that root may, and has nothing else of root's."""
     libc = ctypes.CDLL(None, use_errno=True)
     os.setgroups([LAB, user])
     os.setresgid(user, user, user)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from moto.server import ThreadedMotoServer
 import forks
 from conftest import job_counts
 from depoison.files import RUN, SPEC, sha256_of, write_json
+from depoison.plan.lock import SEEN
 from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact, chain_of
 from depoison.reports.kinds import artifacts
@@ -92,11 +94,17 @@ class Clone:
         self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
 
     def scramble(self) -> None:
-        """Give every file a random modification time in the past."""
+        """Give every file a random modification time in the past, which is the same in each clone."""
         for path in self.folder.rglob("*"):
             if path.is_file() and not path.is_symlink() and ".git" not in path.parts:
-                moment = random.Random(str(path)).uniform(1e9, 1.6e9)
+                moment = random.Random(str(path.relative_to(self.folder))).uniform(1e9, 1.6e9)
                 os.utime(path, (moment, moment))
+
+    def scramble_as(self, other: Clone) -> None:
+        """`scramble`, as another clone of the same code was, whose comparison of code and lock then holds here, too."""
+        self.scramble()
+        (self.folder / SEEN).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(other.folder / SEEN, self.folder / SEEN)
 
 
 def make_up(project: Path, targets: Iterable[str], size: int, folders: int = 256) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import ROOT, TINY, lean
-from sharing import REPORT, USER, Clone, WebFolder, s3_service, serving
+from conftest import ROOT, TINY, lean, put_recorded
+from sharing import REPORT, USER, Clone, WebFolder, make_up, s3_service, serving
 
 pytestmark = pytest.mark.pipeline
 DRILL = pytest.mark.drill
@@ -61,6 +61,7 @@ def published(tmp_path_factory):
     clone.run("dvc", "init", "-q")
     clone.run("dvc", "remote", "add", "--default", "team", str(base / "remote"))
     clone.commit("code")
+    clone.scramble()
     clone.depoison("run", REPORT)
     for beside in BESIDE:  # what else lies about, and is not shared
         (clone.folder / beside).parent.mkdir(parents=True, exist_ok=True)
@@ -93,28 +94,18 @@ def tree(folder: Path) -> set[str]:
 
 
 def clone_of(published, name: str, *settings: tuple[str, str], **variables: str) -> Clone:
-    base, _ = published
+    base, author = published
     clone = Clone(base / name, **variables)
     subprocess.run(["git", "clone", "-q", str(base / "bare.git"), str(clone.folder)], check=True)
     for key, value in settings:
         clone.run("dvc", "config", "--local", key, value)
-    clone.scramble()
+    clone.scramble_as(author)
     return clone
 
 
-def pulls_what_is_missing(clone: Clone) -> None:
-    """A fresh clone needs nothing, and of what lost an evaluation, what that is made from."""
-    assert clone.jobs() == {}
-
-    next(iter(sorted(clone.folder.glob("results/evaluate/*fst*/metrics.json")))).unlink()
-    clone.depoison("share", "pull", REPORT)
-    clone.scramble()
-    assert clone.jobs() == {"evaluate": 1, "table": 1}
-
-
 def computes_only_what_is_missing(clone: Clone) -> None:
-    """From a fresh clone, before any pull, to another defense's column."""
-    pulls_what_is_missing(clone)
+    """What lost an evaluation and gets another defense's column, of what was pulled."""
+    next(iter(sorted(clone.folder.glob("results/evaluate/*fst*/metrics.json")))).unlink()
     # Another defense: its purifications and evaluations start from the pulled backdoored models.
     add_column(clone, "ft")
     clone.depoison("share", "pull", REPORT)
@@ -132,7 +123,13 @@ def add_column(clone: Clone, defense: str) -> None:
 
 
 def test_a_clone_pulls_what_is_missing(published):
-    pulls_what_is_missing(clone_of(published, "a-few", ("cache.type", "symlink")))
+    clone = clone_of(published, "a-few", ("cache.type", "symlink"))
+    assert clone.jobs() == {}
+
+    next(iter(sorted(clone.folder.glob("results/evaluate/*fst*/metrics.json")))).unlink()
+    clone.depoison("share", "pull", REPORT)
+    clone.scramble()
+    assert clone.jobs() == {"evaluate": 1, "table": 1}
 
 
 @DRILL
@@ -165,7 +162,8 @@ def test_a_team_shares_through_s3(published, s3):
 
     clone = Clone(base / "s3-reader", **USER)
     author.run("git", "clone", "-q", ".", str(clone.folder))
-    clone.scramble()
+    clone.scramble_as(first)
+    assert clone.jobs() == {}
     computes_only_what_is_missing(clone)
     assert "missing in the remote" not in clone.depoison("share", "status", REPORT)
 
@@ -255,8 +253,7 @@ def test_two_branches_merge_without_conflict(published):
     cell = "results/cells/tiny/digits/resnet18/badnet+rate=0.05/fst+alpha={}/s0.json"
     for clone, alpha in ((left, "0.3"), (right, "0.4")):
         target = cell.format(alpha)
-        clone.depoison("share", "pull", target)
-        clone.run("snakemake", "--cores", "2", "--", target)
+        make_up(clone.folder, [target], 100)
         clone.depoison("share", "push", target)
         clone.commit(f"alpha {alpha}")
     left.run("git", "pull", "-q", "--no-rebase", "--no-edit", str(right.folder), "main")
@@ -268,26 +265,24 @@ def test_two_branches_merge_without_conflict(published):
 @DRILL
 def test_a_tables_conflict_is_solved_by_rendering_it_again(published):
     left, right = clone_of(published, "left-table"), clone_of(published, "right-table")
-    for clone, defense in ((left, "ft"), (right, "ft-init")):
-        add_column(clone, defense)
-        clone.depoison("share", "pull", REPORT)
+    table = "config/papers/fst/small.yaml"
+    both = (left.folder / table).read_text()
+    for clone, column in ((left, ", {defense: fst, label: FST}"), (right, ", {defense: lp, label: LP}")):
+        (clone.folder / table).write_text(both.replace(column, ""))
         clone.run("snakemake", "--cores", "2", "--", REPORT)
-        clone.depoison("share", "push", REPORT)
-        clone.commit(f"Add {defense}")
+        clone.commit("Another table")
     left.run("git", "pull", "-q", "--no-rebase", "--no-edit", str(right.folder), "main", fails=True)
     conflicts = left.run("git", "diff", "--name-only", "--diff-filter=U").split()
-    table = "config/papers/fst/small.yaml"
     assert set(conflicts) == {table, *(REPORT.replace(".md", suffix) for suffix in (".md", ".tex", ".csv", ".json"))}
 
     # A person says which columns there are to be; the report follows, conflict marks and all.
-    left.run("git", "checkout", "-q", "--ours", table)
-    add_column(left, "ft-init")
+    (left.folder / table).write_text(both.replace("No defense", "None"))
     assert "<<<<<<<" in (left.folder / REPORT).read_text()
     assert left.jobs() == {"table": 1}
     left.run("snakemake", "--cores", "2", "--", REPORT)
     assert "<<<<<<<" not in (left.folder / REPORT).read_text()
     columns = json.loads((left.folder / REPORT.replace(".md", ".json")).read_text())["columns"]
-    assert [column["label"] for column in columns] == ["FT-INIT", "FT", "No defense", "FST", "LP"]
+    assert [column["label"] for column in columns] == ["None", "FST", "LP"]
     left.commit("Merge")
     assert left.jobs() == {}
 
@@ -310,7 +305,14 @@ def test_dvc_shows_a_tables_numbers_and_what_changed(published):
     track = yaml.safe_load(config.read_text())
     track.setdefault("defenses", {})["fst"] = {"lr": 0.5}
     config.write_text(yaml.safe_dump(track))
-    clone.depoison("share", "pull", REPORT)
+    before = {
+        path.parent.name.rpartition("-")[0]: path for path in clone.folder.glob("results/evaluate/*/metrics.json")
+    }
+    make_up(clone.folder, [REPORT], 100)
+    for path in set(clone.folder.glob("results/evaluate/*/metrics.json")) - {*before.values()}:
+        evaluation = json.loads(before[path.parent.name.rpartition("-")[0]].read_text())
+        evaluation["metrics"] |= {"c_acc": 12.0, "asr": 34.0}
+        put_recorded(path, evaluation)
     clone.run("dvc", "repro", "-q", stage)
     moved = json.loads(clone.run("dvc", "metrics", "diff", "--json"))
     assert {name.split(".")[2] for name in moved[numbers] if name.startswith("metrics.")} == {"FST"}
