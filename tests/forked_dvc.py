@@ -1,15 +1,13 @@
 """A command of depoison's or DVC's whose own calls of DVC are forks, too: a second less each.
 
-    python tests/forked_dvc.py USER COMMAND ...
+    python tests/forked_dvc.py COMMAND ...
 
-is for a fork of `forks`, which has imported them. USER is the number of the user that it becomes, and of that user's own
-group; 0: it stays who it is.
+is for a fork of `forks`, which has imported them.
 """
 
 from __future__ import annotations
 
 import atexit
-import ctypes
 import json
 import os
 import runpy
@@ -20,12 +18,6 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
 from typing import Any
-
-LAB = 4000
-"""A group of all users but root."""
-
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _PR_SET_KEEPCAPS, _READ_ALL = 47, 2, 8, 2
-_CAPABILITIES_3 = 0x20080522
 
 
 class Dvc:
@@ -61,24 +53,8 @@ def _serve(asked: socket.socket) -> int:
     return 0
 
 
-def become(user: int) -> None:
-    """What `setpriv` does for `sharing.Clone`: be who may read all that root may, and has nothing else of root's."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    os.setgroups([LAB, user])
-    os.setresgid(user, user, user)
-    done = libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
-    os.setresuid(user, user, user)
-    kept = 1 << _READ_ALL
-    done |= libc.capset((ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0), (ctypes.c_uint32 * 6)(kept, kept, kept, 0, 0, 0))
-    done |= libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _READ_ALL, 0, 0)
-    if done:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
 if __name__ == "__main__":
-    if user := int(sys.argv[1]):
-        become(user)
-    sys.argv = sys.argv[2:]
+    sys.argv = sys.argv[1:]
     if sys.argv[0] == "depoison":
         sys.modules["depoison.running.store"].subprocess = SimpleNamespace(run=Dvc().run)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -28,11 +28,10 @@ from depoison.plan.plan import Plan
 from depoison.plan.specs import STAGES, Artifact, chain_of
 from depoison.reports.kinds import artifacts
 from depoison.running.share import heavy_files
-from forked_dvc import LAB
 
 REPORT = "reports/tiny/small.md"
-
-
+LAB = 4000
+"""A group of all users but root."""
 FORKED_DVC = Path(__file__).with_name("forked_dvc.py")
 
 
@@ -61,8 +60,8 @@ class Clone:
 
     def run(self, *command: str, fails: bool = False) -> str:
         ours = command[0] in forks.COMMANDS
-        if ours and forks.does(self.folder / "workflow"):
-            through = [] if command[0] == "snakemake" else [str(FORKED_DVC), str(self.user)]
+        if ours and not self.user and forks.does(self.folder / "workflow"):
+            through = [] if command[0] == "snakemake" else [str(FORKED_DVC)]
             done = forks.run([*through, *command], self.folder, self.environment)
         else:
             called = [*self.prefix, *([sys.executable, "-m"] if ours else []), *command]
