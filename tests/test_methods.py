@@ -35,7 +35,7 @@ DATASET = {
     "cite": "",
     "task": "image",
     "values": {
-        "source": "imagefolder", "size": 32, "root": "photographs", "checksum": "none",
+        "source": "imagefolder", "size": 16, "root": "photographs", "checksum": "none",
         "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25], "reserve": 0.1, "stratified": False,
     },
     "training": {"crop": 2},
@@ -44,7 +44,7 @@ DATASET = {
 TRACK = {
     "summary": "photographs of clothes and a narrow network",
     "models": {"resnet18": {"width": 8}},
-    "training": {"epochs": 6, "batch_size": 64, "precision": "fp32", "schedule": "onecycle", "evaluate_every": 5},
+    "training": {"epochs": 10, "batch_size": 64, "precision": "fp32", "schedule": "onecycle", "evaluate_every": 5},
     "tuning": {"epochs": 10, "precision": "fp32"},
 }
 IMPLANTED, ACCURATE = 80, 80
