@@ -200,3 +200,11 @@ def test_what_the_files_hold_now_is_read(lean):
     plan = lean.plan("mine.yaml")
     assert len(read_table(plan, "reports/tiny/small").cells()) == 4
     assert len(read_claims(plan, "reports/tiny/claims").claims) == 1
+
+
+def test_who_reads_a_text_again_has_places_of_its_own(tmp_path):
+    """A text is parsed once in a process; that an overlay set a key is noted among one reader's places."""
+    path = tmp_path / "a.yaml"
+    path.write_text("key: 1\n")
+    read_document(path, tmp_path).places["key",] = "elsewhere.yaml:9"
+    assert read_document(path, tmp_path).places["key",] == "a.yaml:1"
