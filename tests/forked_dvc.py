@@ -49,7 +49,7 @@ def _serve(asked: socket.socket) -> int:
         process = os.fork()
         if not process:
             os._exit(forks._work(["dvc", *arguments], os.getcwd(), dict(os.environ), os.devnull, *files))
-        asked.sendall(b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+        asked.sendall(b"%d\n" % forks._ended(process))
     return 0
 
 
