@@ -138,6 +138,13 @@ def ask(stage: dict[str, str]) -> int | None:
     return None
 
 
+def import_stages() -> None:
+    """Import what stages need, torch's part included that it imports with its first optimizer: a second and more."""
+    for stage in STAGES:
+        importlib.import_module(f"depoison.stages.{stage}")
+    importlib.import_module("torch._dynamo")
+
+
 def serve(path: Path, listening: int, run: Callable[[dict[str, str]], int]) -> None:
     """Serve until standard input ends and every stage has ended.
 
@@ -147,9 +154,7 @@ def serve(path: Path, listening: int, run: Callable[[dict[str, str]], int]) -> N
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        for stage in STAGES:
-            importlib.import_module(f"depoison.stages.{stage}")
-        importlib.import_module("torch._dynamo")  # which torch imports with its first optimizer: a second and more
+        import_stages()
     except Exception:  # each client meets it itself, and has a log to tell it in
         remove(path)
         return
