@@ -56,7 +56,7 @@ def small_cell(kind: str, name: str) -> str:
     """A cell of the track `tiny` with a method, and with LP (or no defense) and whatever else goes with its task."""
     chosen = OF_TASK[CONFIGURATION.method(kind, name).content.task or "image"]
     chosen = chosen | {"defense": "none" if kind == "attack" else "lp", kind: name}
-    chosen["dataset"] = LARGER.get(name, chosen["dataset"])
+    chosen["dataset"] = LARGER.get(name, chosen["dataset"].replace("solids", "solids+size=64"))
     for part, added in (("attack", "rate=0.05"), ("attack", FEW_STEPS.get(name)), ("model", SMALLEST[chosen["model"]])):
         chosen[part] += f"+{added}" if added else ""
     return cell(track="tiny", **chosen)
