@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 import yaml
 from hypothesis import settings
@@ -217,14 +218,16 @@ def seldom(*values: Any) -> list[Any]:
 
 
 def wait_until(holds: Callable[[], object], seconds: float = 120) -> None:
-    """Returns as soon as `holds` does; asking, which may read all processes, takes a fifth of the time at most."""
-    asked = time.monotonic()
-    end = asked + seconds
+    """Returns as soon as `holds` does."""
+    end = time.monotonic() + seconds
     while not holds():
-        now = time.monotonic()
-        assert now < end, "waited in vain"
-        time.sleep(max(0.01, 4 * (now - asked)))
-        asked = time.monotonic()
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def kill(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 def put_recorded(path: Path | str, content: Any, **more: Any) -> None:
@@ -315,6 +318,10 @@ class Project:
         binaries = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
         ours = {"PATH": binaries, "PYTHONPATH": str(self.path / "workflow"), "OMP_NUM_THREADS": "1"}
         return kept | ours | {"DEPOISON_DEVICES": ""} | variables
+
+    def at_work(self) -> list[psutil.Process]:
+        """Processes whose working folder it is: heads, clients, the worker and what it forked."""
+        return [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == str(self.path)]
 
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = self.environment(**variables)

@@ -38,6 +38,7 @@ SMALLEST = {
     "vit-s": "size=16+width=12+depth=1+heads=3",
     "wrn-16-1": "width=8",
     "pointnet2": "width=4+centers1=16+centers2=8+neighbors1=4+neighbors2=4",
+    "solids": "size=64",
 }
 """Each as small as it gets; others as they are."""
 FEW_STEPS = {
@@ -56,8 +57,11 @@ def small_cell(kind: str, name: str) -> str:
     """A cell of the track `tiny` with a method, and with LP (or no defense) and whatever else goes with its task."""
     chosen = OF_TASK[CONFIGURATION.method(kind, name).content.task or "image"]
     chosen = chosen | {"defense": "none" if kind == "attack" else "lp", kind: name}
-    chosen["dataset"] = LARGER.get(name, chosen["dataset"].replace("solids", "solids+size=64"))
-    for part, added in (("attack", "rate=0.05"), ("attack", FEW_STEPS.get(name)), ("model", SMALLEST[chosen["model"]])):
+    chosen["dataset"] = LARGER.get(name, chosen["dataset"])
+    for part, added in (
+        ("attack", "rate=0.05"), ("attack", FEW_STEPS.get(name)),
+        ("model", SMALLEST[chosen["model"]]), ("dataset", SMALLEST.get(chosen["dataset"])),
+    ):  # fmt: skip
         chosen[part] += f"+{added}" if added else ""
     return cell(track="tiny", **chosen)
 

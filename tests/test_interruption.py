@@ -23,7 +23,7 @@ import pytest
 import torch
 
 import forks
-from conftest import SMALL, Project, cell, seldom, wait_until, with_tiny, with_weight
+from conftest import SMALL, Project, cell, kill, seldom, wait_until, with_tiny, with_weight
 from depoison import metrics
 from depoison.cli import main
 from depoison.errors import DepoisonError
@@ -309,10 +309,6 @@ def test_a_table_completes_after_30_kills_of_its_head_its_worker_and_its_stages(
     steps: set[tuple[str, int]] = set()
     so_far: dict[str, str] = {}
     killed: Counter[str] = Counter()
-    here = str(project.path)
-
-    def at_work() -> list[psutil.Process]:
-        return [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == here]
 
     def saved() -> dict[str, int]:
         """{artifact: epoch from which the next attempt goes on}"""
@@ -332,7 +328,7 @@ def test_a_table_completes_after_30_kills_of_its_head_its_worker_and_its_stages(
             heads.append(start(project, *command))
         return len(steps) >= due
 
-    def kill(kind: str) -> bool:
+    def killed_one(kind: str) -> bool:
         with contextlib.suppress(psutil.NoSuchProcess):
             head = psutil.Process(heads[-1].pid)
             if found := [one for one in (head, *head.children(recursive=True)) if kind_of(one, head.pid) == kind]:
@@ -344,7 +340,7 @@ def test_a_table_completes_after_30_kills_of_its_head_its_worker_and_its_stages(
     for number in range(10):
         for kind in (*moments.sample(["worker", "stage"], 2), "head"):
             due = len(steps) + moments.randint(1, 4)
-            wait_until(lambda due=due, kind=kind: went(due) and kill(kind), 600)
+            wait_until(lambda due=due, kind=kind: went(due) and killed_one(kind), 600)
             if kind == "head" and number % 2:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(heads[-1].pid, signal.SIGKILL)
@@ -359,10 +355,9 @@ def test_a_table_completes_after_30_kills_of_its_head_its_worker_and_its_stages(
     while not interrupted:
         due = len(steps) + 2
         wait_until(lambda due=due: went(due), 600)
-        while left := at_work():
+        while left := project.at_work():
             for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+                kill(process)
         heads[-1].wait()
         interrupted = saved().keys() - complete(project).keys()
     done = project.snakemake(*command[1:])
@@ -372,7 +367,7 @@ def test_a_table_completes_after_30_kills_of_its_head_its_worker_and_its_stages(
     again = project.snakemake("-n", *command[1:])
     assert "Nothing to be done" in again.stdout + again.stderr
     assert leftovers(project) == [] and not list(project.path.glob(".snakemake/depoison/worker-*"))
-    wait_until(lambda: not at_work())
+    wait_until(lambda: not project.at_work())
     logs = [path.read_text(encoding="utf-8") for path in project.path.glob("logs/*/*.log")]
     resumed, anew = (sum(line in log for log in logs) for line in ("resuming after epoch", "starting anew"))
     assert resumed >= len(interrupted) > 0 and not anew

@@ -23,7 +23,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import forks
-from conftest import Project, cell, seldom, wait_until
+from conftest import Project, cell, kill, seldom, wait_until
 from depoison.plan.specs import canonical
 from depoison.running.worker import ADDRESS, PREFIX, SUPPORTED, parse
 from test_own_methods import MINE, MY_CELL, YAML, purified, put
@@ -101,19 +101,12 @@ def alive(process: psutil.Process) -> bool:
     return False
 
 
-def kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()
-
-
 @pytest.fixture
 def warm(request: pytest.FixtureRequest, made: Project) -> Iterator[Warm]:
     started = Warm(made, getattr(request, "param", "022"))
     yield started
-    here = str(made.path)
-    for process in psutil.process_iter(["cwd"]):  # clients, the worker, what it forked
-        if process.info["cwd"] == here:
-            kill(process)
+    for process in made.at_work():
+        kill(process)
 
 
 def stage(project: Project, pattern: str) -> tuple[Path, list[str]]:
@@ -453,8 +446,7 @@ def test_snakemake_leaves_no_worker_behind(tiny):
     done = tiny.snakemake("--cores", "2", "--", cell(track="tiny", attack="badnet+rate=0.1", defense="lp"))
     assert done.returncode == 0, done.stderr
     wait_until(lambda: not list(tiny.path.glob(".snakemake/depoison/worker-*")))
-    here = str(tiny.path)
-    wait_until(lambda: not [p for p in psutil.process_iter(["cwd", "cmdline"]) if p.info["cwd"] == here])
+    wait_until(lambda: not tiny.at_work())
 
 
 @pytest.mark.drill
@@ -469,6 +461,5 @@ def test_ctrl_c_ends_all_that_a_run_started(tiny):
     os.killpg(run.pid, signal.SIGINT)
     _, told = run.communicate(timeout=60)
     assert run.returncode != 0 and "Traceback" not in told
-    here = str(tiny.path)
-    wait_until(lambda: not [p for p in psutil.process_iter(["cwd", "cmdline"]) if p.info["cwd"] == here])
+    wait_until(lambda: not tiny.at_work())
     assert not list(tiny.path.glob("results/train/*/model.safetensors"))
