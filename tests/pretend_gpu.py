@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from depoison.cli import main
 
@@ -104,9 +103,12 @@ def _renamed(value: Any) -> Any:
 def _computed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     operation, asked = function.overloadpacket, kwargs.get("device")
     asked = None if asked is None else torch.device(asked)
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    tensors: list[Tensor] = []
+    _each(Tensor, tensors.append, [args, list(kwargs.values())])
     there = [x for x in tensors if isinstance(x, OnGpu)]
     on_gpu = bool(there) if asked is None else asked == SHELL
+    if not there and asked not in (SHELL, META):  # all on the CPU
+        return function(*args, **kwargs)
     if operation is aten.copy_:  # to where the first one is
         on_gpu = isinstance(args[0], OnGpu)
     if there and operation not in COPYING:
@@ -119,10 +121,10 @@ def _computed(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
         _refuse(function, there, kwargs.get("generator"))
     if asked in (SHELL, META):
         kwargs = kwargs | {"device": torch.device("cpu") if on_gpu else SHELL}
-    found = function(*_held(args), **_held(kwargs))
+    found = function(*_held(args), **{key: _held(value) for key, value in kwargs.items()})
     if not on_gpu or operation is aten._local_scalar_dense:
         return found
-    found = tree_map_only(Tensor, OnGpu, found)
+    found = _each(Tensor, OnGpu, found)
     return return_and_correct_aliasing(function, args, kwargs, found) if there else found
 
 
@@ -140,7 +142,14 @@ def _refuse(function: Any, tensors: list[Tensor], generator: torch.Generator | N
 
 
 def _held(tree: Any) -> Any:
-    return tree_map_only(OnGpu, lambda tensor: tensor.held, tree)
+    return _each(OnGpu, lambda tensor: tensor.held, tree)
+
+
+def _each(kind: type, change: Callable[[Any], Any], tree: Any) -> Any:
+    """What an operation takes or returns, tensors and lists, with each of a kind changed; pytree takes far longer."""
+    if isinstance(tree, kind):
+        return change(tree)
+    return type(tree)([_each(kind, change, one) for one in tree]) if isinstance(tree, list | tuple) else tree
 
 
 @contextlib.contextmanager

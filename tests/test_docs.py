@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,35 +26,28 @@ tuning: {epochs: 1, batch_size: 64, precision: fp32}
 @pytest.mark.pipeline
 @pytest.mark.drill
 @pytest.mark.parametrize("page", ["adding-a-defense", "adding-an-attack", "adding-a-dataset", "adding-a-task"])
-def test_page_leads_to_a_cell(page, tmp_path):
-    for name in ("Snakefile", "workflow", "config", "profiles", "envs"):
-        source = ROOT / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
-    lean(tmp_path)
+def test_page_leads_to_a_cell(page, project):
+    lean(project)
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     for file, content in re.findall(r"```\w+\n# file: (\S+)\n(.*?)```", text, re.DOTALL):
-        assert not (tmp_path / file).exists()
-        (tmp_path / file).write_text(content, encoding="utf-8")
-    (tmp_path / "config" / "tracks" / "tiny.yaml").write_text(SMALL, encoding="utf-8")
+        assert not (project / file).exists()
+        (project / file).write_text(content, encoding="utf-8")
+    (project / "config/tracks/tiny.yaml").write_text(SMALL, encoding="utf-8")
 
     commands = re.search(r"## 3\..*?```\n(.*?)```", text, re.DOTALL)[1].strip().splitlines()
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "workflow")}
     for command in commands:
-        command = command.replace("cells/digits/", "cells/tiny/")
-        words = re.sub(r"^depoison", f"{sys.executable} -m depoison", command).split()
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        words = command.replace("cells/digits/", "cells/tiny/").split()
+        done = project.python(*words)
         assert done.returncode == 0, done.stdout + done.stderr
-    cell = json.loads((tmp_path / words[-1]).read_text(encoding="utf-8"))
+    cell = json.loads((project / words[-1]).read_text(encoding="utf-8"))
     assert 0 <= cell["metrics"]["c_acc"] <= 100
     assert 0 <= cell["metrics"]["asr"] <= 100
 
     # Who edits the code is told what the page says.
     for line in re.findall(r"^depoison: .* its code changed .*$", text, re.MULTILINE):
-        with (tmp_path / "workflow/depoison/defenses/l2_sp.py").open("a", encoding="utf-8") as code:
+        with (project / "workflow/depoison/defenses/l2_sp.py").open("a", encoding="utf-8") as code:
             code.write("\nCHANGED = 1\n")
-        done = subprocess.run(
-            [words[0], "-n", *words[1:]], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        done = project.python(words[0], "-n", *words[1:])
         assert "Nothing to be done" in done.stdout + done.stderr and line in done.stderr.splitlines()
 
 
@@ -74,7 +63,7 @@ def walk(page: str, made: Project) -> list[str]:
     made.depoison("lock")
     for command in commands:
         words = command.replace("/digits/", "/tiny/").split()
-        done = made.run(sys.executable, "-m", *words)
+        done = made.python(*words)
         assert done.returncode == 0, done.stdout + done.stderr
     targets = [word for word in words if word.startswith("reports/")]
     assert targets and all((made / target).stat().st_size for target in targets)
@@ -104,7 +93,7 @@ def test_a_method_of_ones_own_leads_to_the_page_of_a_track(made):
     assert "Does pruning help?" in (made / page).read_text(encoding="utf-8")
     code = made / "methods/defenses/fine_pruning.py"
     code.write_text(code.read_text().replace("argsort()", "argsort(descending=True)"))
-    done = made.run(sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--", md)
+    done = made.snakemake("-n", "--cores", "1", "--", md)
     assert job_counts(done.stdout + done.stderr) == {"purify": 2, "evaluate": 2, "table": 1}
 
 
@@ -117,13 +106,13 @@ def test_page_leads_to_a_kind_of_report(made):
     counted = {stage: len(list(made.path.glob(f"results/{stage}/[!.]*/run.json"))) for stage in ("train", "evaluate")}
     for stage, count in counted.items():
         assert f"| {stage} | {count} | " in (made / target).read_text(encoding="utf-8")
-    done = made.run(sys.executable, "-m", *again)
+    done = made.python(*again)
     assert job_counts(done.stdout + done.stderr) == {}
     next(made.path.glob("results/evaluate/*/metrics.json")).unlink()
-    done = made.run(sys.executable, "-m", *again)
+    done = made.python(*again)
     assert job_counts(done.stdout + done.stderr) == {"costs": 1}  # and no evaluation, which it does not ask for
     assert f"| evaluate | {counted['evaluate'] - 1} | " in (made / target).read_text(encoding="utf-8")
-    wrong = made.run(sys.executable, "-m", "snakemake", "-n", "--", "reports/tiny/costs.pdf")
+    wrong = made.snakemake("-n", "--", "reports/tiny/costs.pdf")
     assert wrong.returncode == 1 and "the page of costs is written as .md" in wrong.stderr.splitlines()[-1]
 
 
