@@ -62,6 +62,7 @@ PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 }
 # What a test adds to the profile: no accounting database here, and no patience.
 OPTIONS = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2", "--slurm-no-account"]
+TRAINED = cell(track="tiny", attack="badnet+epochs=40+rate=0.1", defense="none")
 
 
 def shell(*command: str) -> str:
@@ -158,14 +159,21 @@ def test_a_table_gets_its_gpus_from_slurm(lab):
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
+@pytest.fixture(scope="module")
+def checksums(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a cell's chain is that nothing interrupted."""
+    whole = with_tiny(Project(tmp_path_factory.mktemp("whole") / "project"))
+    assert whole.depoison("run", TRAINED).returncode == 0
+    return whole.checksums()
+
+
 @pytest.mark.parametrize("blow", [["scancel"], ["scontrol", "requeue"]], ids=["cancelled", "requeued"])
-def test_a_job_that_slurm_ends_goes_on_where_it_was(blow, lab):
+def test_a_job_that_slurm_ends_goes_on_where_it_was(blow, lab, checksums):
     """Cancelled, Snakemake submits it again; requeued, as after a preemption or a lost node, SLURM starts it again."""
     lab.set("config/config.yaml", "runtime", "save_seconds", to=0)
-    target = cell(track="tiny", attack="badnet+epochs=40+rate=0.1", defense="none")
-    before = lab.snakemake("--cores", "2", "--until", "poison", "--", target)  # here: each job of SLURM's costs 25 s
+    before = lab.snakemake("--cores", "2", "--until", "poison", "--", TRAINED)  # here: each job of SLURM's costs 25 s
     assert before.returncode == 0, before.stderr
-    with running(lab, target) as run:
+    with running(lab, TRAINED) as run:
         wait_until(lambda: any(lab.path.glob("results/train/.*.scratch/state.json")) or run.poll() is not None)
         (job,) = re.findall(r"^(\d+) .*train", shell("squeue", "-h", "-o", "%i %k"), re.MULTILINE)
         granted = shell("scontrol", "show", "job", job)
@@ -175,8 +183,4 @@ def test_a_job_that_slurm_ends_goes_on_where_it_was(blow, lab):
         shell(*blow, job)
         finished(run, lab)
     (log,) = lab.path.glob("logs/train/*.log")
-    assert "resuming after epoch" in log.read_text()
-
-    whole = Project(lab.path.with_name("whole"), lab.path)
-    assert whole.depoison("run", target).returncode == 0
-    assert whole.checksums() == lab.checksums()
+    assert "resuming after epoch" in log.read_text() and lab.checksums() == checksums

@@ -140,9 +140,13 @@ def ask(stage: dict[str, str]) -> int | None:
 
 def import_stages() -> None:
     """Import what stages need, torch's part included that it imports with its first optimizer: a second and more."""
-    for stage in STAGES:
-        importlib.import_module(f"depoison.stages.{stage}")
-    importlib.import_module("torch._dynamo")
+    gc.disable()  # none of it is garbage: looking for some is a quarter of the time
+    try:
+        for stage in STAGES:
+            importlib.import_module(f"depoison.stages.{stage}")
+        importlib.import_module("torch._dynamo")
+    finally:
+        gc.enable()
 
 
 def serve(path: Path, listening: int, run: Callable[[dict[str, str]], int]) -> None:
