@@ -136,6 +136,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_collection_finish() -> None:
     """Look for garbage seldom: each time Python goes through all that tests hold on to, a tenth of what they take."""
+    gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 
 

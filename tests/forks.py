@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -136,6 +137,8 @@ def _serve() -> None:
     files = (Path(file) for module in sys.modules.values() if (file := vars(module).get("__file__")))
     print(json.dumps([str(file.relative_to(CODE)) for file in files if file.is_relative_to(CODE)]), flush=True)
     _our_texts()
+    for one in list(weakref.finalize._registry):
+        one.atexit = False  # such as what takes torch apart, in each fork, at its end
     gc.freeze()  # memory that no fork writes to, as it looks for garbage, stays shared
     if sys.platform == "linux":
         _collapse()

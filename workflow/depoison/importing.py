@@ -24,9 +24,12 @@ class _AsItIs(SourceFileLoader):
 
 
 class _Finder(MetaPathFinder):
-    """Attributes: folder: of a user's own methods."""
+    """Attributes: folder: of a user's own methods; found: the modules that it has found there."""
 
     folder: Path | None = None
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -36,6 +39,7 @@ class _Finder(MetaPathFinder):
             if self.folder and package == f"depoison.{place}" and re.fullmatch(r"\w+", stem):  # no path to elsewhere
                 file = self.folder / folder / f"{stem}.py"
                 if file.is_file():
+                    self.found.add(fullname)
                     return spec_from_file_location(fullname, file, loader=_AsItIs(fullname, str(file)))
         return None
 
@@ -46,11 +50,11 @@ _FINDER = _Finder()
 
 def use(folder: Path) -> None:
     """From now on find own methods in this folder, as they are now: what was imported before is forgotten."""
-    for name, module in [*sys.modules.items()]:
-        if isinstance(getattr(module, "__loader__", None), _AsItIs):
-            del sys.modules[name]
-            package, _, stem = name.rpartition(".")
-            vars(sys.modules[package]).pop(stem, None)
+    for name in _FINDER.found:
+        sys.modules.pop(name, None)
+        package, _, stem = name.rpartition(".")
+        vars(sys.modules[package]).pop(stem, None)
+    _FINDER.found.clear()
     _FINDER.folder = folder.resolve()
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)
