@@ -40,6 +40,9 @@ settings.register_profile("few", deadline=None, derandomize=True, max_examples=2
 settings.register_profile("many", deadline=None, derandomize=True)
 settings.load_profile("few")
 
+# Each time, Python goes through all that tests hold on to, such as plans: a tenth of what they take.
+gc.set_threshold(10_000, 20, 20)
+
 # Else each command of DVC's leaves a process behind that reports it to DVC's makers.
 os.environ["DVC_NO_ANALYTICS"] = "1"
 
@@ -135,9 +138,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage seldom: each time Python goes through all that tests hold on to, a tenth of what they take."""
     gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,7 +42,10 @@ COMMANDS = "depoison", "snakemake", "dvc"
 CODE = Path(depoison.__file__).parents[1]
 SELDOM = "__main__", "snakemake", "models", "attacks", "defenses", "data"
 """Parts of the package that a command imports where it needs them."""
-OTHERS = "snakemake.cli", "dvc.cli", "dvc.repo", "sklearn.datasets", "torch._dynamo", "torchvision"
+OTHERS = (
+    *("snakemake.cli", "snakemake.report.html_reporter", "smart_open", "dvc.cli.parser", "dvc.data_cloud", "dvc.scm"),
+    *("sklearn.datasets", "matplotlib.backends.backend_agg", "torch._dynamo", "torchvision"),
+)
 """What else commands and stages import, of which torch's own with its first optimizer."""
 SECONDS = 3600
 """After which a command is killed."""
@@ -131,6 +134,7 @@ def _server() -> tuple[subprocess.Popen[str], list[Path]]:
 
 
 def _serve() -> None:
+    gc.disable()  # there is none to find among imports
     found = (module.name for module in pkgutil.walk_packages(depoison.__path__, "depoison."))
     for name in (*(name for name in found if name.split(".")[1] not in SELDOM), *OTHERS):
         importlib.import_module(name)
@@ -140,6 +144,7 @@ def _serve() -> None:
     for one in list(weakref.finalize._registry):
         one.atexit = False  # such as what takes torch apart, in each fork, at its end
     gc.freeze()  # memory that no fork writes to, as it looks for garbage, stays shared
+    gc.enable()
     if sys.platform == "linux":
         _collapse()
     started: dict[int, int | None] = {}
