@@ -324,8 +324,8 @@ class Project:
     def environment(self, **variables: str) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
         binaries = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-        ours = {"PATH": binaries, "PYTHONPATH": str(self.path / "workflow"), "OMP_NUM_THREADS": "1"}
-        return kept | ours | {"DEPOISON_DEVICES": ""} | variables
+        ours = {"PATH": binaries, "PYTHONPATH": str(self.path / "workflow"), "PYTHONDONTWRITEBYTECODE": "1"}
+        return kept | ours | {"OMP_NUM_THREADS": "1", "DEPOISON_DEVICES": ""} | variables
 
     def at_work(self) -> list[psutil.Process]:
         """Processes whose working folder it is: heads, clients, the worker and what it forked."""

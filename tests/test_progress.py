@@ -10,23 +10,28 @@ import pty
 import re
 import struct
 import termios
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from snakemake_interface_logger_plugins.common import LogEvent
 
 import forks
 from conftest import ROOT, Project, cell, put_recorded, seldom, wait_until
 from depoison.plan.plan import Plan
+from depoison.running import display
 from depoison.running.board import Board, item_of, records_below
 from depoison.running.estimate import Estimate, Records, Remaining, Work, duration, estimate, work_of
 from depoison.running.logs import LogFile, cause_in, course_in
 from depoison.running.watch import all_being_made, being_made, missing
 from depoison.stages.history import Progress
+from snakemake_logger_plugin_depoison import LogHandler
 
 TABLE = "reports/tiny/small.md"
 
@@ -538,6 +543,19 @@ def test_ctrl_c_says_one_line_and_leaves_the_terminal_clean(command, tiny):
     assert not [line for line in after.splitlines()[1:] if line and not re.match(r"[━─]+ |  train ", line)]
     assert not list(tiny.path.glob("results/train/*/model.safetensors"))
     assert list(tiny.path.glob("results/poison/*/poison.safetensors")), "what was finished"
+
+
+def test_a_job_that_hears_ctrl_c_before_its_head_is_no_failure(monkeypatch):
+    monkeypatch.setattr(display, "interrupted", False)
+    handler = LogHandler.__new__(LogHandler)
+    handler._ends, handler._lost = {}, lambda *_: "failed"
+    said = "Command 'set -euo pipefail; depoison stage --log logs/train/a.log' returned non-zero exit status 130."
+    ended = SimpleNamespace(event=LogEvent.ERROR, exception="RuleException", getMessage=lambda: said)
+    lost = SimpleNamespace(event=LogEvent.JOB_ERROR, jobid=1, log=["logs/train/a.log"], rule_msg="", getMessage=str)
+    heard = threading.Timer(0.1, monkeypatch.setattr, (display, "interrupted", True))
+    heard.start()
+    assert [handler._told(Board({}), record) for record in (ended, lost)] == ["", ""]
+    heard.join()
 
 
 @pytest.mark.pipeline

@@ -16,6 +16,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def _end(how: str) -> str:
         name = signal.Signals(ended).name
         return f"it was ended by {name}" + " (for want of memory?)" * (name == "SIGKILL")
     return f"it ended with exit code {number} and no error in its log"
+
+
+def _wait_for_ctrl_c() -> None:
+    """A job has heard it: this process does as well, perhaps a moment later. Or somebody interrupted that job alone."""
+    end = time.monotonic() + 1
+    while not display.interrupted and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def _before_anything(program: str, words: Sequence[str]) -> None:
@@ -130,7 +138,9 @@ class LogHandler(LogHandlerBase):
         if event == LogEvent.ERROR:
             ends = ENDED.search(said)
             if ends and record.exception == "RuleException":  # the job's own error follows
-                self._ends[ends["log"]] = _end(ends["how"])
+                self._ends[ends["log"]] = how = _end(ends["how"])
+                if how.endswith("SIGINT"):
+                    _wait_for_ctrl_c()
                 return ""
             absent = re.search(r"Job (\d+) +completed successfully, but some output files are missing", said)
             if absent:
